@@ -1,0 +1,1 @@
+"""Benchmarks: models with random weights, peers to compare with, and the runs that compare them."""

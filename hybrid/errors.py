@@ -1,0 +1,63 @@
+"""Every error a user can cause, in one tree.
+
+    HybridError                     base; the command line prints it as one line and exits with code 2
+    ├── UsageError                  a flag or setting that cannot be (budget, sampling, unknown device)
+    ├── ModelError                  a model folder that cannot be used
+    │   ├── ModelFileError          a file is missing, unreadable, truncated or lies about its contents
+    │   ├── ModelConfigError        config values that are absent, absurd or contradict the weights
+    │   └── UnsupportedModelError   well formed, but an architecture or weight format we do not run
+    ├── TokenizerError              no tokenizer, or one that cannot be read
+    ├── ContextFullError            the prompt or text does not fit the context
+    └── DeviceUnavailableError      the GPU that was asked for cannot be used
+
+A message says what, where, the value, the bound and what to try, on one line.
+Errors of `offload` (out of memory, lost device) are in `offload/errors.py`; both share `OffloadError` as a
+base, so a caller that catches it catches everything.
+"""
+
+from offload.errors import DeviceUnavailableError, OffloadError
+
+__all__ = [
+    "ContextFullError",
+    "DeviceUnavailableError",
+    "HybridError",
+    "ModelConfigError",
+    "ModelError",
+    "ModelFileError",
+    "OffloadError",
+    "TokenizerError",
+    "UnsupportedModelError",
+    "UsageError",
+]
+
+
+class HybridError(OffloadError):
+    """Base of the errors that `hybrid` raises on purpose."""
+
+
+class UsageError(HybridError):
+    """A flag or setting with a value that cannot be."""
+
+
+class ModelError(HybridError):
+    """A model folder that cannot be used."""
+
+
+class ModelFileError(ModelError):
+    """A file is missing, unreadable, truncated or contradicts itself."""
+
+
+class ModelConfigError(ModelError):
+    """Configuration values that are absent, absurd, or contradict the weights."""
+
+
+class UnsupportedModelError(ModelError):
+    """A well-formed model of an architecture or weight format that we do not run."""
+
+
+class TokenizerError(HybridError):
+    """No tokenizer in the model folder, or one that cannot be read."""
+
+
+class ContextFullError(HybridError):
+    """The tokens do not fit into the context that was reserved."""

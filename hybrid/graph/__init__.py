@@ -1,0 +1,1 @@
+"""`Graph` to `LinearSpec`s; `Graph` + `Plan` to `Program`."""

@@ -1,0 +1,1 @@
+"""Running a `Program`: islands, the step, the KV cache, the engine."""

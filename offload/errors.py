@@ -1,0 +1,36 @@
+"""Errors of the offload machinery.
+
+    OffloadError                    base
+    ├── BudgetError                 a VRAM budget that cannot be read or cannot be
+    ├── DeviceUnavailableError      no usable GPU; says why
+    ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
+    └── ProfileError                a device profile that cannot be read
+"""
+
+
+class OffloadError(Exception):
+    """Base of the errors that `offload` raises on purpose."""
+
+
+class BudgetError(OffloadError):
+    """A VRAM budget that cannot be read, or that no plan can keep."""
+
+
+class DeviceUnavailableError(OffloadError):
+    """The device that was asked for cannot be used on this machine."""
+
+
+class OutOfDeviceMemoryError(OffloadError, MemoryError):
+    """A device or pinned allocation that did not fit."""
+
+    def __init__(self, asked_bytes: int, used_bytes: int, limit_bytes: int, where: str) -> None:
+        super().__init__(
+            f"out of {where}: asked for {asked_bytes} bytes with {used_bytes} in use of {limit_bytes}"
+        )
+        self.asked_bytes = asked_bytes
+        self.used_bytes = used_bytes
+        self.limit_bytes = limit_bytes
+
+
+class ProfileError(OffloadError):
+    """A device profile file that is missing or holds values that cannot be."""

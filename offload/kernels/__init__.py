@@ -1,0 +1,1 @@
+"""Compute kernels: numba on the host, CUDA C on the GPU."""

@@ -1,0 +1,104 @@
+"""The plan: where every column of every Linear goes, what that takes and what a step should cost. Plain data."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from offload.specs import ColumnRange, LinearSpec
+
+
+@dataclass(frozen=True)
+class LinearPlacement:
+    """The three column ranges of one Linear, in this order: resident, streamed, host; together all columns."""
+
+    linear: LinearSpec
+    resident: ColumnRange
+    streamed: ColumnRange
+    host: ColumnRange
+    reason: str
+
+    def __post_init__(self) -> None:
+        edges = (self.resident.start, self.resident.stop, self.streamed.stop, self.host.stop)
+        joined = self.resident.stop == self.streamed.start and self.streamed.stop == self.host.start
+        if not joined or edges[0] != 0 or edges[-1] != self.linear.out_features or list(edges) != sorted(edges):
+            raise ValueError(f"{self.linear.name}: column ranges {edges} do not tile {self.linear.out_features} columns")
+
+    @property
+    def on_device(self) -> bool:
+        """True when any column is multiplied by the device."""
+        return len(self.resident) + len(self.streamed) > 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the cost model expects of one decode step."""
+
+    decode_step_s: float
+    decode_tokens_per_s: float
+    bound_by: str  # "gpu", "bus", "ram", "islands" or "round trips"
+    depth: int  # tokens already in the cache
+
+
+@dataclass(frozen=True)
+class StreamRing:
+    """The VRAM slots that streamed columns pass through."""
+
+    slots: int
+    slot_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self.slots * self.slot_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything execution has to obey. `vram_bytes` and `ram_bytes` are by name; their sums are the totals."""
+
+    model: str
+    machine: dict[str, Any]
+    budget_bytes: int
+    chunk_tokens: int  # the most tokens of one prefill step; sizes the activation buffers
+    ring: StreamRing
+    vram_bytes: dict[str, int]
+    ram_bytes: dict[str, int]
+    placements: tuple[LinearPlacement, ...]
+    predicted: Prediction
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def total_vram_bytes(self) -> int:
+        """VRAM the plan takes, everything included."""
+        return sum(self.vram_bytes.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values, with stable keys in a stable order."""
+        return {
+            "model": self.model,
+            "machine": self.machine,
+            "budget_bytes": self.budget_bytes,
+            "chunk_tokens": self.chunk_tokens,
+            "ring": asdict(self.ring),
+            "vram_bytes": dict(self.vram_bytes),
+            "ram_bytes": dict(self.ram_bytes),
+            "linears": [_linear_json(placement) for placement in self.placements],
+            "predicted": asdict(self.predicted),
+            "notes": list(self.notes),
+        }
+
+
+def _linear_json(placement: LinearPlacement) -> dict[str, Any]:
+    linear = placement.linear
+    return {
+        "name": linear.name,
+        "shape": [linear.in_features, linear.out_features],
+        "format": str(linear.format),
+        "layout": str(linear.layout),
+        "bytes": linear.weight_bytes,
+        "kind": linear.kind,
+        "layer": linear.layer,
+        "resident": [placement.resident.start, placement.resident.stop],
+        "streamed": [placement.streamed.start, placement.streamed.stop],
+        "host": [placement.host.start, placement.host.stop],
+        "reason": placement.reason,
+    }
