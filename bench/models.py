@@ -1,0 +1,249 @@
+"""Make models of Llama architecture with random weights: a Hugging Face folder, and the same as GGUF.
+
+    python -m bench.models --out DIR --shape tinyllama-1.1b --dtype fp16 [--gguf]
+
+Speed and memory depend on the shapes, not on what the weights have learnt, so a benchmark needs no download.
+The folder has config.json and safetensors, no tokenizer. Memory in use stays near one tensor.
+"""
+
+import argparse
+import json
+import shutil
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+Array = npt.NDArray[Any]
+
+SCALE = 0.02  # standard deviation of every matrix; keeps activations finite in fp16 at any depth listed here
+BLOCK = 4_194_301  # random values drawn once; prime, so no two rows of a matrix start at the same value
+MAX_SHARD_BYTES = 5_000_000_000  # as Hugging Face cuts large models
+
+
+class ModelError(Exception):
+    """The model cannot be written; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama decoder. Heads are counts, the rest are widths in elements; the head is untied."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int = 2048
+    rope_theta: float = 10_000.0
+    eps: float = 1e-5
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Hugging Face tensor names in file order, with shapes (out, in) for matrices and (hidden,) for norms."""
+        q, kv, hidden, inner = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden, self.intermediate
+        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, hidden)}
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}."
+            found |= {
+                prefix + "input_layernorm.weight": (hidden,),
+                prefix + "self_attn.q_proj.weight": (q, hidden),
+                prefix + "self_attn.k_proj.weight": (kv, hidden),
+                prefix + "self_attn.v_proj.weight": (kv, hidden),
+                prefix + "self_attn.o_proj.weight": (hidden, q),
+                prefix + "post_attention_layernorm.weight": (hidden,),
+                prefix + "mlp.gate_proj.weight": (inner, hidden),
+                prefix + "mlp.up_proj.weight": (inner, hidden),
+                prefix + "mlp.down_proj.weight": (hidden, inner),
+            }
+        return found | {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocab, hidden)}
+
+
+SHAPES: Mapping[str, Shape] = {
+    "tiny": Shape(2, 64, 176, 4, 2, 16, 512, max_positions=128),  # 158,016 values
+    "tinyllama-1.1b": Shape(22, 2048, 5632, 32, 4, 64, 32_000),
+    "mistral-7b": Shape(32, 4096, 14_336, 32, 8, 128, 32_000, max_positions=32_768),  # without its sliding window
+}
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One storage type: its names in safetensors and in config.json, and the numpy type holding its bits."""
+
+    safetensors: str
+    torch: str
+    numpy: np.dtype[Any]
+
+
+DTYPES: Mapping[str, Dtype] = {
+    "fp16": Dtype("F16", "float16", np.dtype("<f2")),
+    "bf16": Dtype("BF16", "bfloat16", np.dtype("<u2")),  # numpy has no bfloat16: its bits in an integer
+    "fp32": Dtype("F32", "float32", np.dtype("<f4")),
+}
+
+
+class Weights:
+    """Random tensors of one dtype, made on demand; the same seed and name always give the same values."""
+
+    def __init__(self, dtype: Dtype, seed: int = 0) -> None:
+        block = np.random.default_rng(seed).standard_normal(BLOCK, dtype=np.float32) * np.float32(SCALE)
+        self.dtype = dtype
+        self._matrix = _cast(block, dtype)  # (BLOCK,)
+        self._norm = _cast(block + np.float32(1), dtype)  # (BLOCK,) norms stay near one, but are not constant
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Values of tensor `name`: N(0, 0.02) for a matrix, N(1, 0.02) for a vector; `shape`, dtype.numpy."""
+        block = self._norm if len(shape) == 1 else self._matrix
+        flat = np.empty(int(np.prod(shape)), self.dtype.numpy)
+        # Where in the block it starts comes from its name, so every file format and order gets the same tensor.
+        start, done = zlib.crc32(name.encode()) % BLOCK, 0
+        while done < flat.size:
+            piece = block[start : start + flat.size - done]
+            flat[done : done + piece.size] = piece
+            start, done = 0, done + piece.size
+        return flat.reshape(shape)
+
+
+def _cast(values: npt.NDArray[np.float32], dtype: Dtype) -> Array:
+    if dtype.torch != "bfloat16":
+        return values.astype(dtype.numpy)
+    bits = values.view(np.uint32)
+    # Round to nearest, ties to even: add just under half of the last bit kept, and that bit itself.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(dtype.numpy)
+
+
+def config(shape: Shape, dtype: Dtype) -> dict[str, Any]:
+    """The contents of config.json."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": dtype.torch,
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_positions,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "rms_norm_eps": shape.eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "initializer_range": SCALE,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "use_cache": True,
+    }
+
+
+def nbytes(shape: tuple[int, ...], dtype: Dtype) -> int:
+    """Bytes of one tensor in `dtype`."""
+    return int(np.prod(shape)) * dtype.numpy.itemsize
+
+
+def write_folder(
+    out: Path,
+    shape: Shape,
+    weights: Weights,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    advance: Callable[[int], object] = lambda nbytes: None,
+) -> None:
+    """Write the Hugging Face folder; `advance` is told the bytes of each tensor written.
+
+    config.json comes last, so a folder that has one is complete. Raises ModelError when `out` is not empty.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ModelError(f"{out} is not empty; remove it or choose another folder")
+    shards = list(_shards(shape.tensors(), weights.dtype, max_shard_bytes))
+    where: dict[str, str] = {}
+    for number, tensors in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_safetensors(out / file, tensors, weights, advance)
+        where |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = sum(nbytes(s, weights.dtype) for s in shape.tensors().values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(config(shape, weights.dtype), indent=2) + "\n")
+
+
+def _shards(
+    tensors: Mapping[str, tuple[int, ...]], dtype: Dtype, limit_bytes: int
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    shard: dict[str, tuple[int, ...]] = {}
+    used = 0
+    for name, shape in tensors.items():
+        size = nbytes(shape, dtype)
+        if shard and used + size > limit_bytes:
+            yield shard
+            shard, used = {}, 0
+        shard[name], used = shape, used + size
+    yield shard
+
+
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, tuple[int, ...]], weights: Weights, advance: Callable[[int], object]
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in tensors.items():
+        begin, end = end, end + nbytes(shape, weights.dtype)
+        header[name] = {"dtype": weights.dtype.safetensors, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data then starts at a multiple of 8, as readers that map the file want
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in tensors.items():
+            file.write(weights.tensor(name, shape).data)
+            advance(nbytes(shape, weights.dtype))
+    partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description="Make a model with random weights.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; must be new or empty")
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gguf", action="store_true", help="also write model.gguf, same weights (needs the gguf package)")
+    options = parser.parse_args(arguments)
+    shape, dtype, out = SHAPES[options.shape], DTYPES[options.dtype], options.out
+    total = sum(nbytes(s, dtype) for s in shape.tensors().values()) * (2 if options.gguf else 1)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    write_gguf: Callable[..., None] | None = None
+    try:
+        if options.gguf:  # first, so that a missing package is known before the long writing
+            from bench.peers.gguf_file import write_gguf
+        out.mkdir(parents=True, exist_ok=True)
+        if total > (free := shutil.disk_usage(out).free):
+            raise ModelError(f"the model takes {total:,} bytes and {out} has {free:,} free")
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"{options.shape} {options.dtype}", total=total)
+            weights = Weights(dtype, options.seed)
+            write_folder(out, shape, weights, advance=lambda n: progress.advance(task, n))
+            if write_gguf is not None:
+                write_gguf(out / "model.gguf", options.shape, shape, weights, lambda n: progress.advance(task, n))
+    except (ModelError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
