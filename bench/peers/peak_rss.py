@@ -7,6 +7,7 @@ gigabytes would report those. This file is therefore also a small program of its
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,17 +33,27 @@ class Finished:
 
 def run(arguments: Sequence[str], timeout_s: float | None = None) -> Finished:
     """Run a program to its end. Raises OSError when it cannot be started, subprocess.TimeoutExpired."""
+    pipe = subprocess.PIPE
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report"
         # -I -S: no site packages, so the stand-in stays small.
         launcher = [sys.executable, "-I", "-S", __file__, str(report), *arguments]
         start = time.perf_counter()
-        done = subprocess.run(launcher, capture_output=True, text=True, errors="replace", timeout=timeout_s)
+        child = subprocess.Popen(
+            launcher, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace",
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = child.communicate(timeout=timeout_s)
+        except BaseException:  # Ctrl-C too: killing the stand-in alone would leave the program running
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            raise
         wall_s = time.perf_counter() - start
         if not report.exists():
-            raise OSError(f"{arguments[0]} could not be started: {done.stderr.strip().rpartition(chr(10))[2]}")
+            raise OSError(f"{arguments[0]} could not be started: {stderr.strip().rpartition(chr(10))[2]}")
         status, peak = map(int, report.read_text().split())
-    return Finished(done.stdout, done.stderr, status, wall_s, peak * _UNIT_BYTES)
+    return Finished(stdout, stderr, status, wall_s, peak * _UNIT_BYTES)
 
 
 def _stand_in(report: str, program: Sequence[str]) -> None:

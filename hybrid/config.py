@@ -1,0 +1,23 @@
+"""Settings of a run, as plain data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEMO_MODEL = Path(__file__).parent / "demo"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What to run, where, and with how much.
+
+    `cuda` is the text of `--cuda` (see `offload.budget.parse_budget`), None for "decide for me".
+    `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
+    of those that come with the package; None picks one that suits the device.
+    """
+
+    model: Path = DEMO_MODEL
+    cuda: str | None = None
+    device: str = "auto"
+    machine: str | None = None
+    context_tokens: int | None = None
+    threads: int | None = None
