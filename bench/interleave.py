@@ -1,7 +1,7 @@
 """Compare contestants by turns, A B A B ..., so that a machine that slows down slows all of them alike.
 
-Ratios are taken inside each round, where conditions are nearly equal, and then their median: on a shared machine
-that is steadier than the ratio of two medians.
+Ratios are taken inside each round, where conditions are nearly equal, and then their median: on a shared
+machine that is steadier than the ratio of two medians.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Comparison:
-    """Readings by round. All contestants report one unit (tokens/s, or s); higher is better only if that says so."""
+    """Readings by round, in the one unit that all contestants report: tokens/s, or s."""
 
     names: tuple[str, ...]
     rounds: tuple[tuple[float, ...], ...]  # (rounds, contestants)
@@ -43,11 +43,12 @@ def interleave(
     warmup: int = 0,
     told: Callable[[int, str, float], object] = lambda index, name, reading: None,
 ) -> Comparison:
-    """Call every contestant once a round, in the order given, for `rounds` rounds after `warmup` discarded ones.
+    """Call every contestant once a round, in the order given; `rounds` rounds after `warmup` discarded ones.
 
-    A contestant returns its own reading, such as decode tokens/s; `timed` and `command` make one that returns
-    seconds. `told` hears (round, name, reading) after each counted run, for a progress line. What a contestant
-    raises ends the comparison. Raises ValueError for fewer than two contestants, no round, or a reading of 0 or less.
+    A contestant returns its own reading, such as decode tokens/s; `timed` and `command` make one that
+    returns seconds. `told` hears (round, name, reading) after each counted run, for a progress line. What a
+    contestant raises ends the comparison. Raises ValueError for fewer than two contestants, for no round, and
+    for a reading that is not above 0.
     """
     if len(contestants) < 2:
         raise ValueError(f"a comparison needs two contestants or more, got {len(contestants)}")
@@ -82,7 +83,8 @@ def timed(run: Callable[[], object]) -> Callable[[], float]:
 def command(arguments: Sequence[str]) -> Callable[[], float]:
     """A contestant that runs a program and returns its wall-clock seconds, output thrown away.
 
-    It raises subprocess.CalledProcessError when the exit status is not 0, FileNotFoundError for an unknown program.
+    It raises subprocess.CalledProcessError when the exit status is not 0, FileNotFoundError when there is no
+    such program.
     """
     quiet = subprocess.DEVNULL
     return timed(lambda: subprocess.run(arguments, check=True, stdin=quiet, stdout=quiet, stderr=quiet))

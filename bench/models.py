@@ -22,6 +22,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from bench.shapes import SHAPES, Shape
+
 Array = npt.NDArray[Any]
 
 SCALE = 0.02  # standard deviation of every matrix; keeps activations finite in fp16 at any depth listed here
@@ -31,48 +33,6 @@ MAX_SHARD_BYTES = 5_000_000_000  # as Hugging Face cuts large models
 
 class ModelError(Exception):
     """The model cannot be written; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a Llama decoder. Heads are counts, the rest are widths in elements; the head is untied."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    max_positions: int = 2048
-    rope_theta: float = 10_000.0
-    eps: float = 1e-5
-
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Hugging Face tensor names in file order, with shapes (out, in) for matrices and (hidden,) for norms."""
-        q, kv, hidden, inner = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden, self.intermediate
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, hidden)}
-        for layer in range(self.layers):
-            prefix = f"model.layers.{layer}."
-            found |= {
-                prefix + "input_layernorm.weight": (hidden,),
-                prefix + "self_attn.q_proj.weight": (q, hidden),
-                prefix + "self_attn.k_proj.weight": (kv, hidden),
-                prefix + "self_attn.v_proj.weight": (kv, hidden),
-                prefix + "self_attn.o_proj.weight": (hidden, q),
-                prefix + "post_attention_layernorm.weight": (hidden,),
-                prefix + "mlp.gate_proj.weight": (inner, hidden),
-                prefix + "mlp.up_proj.weight": (inner, hidden),
-                prefix + "mlp.down_proj.weight": (hidden, inner),
-            }
-        return found | {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocab, hidden)}
-
-
-SHAPES: Mapping[str, Shape] = {
-    "tiny": Shape(2, 64, 176, 4, 2, 16, 512, max_positions=128),  # 158,016 values
-    "tinyllama-1.1b": Shape(22, 2048, 5632, 32, 4, 64, 32_000),
-    "mistral-7b": Shape(32, 4096, 14_336, 32, 8, 128, 32_000, max_positions=32_768),  # without its sliding window
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +64,7 @@ class Weights:
         """Values of tensor `name`: N(0, 0.02) for a matrix, N(1, 0.02) for a vector; `shape`, dtype.numpy."""
         block = self._norm if len(shape) == 1 else self._matrix
         flat = np.empty(int(np.prod(shape)), self.dtype.numpy)
-        # Where in the block it starts comes from its name, so every file format and order gets the same tensor.
+        # It starts where its name says, so every file format and every order of writing gets the same.
         start, done = zlib.crc32(name.encode()) % BLOCK, 0
         while done < flat.size:
             piece = block[start : start + flat.size - done]
@@ -171,7 +131,8 @@ def write_folder(
     shards = list(_shards(shape.tensors(), weights.dtype, max_shard_bytes))
     where: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file = f"model{part}.safetensors"
         _write_safetensors(out / file, tensors, weights, advance)
         where |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
@@ -204,7 +165,7 @@ def _write_safetensors(
         begin, end = end, end + nbytes(shape, weights.dtype)
         header[name] = {"dtype": weights.dtype.safetensors, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data then starts at a multiple of 8, as readers that map the file want
+    text += b" " * (-len(text) % 8)  # readers that map the file want the data at a multiple of 8
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -215,16 +176,16 @@ def _write_safetensors(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.models", description="Make a model with random weights.")
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description="Make a random model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must be new or empty")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gguf", action="store_true", help="also write model.gguf, same weights (needs the gguf package)")
+    parser.add_argument("--gguf", action="store_true", help="also write model.gguf (needs gguf)")
     options = parser.parse_args(arguments)
     shape, dtype, out = SHAPES[options.shape], DTYPES[options.dtype], options.out
     total = sum(nbytes(s, dtype) for s in shape.tensors().values()) * (2 if options.gguf else 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
     write_gguf: Callable[..., None] | None = None
     try:
         if options.gguf:  # first, so that a missing package is known before the long writing
@@ -234,10 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ModelError(f"the model takes {total:,} bytes and {out} has {free:,} free")
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(f"{options.shape} {options.dtype}", total=total)
+
+            def advance(size: int) -> None:
+                progress.advance(task, size)
+
             weights = Weights(dtype, options.seed)
-            write_folder(out, shape, weights, advance=lambda n: progress.advance(task, n))
+            write_folder(out, shape, weights, advance=advance)
             if write_gguf is not None:
-                write_gguf(out / "model.gguf", options.shape, shape, weights, lambda n: progress.advance(task, n))
+                write_gguf(out / "model.gguf", options.shape, shape, weights, advance)
     except (ModelError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from bench.models import Array, Shape, Weights
+    from bench.models import Array, Weights
+    from bench.shapes import Shape
 
 try:
     gguf: Any = importlib.import_module("gguf")
@@ -37,13 +38,14 @@ def write_gguf(
     weights: "Weights",
     advance: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
-    """Write `path` with the same values as the Hugging Face folder: matrices in the dtype of `weights`, norms in F32.
+    """Write `path` with the values of the Hugging Face folder: matrices in its dtype, norms in F32.
 
-    Written to a temporary name and renamed; one tensor in memory at a time. `advance` is told the bytes of each
-    tensor. A real converter permutes the rows of q and k, because llama.cpp pairs neighbouring rows for RoPE where
-    Hugging Face pairs halves. Rows of random numbers cost the same in any order, so they stay as they are here: the
-    speed compares, the logits do not.
+    Written to a temporary name and renamed; one tensor in memory at a time. `advance` is told the bytes of
+    each tensor. `shape.vocab` must be 259 or more.
     """
+    # A real converter permutes the rows of q and k, because llama.cpp pairs neighbouring rows for RoPE where
+    # Hugging Face pairs halves. Rows of random numbers cost the same in any order, so they stay as they are:
+    # speeds compare between the two files, logits do not.
     kind = _KINDS[weights.dtype.torch]
     writer = gguf.GGUFWriter(None, "llama")
     writer.add_name(name)
@@ -94,7 +96,7 @@ def _to_float32(values: "Array", kind: str) -> "Array":
 
 
 def _add_vocabulary(writer: Any, size: int) -> None:
-    """Add `size` dummy tokens (259 or more), enough for llama.cpp to load the file as a SentencePiece model."""
+    """Add `size` dummy tokens, enough for llama.cpp to load the file as a SentencePiece model."""
     kinds = gguf.TokenType
     tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * 256

@@ -1,6 +1,6 @@
 """Run llama.cpp's `llama-bench` and read its JSON.
 
-    python -m bench.peers.llama_bench --binary PATH --model model.gguf --threads 2 --prompt 128 --gen 32 --depth 0
+    python -m bench.peers.llama_bench --binary PATH --model model.gguf --threads 2 --prompt 128 --gen 32
 
 The reading goes to stdout as one JSON line.
 """
@@ -68,8 +68,8 @@ def run(settings: Settings, timeout_s: float | None = None) -> Reading:
     except OSError as error:
         raise PeerError(str(error)) from error
     if done.status != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise PeerError(f"llama-bench ended with status {done.status}: {lines[-1] if lines else 'no message'}")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PeerError(f"llama-bench ended with status {done.status}: {last}")
     return parse(done.stdout, done.peak_rss_bytes)
 
 
@@ -77,11 +77,11 @@ def parse(text: str, peak_rss_bytes: int) -> Reading:
     """Read the JSON of one llama-bench run with one prefill test, one decode test, or one of each."""
     try:
         tests: list[dict[str, Any]] = json.loads(text)
-        speeds = {("prefill" if t["n_prompt"] else "decode"): statistics.median(t["samples_ts"]) for t in tests}
+        speeds = {bool(test["n_prompt"]): statistics.median(test["samples_ts"]) for test in tests}
         first = tests[0]
         return Reading(
-            prefill_tokens_per_s=speeds.get("prefill"),
-            decode_tokens_per_s=speeds.get("decode"),
+            prefill_tokens_per_s=speeds.get(True),
+            decode_tokens_per_s=speeds.get(False),
             peak_rss_bytes=peak_rss_bytes,
             model_type=str(first["model_type"]),
             model_bytes=int(first["model_size"]),
@@ -92,11 +92,11 @@ def parse(text: str, peak_rss_bytes: int) -> Reading:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.peers.llama_bench", description="Run llama-bench once.")
+    parser = argparse.ArgumentParser(prog="python -m bench.peers.llama_bench", description="Run llama-bench.")
     parser.add_argument("--binary", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--prompt", type=int, default=0, help="tokens to prefill (default 0: no prefill test)")
+    parser.add_argument("--prompt", type=int, default=0, help="tokens to prefill (default 0: none)")
     parser.add_argument("--gen", type=int, default=16, help="tokens to decode (default 16)")
     parser.add_argument("--depth", type=int, default=0, help="tokens in the cache before either test")
     parser.add_argument("--repetitions", type=int, default=3)

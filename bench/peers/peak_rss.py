@@ -1,7 +1,7 @@
 """Run a program and read its peak resident memory, untouched by the size of the caller.
 
-On Linux a child starts with the peak of the process it was forked from, so wait4 called from a harness that holds
-gigabytes would report those. This file is therefore also a small program of its own, which stands in between:
+On Linux a child starts with the peak of the process it was forked from, so wait4 called from a harness that
+holds gigabytes would report those. This file is therefore also a small program, which stands in between:
 
     python peak_rss.py REPORT PROGRAM [ARGUMENT ...]
 """
@@ -22,7 +22,7 @@ _UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that has ended: its output as text, exit status (negative: a signal), seconds and peak memory."""
+    """A program that has ended: its output, exit status (negative: a signal), seconds and peak memory."""
 
     stdout: str
     stderr: str
@@ -40,7 +40,12 @@ def run(arguments: Sequence[str], timeout_s: float | None = None) -> Finished:
         launcher = [sys.executable, "-I", "-S", __file__, str(report), *arguments]
         start = time.perf_counter()
         child = subprocess.Popen(
-            launcher, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace",
+            launcher,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
             start_new_session=True,
         )
         try:
@@ -57,7 +62,7 @@ def run(arguments: Sequence[str], timeout_s: float | None = None) -> Finished:
 
 
 def _stand_in(report: str, program: Sequence[str]) -> None:
-    child = os.posix_spawnp(program[0], program, os.environ)
+    child = os.posix_spawnp(program[0], list(program), os.environ)
     _, status, usage = os.wait4(child, 0)
     with open(report, "w") as file:
         file.write(f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}")

@@ -122,7 +122,7 @@ class TensorInfo:
 
     name: str
     element_type: ElementType
-    shape: Shape
+    shape: Shape | None  # None: not even the rank is known
 
 
 @dataclass(frozen=True, eq=False)

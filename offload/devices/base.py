@@ -1,8 +1,8 @@
 """The protocol every device speaks: memory, streams, events, copies and GEMM.
 
-A device is driven from one host thread. Work on a stream runs in the order it was queued; work on two streams
-is ordered only by `record` and `wait`. Host memory that a stream copies from or to must be pinned and must not
-be touched by the host until an event recorded after the copy has been synchronised.
+A device is driven from one host thread. Work on a stream runs in the order it was queued; work on two
+streams is ordered only by `record` and `wait`. Host memory that a stream copies from or to must be pinned,
+and must not be touched by the host before it has synchronised with a point after the copy.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,13 @@ import numpy.typing as npt
 from offload.specs import Layout, WeightFormat
 
 HostArray = npt.NDArray[Any]
+
+ALIGNMENT_BYTES = 256  # of every matrix inside an allocation; what cudaMalloc itself gives
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to a multiple of ALIGNMENT_BYTES."""
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,21 @@ class DeviceArray:
         return self.shape[0] * self.shape[1] * self.format.itemsize_bytes
 
 
+@dataclass(frozen=True)
+class Span:
+    """One piece of work on one track of the timeline; seconds since the trace began."""
+
+    track: str
+    name: str
+    start_s: float
+    duration_s: float
+
+
 class DeviceEvent(Protocol):
-    """A point in a stream's work; every `record` makes a new one."""
+    """A point in a stream's work. `record` moves it; a `wait` binds to the last record before the wait."""
 
     def synchronize(self) -> None:
-        """Block the host until everything before the event is done."""
+        """Block the host until everything before the last record is done."""
 
 
 class DeviceStream(Protocol):
@@ -68,11 +85,11 @@ class DeviceStream(Protocol):
         `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`.
         """
 
-    def record(self) -> DeviceEvent:
-        """Mark this point of the stream."""
+    def record(self, event: DeviceEvent) -> None:
+        """Move `event` to this point of the stream."""
 
     def wait(self, event: DeviceEvent) -> None:
-        """Let later work of this stream start only after `event`."""
+        """Let later work of this stream start only after `event`; one never recorded counts as done."""
 
     def synchronize(self) -> None:
         """Block the host until this stream has nothing left to do."""
@@ -100,13 +117,26 @@ class Device(Protocol):
     def allocate(self, nbytes: int) -> DeviceAllocation:
         """Reserve device memory. Raises OutOfDeviceMemoryError."""
 
-    def free(self, allocation: DeviceAllocation) -> None: ...
+    def free(self, allocation: DeviceAllocation) -> None:
+        """Give device memory back. The host must have synchronised with all work that uses it."""
 
     def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Reserve `nbytes` of page-locked host memory. Raises OutOfDeviceMemoryError."""
+        """Reserve `nbytes` of page-locked host memory, which lives as long as the array or a view of it.
+
+        Raises OutOfDeviceMemoryError.
+        """
 
     def stream(self, name: str) -> DeviceStream:
         """A new stream; `name` labels it in the timeline."""
+
+    def event(self) -> DeviceEvent:
+        """A new event, not recorded yet."""
+
+    def start_trace(self) -> None:
+        """Note the time of everything queued from here on; `Span.start_s` counts from this moment."""
+
+    def take_trace(self) -> list[Span]:
+        """Wait for all streams, end the trace and return its spans, one track for each stream."""
 
     def close(self) -> None:
         """Free everything. The device cannot be used afterwards."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.models import DTYPES, SHAPES, ModelError, Weights, main, write_folder
+from bench.models import DTYPES, ModelError, Weights, main, write_folder
+from bench.shapes import SHAPES
 
 TINY = SHAPES["tiny"]
 VALUES = 158_016  # 2 x 512 x 64 embedding and head, 2 x 46,208 in the layers, 64 in the last norm
@@ -51,10 +52,16 @@ def test_shapes_match_config(tmp_path: Path) -> None:
     expected = {"embed_tokens": [config["vocab_size"], hidden], "norm": [hidden]}
     for layer in range(config["num_hidden_layers"]):
         parts = {
-            "self_attn.q_proj": [q, hidden], "self_attn.k_proj": [kv, hidden], "self_attn.v_proj": [kv, hidden],
-            "self_attn.o_proj": [hidden, q], "mlp.gate_proj": [inner, hidden], "mlp.up_proj": [inner, hidden],
-            "mlp.down_proj": [hidden, inner], "input_layernorm": [hidden], "post_attention_layernorm": [hidden],
-        }  # fmt: skip
+            "input_layernorm": [hidden],
+            "self_attn.q_proj": [q, hidden],
+            "self_attn.k_proj": [kv, hidden],
+            "self_attn.v_proj": [kv, hidden],
+            "self_attn.o_proj": [hidden, q],
+            "post_attention_layernorm": [hidden],
+            "mlp.gate_proj": [inner, hidden],
+            "mlp.up_proj": [inner, hidden],
+            "mlp.down_proj": [hidden, inner],
+        }
         expected |= {f"layers.{layer}.{part}": shape for part, shape in parts.items()}
     expected = {f"model.{name}.weight": shape for name, shape in expected.items()}
     expected["lm_head.weight"] = [config["vocab_size"], hidden]

@@ -1,4 +1,4 @@
-"""The Llama decoder in torch, as small as training needs: RMSNorm, rotate-half RoPE, grouped-query attention, SwiGLU.
+"""The Llama decoder in torch, for training: RMSNorm, rotate-half RoPE, grouped-query attention, SwiGLU.
 
 Parameter names are those of Hugging Face's LlamaForCausalLM, so that `state_dict` is the file that ships.
 """

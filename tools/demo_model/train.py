@@ -31,7 +31,7 @@ ROW = 256  # tokens a training row; a row holds two or three stories
 
 
 def documents(count: int, seed: int) -> list[str]:
-    """`count` texts; one in three starts at a later sentence of its story, so that any start is a fair prompt."""
+    """`count` texts; one in three starts at a later sentence of its story, so that any can be a prompt."""
     rng = random.Random(seed)
     texts = []
     for _ in range(count):
@@ -91,13 +91,14 @@ def train(model: Llama, rows: torch.Tensor, batch: int, peak_rate: float) -> Non
         for group in optimizer.param_groups:
             group["lr"] = rate
         ids = rows[step * batch : (step + 1) * batch]
-        logits = model(ids[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"step {step}/{steps} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -126,7 +127,7 @@ def save(model: Llama, tokenizer: bytes, folder: Path) -> None:
 
 
 def write_golden(folder: Path, path: Path, limit: int = 120) -> None:
-    """What a right runtime must say: float64 arithmetic on the stored weights, greedy, up to `limit` ids or eos."""
+    """What a runtime must say: greedy ids up to `limit` or eos, in float64 on the stored weights."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     model = Reference(folder, np.float64)
     prompt_ids = [BOS, *tokenizer.encode(PROMPT)]
@@ -156,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="train the demo model")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--golden", type=Path, help="the file of expected outputs to write, for the tests")
-    parser.add_argument("--stories", type=int, default=90_000)
+    parser.add_argument("--stories", type=int, default=76_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -170,7 +171,7 @@ def main() -> None:
     model = Llama(shape)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(rows)} rows of {ROW} tokens, {parameters / 1e6:.2f} million parameters", flush=True)
-    train(model, rows, batch=16, peak_rate=3e-3)
+    train(model, rows, batch=8, peak_rate=3e-3)
     save(model, tokenizer, args.out)
     if args.golden:
         write_golden(args.out, args.golden)

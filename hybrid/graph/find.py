@@ -1,0 +1,198 @@
+"""Find every static matmul of a graph: `Graph` to `Linear`s."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from hybrid.graph.graph import ElementType, Graph, Initializer, Node
+from offload.specs import Layout, LinearSpec, WeightFormat
+
+_FLOAT_FORMATS = {
+    ElementType.FLOAT: WeightFormat.FP32,
+    ElementType.FLOAT16: WeightFormat.FP16,
+    ElementType.BFLOAT16: WeightFormat.BF16,
+}
+_QUANTISED_BITS = {
+    ElementType.INT4: WeightFormat.INT4,
+    ElementType.UINT4: WeightFormat.INT4,
+    ElementType.INT8: WeightFormat.INT8,
+    ElementType.UINT8: WeightFormat.INT8,
+}
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A static matmul in its graph: the node, what it reads and writes, and its weight.
+
+    `weight` is the initializer as it is stored, behind any Transpose and Cast. `bias` is the third input of a Gemm.
+    """
+
+    spec: LinearSpec
+    node: Node
+    input: str
+    output: str
+    weight: str
+    bias: str = ""
+
+
+@dataclass(frozen=True)
+class _StoredWeight:
+    initializer: Initializer
+    transposed: bool
+    scale_bytes: int = 0  # of the scales and zero points of a DequantizeLinear
+
+
+def find_linears(graph: Graph) -> tuple[Linear, ...]:
+    """Every static matmul, in running order. Those that must stay on the CPU say why in `host_only_reason`."""
+    found = [linear for node in graph.nodes if (linear := _as_linear(graph, node)) is not None]
+    return _with_kinds(found)
+
+
+def _as_linear(graph: Graph, node: Node) -> Linear | None:
+    match node.domain, node.op_type:
+        case ("", "MatMul") | ("com.microsoft", "FusedMatMul"):
+            return _matmul(graph, node)
+        case "", "Gemm":
+            return _gemm(graph, node)
+        case "com.microsoft", "MatMulNBits":
+            return _matmul_nbits(graph, node)
+        case "", "MatMulInteger":
+            return _matmul_integer(graph, node)
+    return None
+
+
+def _matmul(graph: Graph, node: Node) -> Linear | None:
+    stored = _stored_weight(graph, node.inputs[1])
+    if stored is None or node.inputs[0] in graph.initializers:
+        return None
+    plain = node.attributes.get("transA", 0) == 0 and node.attributes.get("alpha", 1.0) == 1.0
+    batch = node.attributes.get("transBatchA", 0) or node.attributes.get("transBatchB", 0)
+    if not plain or batch:
+        return _linear(graph, node, stored, False, host_only="a FusedMatMul with scaling or batch transposition")
+    return _linear(graph, node, stored, bool(node.attributes.get("transB", 0)))
+
+
+def _gemm(graph: Graph, node: Node) -> Linear | None:
+    stored = _stored_weight(graph, node.inputs[1])
+    if stored is None or node.inputs[0] in graph.initializers:
+        return None
+    factors = (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0), node.attributes.get("transA", 0))
+    host_only = "" if factors == (1.0, 1.0, 0) else "a Gemm with alpha, beta or transA"
+    linear = _linear(graph, node, stored, bool(node.attributes.get("transB", 0)), host_only=host_only)
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    return replace(linear, bias=bias)
+
+
+def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
+    weight = graph.initializers.get(node.inputs[1])
+    if weight is None:
+        return None
+    read = [graph.initializers[name] for name in node.inputs[1:] if name in graph.initializers]
+    bits = int(node.attributes.get("bits", 4))
+    spec = LinearSpec(
+        name=node.name or node.outputs[0],
+        in_features=int(node.attributes["K"]),
+        out_features=int(node.attributes["N"]),
+        format=WeightFormat.INT8 if bits == 8 else WeightFormat.INT4,
+        layout=Layout.NK,
+        weight_bytes=sum(initializer.nbytes for initializer in read),
+        kind="",
+        layer="",
+        group=f"{node.inputs[0]} {bits}-bit",
+        host_only_reason=f"{bits}-bit blocks are multiplied on the CPU only",
+    )
+    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name)
+
+
+def _matmul_integer(graph: Graph, node: Node) -> Linear | None:
+    stored = _stored_weight(graph, node.inputs[1])
+    if stored is None:
+        return None
+    return _linear(graph, node, stored, False, host_only="MatMulInteger (dynamically quantised) runs on the CPU only")
+
+
+def _linear(graph: Graph, node: Node, stored: _StoredWeight, transposed: bool, host_only: str = "") -> Linear:
+    initializer = stored.initializer
+    nk = stored.transposed != transposed
+    rows, columns = initializer.shape
+    weight_format = _FLOAT_FORMATS.get(initializer.element_type) or _QUANTISED_BITS[initializer.element_type]
+    if not weight_format.is_float and not host_only:
+        host_only = f"{weight_format} with DequantizeLinear is multiplied on the CPU only"
+    layout = Layout.NK if nk else Layout.KN
+    spec = LinearSpec(
+        name=node.name or node.outputs[0],
+        in_features=columns if nk else rows,
+        out_features=rows if nk else columns,
+        format=weight_format,
+        layout=layout,
+        weight_bytes=initializer.nbytes + stored.scale_bytes,
+        kind="",
+        layer="",
+        group=f"{node.inputs[0]} {weight_format} {layout}",
+        host_only_reason=host_only,
+    )
+    return Linear(spec, node, node.inputs[0], node.outputs[0], initializer.name)
+
+
+def _stored_weight(graph: Graph, name: str) -> _StoredWeight | None:
+    """The matrix behind `name`, through Transpose, Cast, Identity and DequantizeLinear; None when it is no constant."""
+    transposed = False
+    scale_bytes = 0
+    while name not in graph.initializers:
+        producer = graph.producers.get(name)
+        if producer is None:
+            return None
+        match producer.op_type:
+            case "Identity":
+                pass
+            case "Cast" if graph.types.get(name) is ElementType.FLOAT:
+                pass  # a half weight that is multiplied in fp32 is multiplied exactly by our kernels too
+            case "Transpose" if list(producer.attributes.get("perm", [1, 0])) == [1, 0]:
+                transposed = not transposed
+            case "DequantizeLinear":
+                scale_bytes = sum(graph.initializers[n].nbytes for n in producer.inputs[1:] if n in graph.initializers)
+            case _:
+                return None
+        name = producer.inputs[0]
+    initializer = graph.initializers[name]
+    known = initializer.element_type in _FLOAT_FORMATS or initializer.element_type in _QUANTISED_BITS
+    if len(initializer.shape) != 2 or not known or 0 in initializer.shape:
+        return None
+    return _StoredWeight(initializer, transposed, scale_bytes)
+
+
+def _with_kinds(found: Sequence[Linear]) -> tuple[Linear, ...]:
+    """Give each Linear a unique name, its kind and its layer; kinds of several shapes are told apart by shape."""
+    names = _unique_names(found)
+    kinds = [_kind_of(name) for name in names]
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for kind, linear in zip(kinds, found, strict=True):
+        shapes.setdefault(kind, set()).add((linear.spec.in_features, linear.spec.out_features))
+    counts = Counter(kinds)
+    linears = []
+    for linear, name, kind in zip(found, names, kinds, strict=True):
+        spec = linear.spec
+        numbers = _NUMBER.findall(name)
+        shape = f" {spec.in_features}x{spec.out_features}" if len(shapes[kind]) > 1 else ""
+        layer = numbers[0] if numbers and counts[kind] > 1 else ""
+        linears.append(replace(linear, spec=replace(spec, name=name, kind=kind + shape, layer=layer)))
+    return tuple(linears)
+
+
+def _kind_of(name: str) -> str:
+    """The projection's own name: "/model/layers.3/self_attn/q_proj/MatMul" and its twins give "q_proj"."""
+    words = [word for word in re.split(r"[/.]", _NUMBER.sub("", name)) if word]
+    projections = [word for word in words if not word.lower().startswith(("matmul", "gemm"))]
+    return (projections or words or [name])[-1]
+
+
+def _unique_names(found: Iterable[Linear]) -> list[str]:
+    seen: Counter[str] = Counter()
+    names = []
+    for linear in found:
+        name = linear.spec.name
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names

@@ -1,0 +1,80 @@
+"""The Program: a graph cut into levels of one CPU island and the Linears that run outside onnxruntime."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
+
+
+@dataclass(frozen=True, eq=False)
+class Island:
+    """CPU nodes of one level, run by one session.
+
+    `inputs` are tensors of earlier levels, graph inputs and shared constants; `initializers` are its own.
+    `has_matmul` is True when it multiplies weights itself and deserves every thread.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    initializers: tuple[Initializer, ...]
+    has_matmul: bool
+    dequantises: bool
+
+
+@dataclass(frozen=True)
+class OutsideLinear:
+    """A Linear that is run outside onnxruntime: float32 rows of `input` to float32 rows of `output`."""
+
+    name: str
+    group: str
+    input: str
+    output: str
+    out_features: int
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One station of the step: the island first, then the Linears that read what it wrote."""
+
+    island: Island | None
+    linears: tuple[OutsideLinear, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The cut graph, in running order. `constants` are initializers that several islands read, fed to each."""
+
+    graph: Graph
+    levels: tuple[Level, ...]
+    constants: Mapping[str, Initializer]
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """What a step is fed."""
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """What a step gives."""
+        return self.graph.outputs
+
+    @cached_property
+    def last_use(self) -> dict[str, int]:
+        """For every tensor that crosses islands, the last level that reads it; outputs are read at the end."""
+        last: dict[str, int] = {}
+        for number, level in enumerate(self.levels):
+            if level.island is not None:
+                last |= {info.name: number for info in level.island.inputs}
+            last |= {linear.input: number for linear in level.linears}
+        return last | {info.name: len(self.levels) for info in self.outputs}
+
+    def shape(self, name: str) -> Shape | None:
+        """What is known of a tensor's shape."""
+        return self.graph.shapes.get(name)
+
+    def element_type(self, name: str) -> ElementType:
+        """The element type of a tensor."""
+        return self.graph.types[name]

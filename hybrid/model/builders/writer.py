@@ -1,0 +1,88 @@
+"""A graph under construction: nodes in running order, and the type and shape of every tensor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
+
+MICROSOFT = "com.microsoft"  # onnxruntime's own operators: docs/ContribOperators.md in its repository
+OPSETS = {"": 21, MICROSOFT: 1}
+
+_NUMPY_TYPES = {np.dtype(np.float32): ElementType.FLOAT, np.dtype(np.int64): ElementType.INT64}
+
+
+class GraphWriter:
+    """Collects nodes, weights, inputs and outputs; `graph` freezes them."""
+
+    def __init__(self, weights: Mapping[str, Initializer]) -> None:
+        self.nodes: list[Node] = []
+        self.inputs: list[TensorInfo] = []
+        self.outputs: list[TensorInfo] = []
+        self.initializers = dict(weights)
+        self.types = {name: weight.element_type for name, weight in weights.items()}
+        self.shapes: dict[str, Shape] = {name: weight.shape for name, weight in weights.items()}
+
+    def input(self, name: str, element_type: ElementType, shape: Shape) -> str:
+        """Declare a graph input."""
+        self.inputs.append(TensorInfo(name, element_type, shape))
+        return self._tensor(name, element_type, shape)
+
+    def output(self, name: str) -> None:
+        """Declare a tensor that is already there a graph output."""
+        self.outputs.append(TensorInfo(name, self.types[name], self.shapes[name]))
+
+    def constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        """A tensor held in memory, float32 or int64."""
+        self.initializers[name] = Initializer(name, _NUMPY_TYPES[values.dtype], values.shape, values)
+        return self._tensor(name, _NUMPY_TYPES[values.dtype], values.shape)
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        output: str,
+        shape: Shape,
+        element_type: ElementType = ElementType.FLOAT,
+        more_outputs: Mapping[str, Shape] | None = None,
+        domain: str = "",
+        name: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Add a node; returns its first output, of this shape and type. Its name is that output's unless given.
+
+        `more_outputs` have the same type. A key that begins with "-" is an optional output that is left out.
+        """
+        rest = more_outputs or {}
+        outputs = (output, *("" if other.startswith("-") else other for other in rest))
+        self.nodes.append(Node(op_type, tuple(inputs), outputs, attributes, domain, name or output))
+        for other, other_shape in rest.items():
+            if not other.startswith("-"):
+                self._tensor(other, element_type, other_shape)
+        return self._tensor(output, element_type, shape)
+
+    def as_float(self, name: str) -> str:
+        """The tensor in float32: itself, or the output of a Cast (of a constant onnxruntime makes it just once)."""
+        if self.types[name] is ElementType.FLOAT:
+            return name
+        return self.node("Cast", (name,), f"{name}.float32", self.shapes[name], to=int(ElementType.FLOAT))
+
+    def graph(self, name: str) -> Graph:
+        """The finished graph."""
+        return Graph(
+            name=name,
+            nodes=tuple(self.nodes),
+            inputs=tuple(self.inputs),
+            outputs=tuple(self.outputs),
+            initializers=self.initializers,
+            opsets=OPSETS,
+            types=self.types,
+            shapes=self.shapes,
+        )
+
+    def _tensor(self, name: str, element_type: ElementType, shape: Shape) -> str:
+        self.types[name] = element_type
+        self.shapes[name] = shape
+        return name

@@ -1,0 +1,132 @@
+"""Which inputs of an ONNX decoder are ids, mask, positions and past, which outputs are logits and present.
+
+Conventions are told apart by the names that their exporters use:
+
+    onnxstream   pkv0, pkv1, ... (key, value of layer 0, ...)      -> opkv0, opkv1, ...
+    optimum      past_key_values.0.key, past_key_values.0.value     -> present.0.key, present.0.value
+    genai        the same names, with GroupQueryAttention inside
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hybrid.errors import ModelFileError, UnsupportedModelError
+from hybrid.graph.graph import ElementType, Graph, Shape, TensorInfo
+from hybrid.model.decoder import CachePair, Decoder
+from hybrid.model.onnx_graph import read_graph, with_types_and_shapes
+from hybrid.model.source import ModelFolder
+
+LOGITS = "logits"
+_ID_INPUTS = ("input_ids", "attention_mask", "position_ids", "use_cache_branch")
+_FLOATS = (ElementType.FLOAT, ElementType.FLOAT16)
+
+
+@dataclass(frozen=True)
+class _CacheNames:
+    convention: str
+    past: re.Pattern[str]
+    present: str  # with the groups of `past`
+
+
+_CACHES = (
+    _CacheNames("onnxstream", re.compile(r"pkv(\d+)"), "opkv{0}"),
+    _CacheNames("optimum", re.compile(r"past_key_values\.(\d+)\.(key|value)"), "present.{0}.{1}"),
+)
+
+
+def open_onnx(source: ModelFolder) -> Decoder:
+    """Open an ONNX decoder. Raises UnsupportedModelError, naming the inputs, for a convention we don't know."""
+    if source.onnx is None:
+        raise ModelFileError(f"{source.folder}: no .onnx file")
+    path = source.onnx
+    graph = read_graph(path)
+    convention, cache = _cache_pairs(graph, path)
+    _check_ids(graph, path)
+    shared = _attention_shares_cache(graph, cache)
+    graph = with_types_and_shapes(graph, {info.name: _input_shape(info, cache, shared, path) for info in graph.inputs})
+    config = source.config or {}
+    logits = next(info for info in graph.outputs if info.name == LOGITS)
+    last_dim = (graph.shapes.get(LOGITS) or logits.shape or (None,))[-1]
+    vocab_size = last_dim if isinstance(last_dim, int) else _whole_number(config.get("vocab_size"))
+    return Decoder(
+        name=source.folder.name,
+        folder=source.folder,
+        graph=graph,
+        architecture=f"onnx ({'genai' if shared else convention})",
+        vocab_size=vocab_size,
+        context_limit=_whole_number(config.get("max_position_embeddings")),
+        eos_token_ids=_ids(config.get("eos_token_id")),
+        bos_token_id=next(iter(_ids(config.get("bos_token_id"))), None),
+        cache=cache,
+        shared_cache=shared,
+    )
+
+
+def _cache_pairs(graph: Graph, path: Path) -> tuple[str, tuple[CachePair, ...]]:
+    inputs = [info.name for info in graph.inputs]
+    outputs = {info.name for info in graph.outputs}
+    if LOGITS not in outputs:
+        raise UnsupportedModelError(f"{path}: no output named logits; the outputs are {_listing(sorted(outputs))}")
+    for names in _CACHES:
+        matches = [match for match in map(names.past.fullmatch, inputs) if match]
+        if not matches:
+            continue
+        ordered = sorted(matches, key=lambda match: (int(match[1]), match[0]))
+        pairs = tuple(CachePair(match[0], names.present.format(*match.groups())) for match in ordered)
+        missing = [pair.present for pair in pairs if pair.present not in outputs]
+        if missing:
+            raise UnsupportedModelError(f"{path}: input {pairs[0].past} has no output {missing[0]} to carry it on")
+        return names.convention, pairs
+    raise UnsupportedModelError(
+        f"{path}: no cache inputs we know (pkv0 or past_key_values.0.key); the inputs are {_listing(inputs)}"
+    )
+
+
+def _check_ids(graph: Graph, path: Path) -> None:
+    names = {info.name for info in graph.inputs}
+    if "input_ids" not in names:
+        raise UnsupportedModelError(f"{path}: no input named input_ids; the inputs are {_listing(sorted(names))}")
+    for info in graph.inputs:
+        known_cache = any(names.past.fullmatch(info.name) for names in _CACHES)
+        if info.name not in _ID_INPUTS and not known_cache:
+            raise UnsupportedModelError(f"{path}: don't know how to feed input {info.name!r}")
+        if known_cache and info.element_type not in _FLOATS:
+            raise UnsupportedModelError(f"{path}: cache input {info.name!r} is {info.element_type.name}, not a float")
+
+
+def _attention_shares_cache(graph: Graph, cache: Sequence[CachePair]) -> bool:
+    """True when every past and present belongs to one GroupQueryAttention, which appends in place."""
+    for pair in cache:
+        readers = graph.consumers.get(pair.past, [])
+        writer = graph.producers.get(pair.present)
+        if len(readers) != 1 or readers[0] is not writer or writer.op_type != "GroupQueryAttention":
+            return False
+    return True
+
+
+def _input_shape(info: TensorInfo, cache: Sequence[CachePair], shared: bool, path: Path) -> Shape | None:
+    if info.name in ("input_ids", "position_ids"):
+        return (1, "S")
+    if info.name == "attention_mask":
+        return (1, "T")
+    if info.name not in {pair.past for pair in cache}:
+        return info.shape
+    if info.shape is None or len(info.shape) != 4 or not (isinstance(info.shape[1], int) and isinstance(info.shape[3], int)):
+        raise UnsupportedModelError(f"{path}: cache input {info.name!r} is {info.shape}, not (1, heads, past, size)")
+    return (1, info.shape[1], "C" if shared else "P", info.shape[3])
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _whole_number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)

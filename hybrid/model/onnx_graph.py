@@ -1,0 +1,260 @@
+"""The only importer of onnx: an .onnx file to a `Graph`, and parts of a Graph back to ONNX bytes."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import onnx.shape_inference
+
+from hybrid.errors import ModelFileError, UnsupportedModelError
+from hybrid.graph.element_types import propagate_types
+from hybrid.graph.graph import Dim, ElementType, FileRange, Graph, Initializer, Node, Shape, TensorInfo
+from hybrid.model.onnx_weights import strip_weights
+from hybrid.model.paths import resolve_in_folder
+
+IR_VERSION = 10  # onnxruntime refuses the one that onnx writes by default
+
+
+def read_graph(path: Path) -> Graph:
+    """Read the graph of an .onnx file; weights, inline or external, stay in their files.
+
+    Raises ModelFileError for a file that is broken or points outside its folder.
+    """
+    message, inline = strip_weights(path.resolve())
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(message)
+    except Exception as error:  # protobuf's DecodeError is not a public name
+        raise ModelFileError(f"{path}: not an ONNX file: {error}") from None
+    if not model.graph.node:
+        raise ModelFileError(f"{path}: holds no graph")
+    if model.functions:
+        raise UnsupportedModelError(f"{path}: has {len(model.functions)} local functions; export it with them inlined")
+    initializers = {tensor.name: _initializer(tensor, inline, path) for tensor in model.graph.initializer}
+    nodes = []
+    for proto in model.graph.node:
+        if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
+            constant = _constant(proto, path)
+            initializers[constant.name] = constant
+        else:
+            nodes.append(_node(proto))
+    return Graph(
+        name=path.stem,
+        nodes=tuple(nodes),
+        inputs=tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers),
+        outputs=tuple(_tensor_info(v) for v in model.graph.output),
+        initializers=initializers,
+        opsets={opset.domain: opset.version for opset in model.opset_import},
+    )
+
+
+def with_types_and_shapes(graph: Graph, input_shapes: Mapping[str, Shape | None]) -> Graph:
+    """Fill in what can be known of inner tensors when the inputs have these shapes; unknown shapes are left out."""
+    inputs = tuple(replace(info, shape=input_shapes.get(info.name, info.shape)) for info in graph.inputs)
+    graph = replace(graph, inputs=inputs, types=propagate_types(replace(graph, inputs=inputs)))
+    bare = {n: replace(i, source=_small_or_nothing(i)) for n, i in graph.initializers.items()}
+    outputs = tuple(replace(info, shape=None) for info in graph.outputs)
+    model = _model(graph.name, graph.nodes, inputs, outputs, bare.values(), graph.opsets, None)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    known = (*inferred.graph.value_info, *inferred.graph.output)
+    shapes = {value.name: _shape(value) for value in known if value.type.tensor_type.HasField("shape")}
+    shapes |= {info.name: info.shape for info in inputs if info.shape is not None}
+    return replace(graph, shapes=shapes)
+
+
+def serialize(
+    name: str,
+    nodes: Sequence[Node],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    initializers: Iterable[Initializer],
+    opsets: Mapping[str, int],
+    folder: Path,
+) -> bytes:
+    """A model of these nodes as ONNX bytes; weights in files are named relative to `folder`, never copied."""
+    return _model(name, nodes, inputs, outputs, initializers, opsets, folder).SerializeToString()
+
+
+def common_folder(initializers: Iterable[Initializer]) -> Path:
+    """The deepest folder that holds the files of all these weights."""
+    folders = {str(i.source.path.parent) for i in initializers if isinstance(i.source, FileRange)}
+    return Path(os.path.commonpath(sorted(folders))) if folders else Path.cwd()
+
+
+def _model(
+    name: str,
+    nodes: Sequence[Node],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    initializers: Iterable[Initializer],
+    opsets: Mapping[str, int],
+    folder: Path | None,
+) -> onnx.ModelProto:
+    graph = onnx.GraphProto(name=name)
+    graph.node.extend(_node_proto(node) for node in nodes)
+    graph.input.extend(_value_info(info) for info in inputs)
+    graph.output.extend(_value_info(info) for info in outputs)
+    graph.initializer.extend(_tensor_proto(initializer, folder) for initializer in initializers)
+    opset_ids = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    return onnx.ModelProto(ir_version=IR_VERSION, graph=graph, opset_import=opset_ids)
+
+
+def _initializer(tensor: onnx.TensorProto, inline: Mapping[str, FileRange], path: Path) -> Initializer:
+    where = f"{path}: tensor {tensor.name!r}"
+    try:
+        element_type = ElementType(tensor.data_type)
+    except ValueError:
+        raise ModelFileError(f"{where}: unknown element type {tensor.data_type}") from None
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelFileError(f"{where}: negative dimension in {list(tensor.dims)}")
+    empty = Initializer(tensor.name, element_type, tuple(tensor.dims), None)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        source: FileRange | npt.NDArray[Any] = _external_range(tensor, empty.nbytes, path, where)
+    elif tensor.name in inline:
+        source = inline[tensor.name]
+    else:
+        return replace(empty, source=_inline_array(tensor, where))
+    if source.nbytes != empty.nbytes:
+        raise ModelFileError(f"{where}: {source.nbytes} bytes stored, its shape and type take {empty.nbytes}")
+    return replace(empty, source=source)
+
+
+def _external_range(tensor: onnx.TensorProto, nbytes: int, path: Path, where: str) -> FileRange:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", nbytes))
+    except ValueError:
+        raise ModelFileError(f"{where}: offset or length of its external data is no number") from None
+    file = resolve_in_folder(path.parent, entries.get("location", ""), where)
+    size = file.stat().st_size
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ModelFileError(f"{where}: bytes {offset} to {offset + length} lie outside {file}, which has {size}")
+    return FileRange(file, offset, length)
+
+
+def _inline_array(tensor: onnx.TensorProto, where: str) -> npt.NDArray[Any]:
+    element_type = ElementType(tensor.data_type)
+    if element_type is ElementType.STRING:
+        raise UnsupportedModelError(f"{where}: string tensors are not supported")
+    try:
+        if tensor.HasField("raw_data"):
+            array = np.frombuffer(tensor.raw_data, element_type.storage_dtype)
+        else:
+            array = onnx.numpy_helper.to_array(tensor)
+            if element_type.bits < 8:
+                raise UnsupportedModelError(f"{where}: 4-bit elements are read from raw data only")
+            array = array.view(element_type.storage_dtype)
+        return array if element_type.bits < 8 else array.reshape(tuple(tensor.dims))
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"{where}: its data do not fit its shape {list(tensor.dims)}: {error}") from None
+
+
+def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:
+    name = proto.output[0]
+    where = f"{path}: constant {name!r}"
+    attribute = proto.attribute[0]
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        if value.data_location == onnx.TensorProto.EXTERNAL:
+            named = onnx.TensorProto()
+            named.CopyFrom(value)
+            named.name = name
+            return _initializer(named, {}, path)
+        array = _inline_array(value, where)
+        return Initializer(name, ElementType(value.data_type), tuple(value.dims), array)
+    dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if attribute.name not in dtypes:
+        raise UnsupportedModelError(f"{where}: attribute {attribute.name} is not supported")
+    plain = np.asarray(value, dtypes[attribute.name])
+    element_type = ElementType.FLOAT if plain.dtype == np.float32 else ElementType.INT64
+    return Initializer(name, element_type, plain.shape, plain)
+
+
+def _node(proto: onnx.NodeProto) -> Node:
+    attributes: dict[str, Any] = {}
+    captured: dict[str, None] = {}
+    plain = (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING)
+    for attribute in proto.attribute:
+        # Only plain values are unpacked; an empty list would lose its type, a body its names.
+        lists = attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS)
+        value = onnx.helper.get_attribute_value(attribute)
+        unpack = attribute.type in plain or (lists and len(value) > 0)
+        attributes[attribute.name] = value if unpack else attribute
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            captured |= dict.fromkeys(_captured(attribute.g))
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    return Node(
+        proto.op_type, tuple(proto.input), tuple(proto.output), attributes, domain, proto.name, tuple(captured)
+    )
+
+
+def _captured(body: onnx.GraphProto) -> Iterable[str]:
+    own = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {output for node in body.node for output in node.output}
+    for node in body.node:
+        yield from (name for name in node.input if name and name not in own)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from (name for name in _captured(attribute.g) if name not in own)
+    yield from (v.name for v in body.output if v.name not in own)
+
+
+def _node_proto(node: Node) -> onnx.NodeProto:
+    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
+    proto.input.extend(node.inputs)
+    proto.output.extend(node.outputs)
+    for name, value in node.attributes.items():
+        is_proto = isinstance(value, onnx.AttributeProto)
+        proto.attribute.append(value if is_proto else onnx.helper.make_attribute(name, value))
+    return proto
+
+
+def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    return TensorInfo(value.name, ElementType(tensor.elem_type), _shape(value) if tensor.HasField("shape") else None)
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(_dim(dim) for dim in dims)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _value_info(info: TensorInfo) -> onnx.ValueInfoProto:
+    if info.element_type is ElementType.UNDEFINED:
+        return onnx.ValueInfoProto(name=info.name)
+    shape = None if info.shape is None else list(info.shape)
+    return onnx.helper.make_tensor_value_info(info.name, int(info.element_type), shape)
+
+
+def _tensor_proto(initializer: Initializer, folder: Path | None) -> onnx.TensorProto:
+    proto = onnx.TensorProto(name=initializer.name, data_type=int(initializer.element_type), dims=initializer.shape)
+    source = initializer.source
+    if isinstance(source, np.ndarray):
+        proto.raw_data = source.tobytes()
+    elif source is not None and folder is not None:
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        entries = {
+            "location": source.path.relative_to(folder).as_posix(),
+            "offset": str(source.offset),
+            "length": str(source.nbytes),
+        }
+        proto.external_data.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in entries.items())
+    return proto
+
+
+def _small_or_nothing(initializer: Initializer) -> npt.NDArray[Any] | None:
+    """Shape inference reads shapes and axes, never weights."""
+    return initializer.array() if initializer.nbytes <= 1024 and initializer.source is not None else None

@@ -1,0 +1,110 @@
+"""The engine: token ids in, logits out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hybrid.errors import ContextFullError, UsageError
+from hybrid.model.decoder import Decoder
+from hybrid.runtime.executor import Executor
+from hybrid.runtime.island import array_of
+from hybrid.runtime.kv_cache import KvCache
+from hybrid.runtime.memory import MemoryWatch
+from hybrid.runtime.step_inputs import StepInputs
+from offload.devices.base import Device
+from offload.plan import Plan
+from offload.runner import LinearRunner
+
+Logits = npt.NDArray[np.float32]
+
+
+class Engine:
+    """A loaded model and its cache. Knows token ids only; not safe to use from several threads.
+
+    Close it, or use it as a context manager, to give VRAM and pinned memory back.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        plan: Plan,
+        context_tokens: int,
+        executor: Executor,
+        cache: KvCache,
+        inputs: StepInputs,
+        linears: LinearRunner,
+        device: Device | None,
+        memory: MemoryWatch,
+    ) -> None:
+        self.decoder = decoder
+        self.plan = plan
+        self.context_tokens = context_tokens
+        self.position = 0
+        self._executor = executor
+        self._cache = cache
+        self._inputs = inputs
+        self._linears = linears
+        self._device = device
+        self._memory = memory
+
+    def prefill(self, token_ids: Sequence[int]) -> Logits:
+        """Append `token_ids` to the cache; gives the float32 logits [vocab] after the last one.
+
+        Raises ContextFullError, with the cache as it was, when they do not fit.
+        """
+        self._check(token_ids)
+        logits = np.empty(0, np.float32)
+        for start in range(0, len(token_ids), self.plan.chunk_tokens):
+            logits = self._step(token_ids[start : start + self.plan.chunk_tokens])
+        return logits
+
+    def decode(self, token_id: int) -> Logits:
+        """Append one token; gives the float32 logits [vocab] after it."""
+        self._check((token_id,))
+        return self._step((token_id,))
+
+    def trim(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        if not 0 <= length <= self.position:
+            raise UsageError(f"cannot trim the cache to {length} tokens; it holds {self.position}")
+        if length < self.position:
+            self._cache.trim(length)
+            self.position = length
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
+        return self._memory.read()
+
+    def close(self) -> None:
+        """Give back what the device holds. The engine cannot be used afterwards."""
+        self._linears.close()
+        if self._device is not None:
+            self._device.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            raise UsageError("there are no tokens to run; a prompt needs at least one")
+        vocab_size = self.decoder.vocab_size
+        for token_id in token_ids:
+            if token_id < 0 or (vocab_size and token_id >= vocab_size):
+                raise UsageError(f"token id {token_id} is outside the model's vocabulary of {vocab_size}")
+        if self.position + len(token_ids) > self.context_tokens:
+            raise ContextFullError(
+                f"{len(token_ids)} tokens after {self.position} do not fit into the context of "
+                f"{self.context_tokens} tokens; shorten the prompt or raise --context"
+            )
+
+    def _step(self, token_ids: Sequence[int]) -> Logits:
+        inputs = {**self._inputs.next(token_ids, self.position), **self._cache.inputs()}
+        outputs = self._executor.run(len(token_ids), inputs)
+        self._cache.update(outputs)
+        self.position += len(token_ids)
+        logits = array_of(outputs["logits"])
+        return logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)

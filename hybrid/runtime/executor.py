@@ -1,0 +1,157 @@
+"""The step: one walk of the program, level by level."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hybrid.graph.graph import ElementType
+from hybrid.graph.program import Level, OutsideLinear, Program
+from hybrid.runtime.buffers import BufferPlan, plan_buffers
+from hybrid.runtime.island import IslandBinding, IslandSession, Value, array_of, constant_value, value_of
+from offload.runner import LinearRunner
+from offload.telemetry import Timeline
+
+
+class Executor:
+    """Runs a program. Shapes that depend on new tokens alone are bound once, for one token and for one chunk."""
+
+    def __init__(
+        self,
+        program: Program,
+        sessions: Sequence[IslandSession | None],
+        linears: LinearRunner,
+        cache: Mapping[str, Value],
+        timeline: Timeline,
+    ) -> None:
+        """`cache` holds the tensors, inputs and outputs by name, that stay in one place for the whole run."""
+        self._program = program
+        self._sessions = sessions
+        self._linears = linears
+        self._fixed = dict(cache) | {name: constant_value(c) for name, c in program.constants.items()}
+        self._buffers = plan_buffers(program)
+        self._steps: dict[int, _Step] = {}
+        self._timeline = timeline
+
+    def run(self, new_tokens: int, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """One step over `new_tokens` tokens. Gives every output that is not part of the fixed cache.
+
+        What comes back in a buffer of the executor ("logits") is valid until the next step.
+        """
+        if new_tokens not in self._steps:
+            self._steps = {count: step for count, step in self._steps.items() if count == 1}
+            self._steps[new_tokens] = _Step(
+                self._program, self._sessions, self._linears, self._fixed, self._buffers, new_tokens
+            )
+        return self._steps[new_tokens].run(inputs, self._timeline)
+
+
+class _Step:
+    """The program bound for one number of new tokens."""
+
+    def __init__(
+        self,
+        program: Program,
+        sessions: Sequence[IslandSession | None],
+        linears: LinearRunner,
+        fixed: Mapping[str, Value],
+        buffers: BufferPlan,
+        new_tokens: int,
+    ) -> None:
+        memory = [np.empty(nbytes, np.uint8) for nbytes in buffers.slot_bytes(new_tokens)]
+        self._arrays = {
+            name: memory[tensor.slot][: tensor.nbytes_for(new_tokens)]
+            .view(tensor.element_type.storage_dtype)
+            .reshape(tensor.shape_for(new_tokens))
+            for name, tensor in buffers.tensors.items()
+        }
+        values = {name: value_of(array, program.element_type(name)) for name, array in self._arrays.items()}
+        bound = {**fixed, **values}
+        self._stations = [
+            _Station(number, level, session, linears, bound, self._arrays)
+            for number, (level, session) in enumerate(zip(program.levels, sessions, strict=True))
+        ]
+        self._kept = {info.name: bound[info.name] for info in program.outputs if info.name in values}
+        self._wanted = [info.name for info in program.outputs if info.name not in bound]
+        self._expired = [
+            [name for name, last in program.last_use.items() if last == number and name not in bound]
+            for number in range(len(program.levels))
+        ]
+
+    def run(self, inputs: Mapping[str, Value], timeline: Timeline) -> dict[str, Value]:
+        passing = dict(inputs)  # tensors whose size changes from step to step
+        for station, expired in zip(self._stations, self._expired, strict=True):
+            station.run(passing, timeline)
+            for name in expired:
+                passing.pop(name, None)
+        return self._kept | {name: passing[name] for name in self._wanted}
+
+
+class _Station:
+    """One level, bound: which tensors are already in place and which have to be passed on."""
+
+    def __init__(
+        self,
+        number: int,
+        level: Level,
+        session: IslandSession | None,
+        linears: LinearRunner,
+        bound: Mapping[str, Value],
+        arrays: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        self._number = number
+        self._linears = linears
+        self._arrays = arrays
+        self._binding: IslandBinding | None = None
+        self._passed: list[str] = []
+        if session is not None:
+            self._binding = session.bind()
+            for info in session.island.inputs:
+                if info.name in bound:
+                    self._binding.feed(info.name, bound[info.name])
+                else:
+                    self._passed.append(info.name)
+            for info in session.island.outputs:
+                if info.name in bound:
+                    self._binding.write_to(info.name, bound[info.name])
+        in_place = all(linear.input in arrays and linear.output in arrays for linear in level.linears)
+        self._variable = () if in_place else level.linears
+        self._fixed = level.linears if in_place else ()
+        self._inputs = {linear.group: _rows(arrays[linear.input]) for linear in self._fixed}
+        self._outputs = {linear.name: _rows(arrays[linear.output]) for linear in self._fixed}
+
+    def run(self, passing: dict[str, Value], timeline: Timeline) -> None:
+        if self._binding is not None:
+            for name in self._passed:
+                self._binding.feed(name, passing[name])
+            with timeline.span("cpu", f"island {self._number}"):
+                passing |= self._binding.run()
+        if self._fixed:
+            self._linears.run(self._number, self._inputs, self._outputs)
+        elif self._variable:
+            self._run_variable(self._variable, passing)
+
+    def _run_variable(self, linears: Sequence[OutsideLinear], passing: dict[str, Value]) -> None:
+        inputs = {linear.group: self._array(linear.input, passing) for linear in linears}
+        outputs = {linear.name: self._output(linear, inputs[linear.group]) for linear in linears}
+        self._linears.run(
+            self._number,
+            {group: _rows(array) for group, array in inputs.items()},
+            {name: _rows(array) for name, array in outputs.items()},
+        )
+        for linear in linears:
+            if linear.output not in self._arrays:
+                passing[linear.output] = value_of(outputs[linear.name], ElementType.FLOAT)
+
+    def _array(self, name: str, passing: Mapping[str, Value]) -> npt.NDArray[Any]:
+        return self._arrays[name] if name in self._arrays else array_of(passing[name])
+
+    def _output(self, linear: OutsideLinear, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if linear.output in self._arrays:
+            return self._arrays[linear.output]
+        return np.empty((*x.shape[:-1], linear.out_features), np.float32)
+
+
+def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.reshape(-1, array.shape[-1])

@@ -1,0 +1,337 @@
+"""A CUDA GPU through CuPy's low-level calls; the only importer of cupy, and late.
+
+CuPy's pools are not used: device and pinned blocks have exactly the size that was asked for. Arguments of the
+low-level calls are positional integers, and pointers are addresses.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offload.devices import nvml
+from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.gemm_probe import gemm_is_exact
+from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.specs import Layout, WeightFormat
+
+_TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
+_CUDA_R_32F = 0
+_OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
+_COMPUTE_32F = 68
+_DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
+_NO_MEMORY, _NO_DEVICE = 2, 100  # cudaError_t
+_CUBLAS_ALLOC_FAILED = 3
+
+
+@dataclass(frozen=True)
+class CudaAllocation:
+    """A block from cudaMalloc."""
+
+    address: int
+    nbytes: int
+
+
+class CudaEvent:
+    """See DeviceEvent."""
+
+    def __init__(self, device: "CudaDevice", event: Any) -> None:
+        self._device = device
+        self._event = event  # CuPy destroys the event with this object
+        self.address = event.ptr
+
+    def synchronize(self) -> None:
+        """See DeviceEvent. Raises OutOfDeviceMemoryError for work that found no memory."""
+        self._device.call(self._device.runtime.eventSynchronize, self.address)
+
+
+class CudaStream:
+    """See DeviceStream: one non-blocking stream, which never waits for the null stream."""
+
+    def __init__(self, device: "CudaDevice", name: str, stream: Any) -> None:
+        self._device = device
+        self._name = name
+        self._stream = stream
+        self._address = stream.ptr
+        runtime, cublas = device.runtime, device.cublas
+        self._memcpy = runtime.memcpyAsync
+        self._event_record = runtime.eventRecord
+        self._wait_event = runtime.streamWaitEvent
+        self._gemm_ex = cublas.gemmEx
+        self._sgemm = cublas.sgemm
+
+    def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
+        """See DeviceStream."""
+        assert src.nbytes == dst.nbytes
+        assert src.flags.c_contiguous
+        began = self._device.tick(self._stream)
+        self._memcpy(_address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+        if began is not None:
+            self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
+
+    def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
+        """See DeviceStream."""
+        assert dst.nbytes == src.nbytes
+        assert dst.flags.c_contiguous
+        began = self._device.tick(self._stream)
+        self._memcpy(dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
+        if began is not None:
+            self._device.tock(self._stream, began, self._name, f"copy-out {src.nbytes} B")
+
+    def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
+        """See DeviceStream."""
+        device = self._device
+        rows, inner = x.shape
+        columns = y.shape[1]
+        assert w.shape == ((inner, columns) if layout is Layout.KN else (columns, inner))
+        assert (x.format, y.format, y.shape[0]) == (w.format, WeightFormat.FP32, rows)
+        # cuBLAS is column-major and so sees every row-major matrix transposed: y.T = W.T @ x.T.
+        # W stored as [K, N] is that W.T[N, K] already, and W stored as [N, K] has to be transposed.
+        transpose, leading = (0, columns) if layout is Layout.KN else (1, inner)
+        size = (device.cublas_handle, transpose, 0, columns, rows, inner)
+        one, zero = device.one_address, device.zero_address
+        began = device.tick(self._stream)
+        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
+            try:
+                if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
+                    self._sgemm(
+                        *size, one, _address(w), leading, _address(x), inner, zero, _address(y), columns
+                    )
+                else:
+                    kind = _OPERAND_TYPES[w.format]
+                    self._gemm_ex(
+                        *size,
+                        *(one, _address(w), kind, leading, _address(x), kind, inner),
+                        *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
+                    )
+            except device.cublas.CUBLASError as error:
+                if error.status == _CUBLAS_ALLOC_FAILED:
+                    raise device.out_of_memory(0) from error
+                raise
+        if began is not None:
+            device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
+
+    def record(self, event: DeviceEvent) -> None:
+        """See DeviceStream."""
+        assert isinstance(event, CudaEvent)
+        self._event_record(event.address, self._address)
+
+    def wait(self, event: DeviceEvent) -> None:
+        """See DeviceStream."""
+        assert isinstance(event, CudaEvent)
+        self._wait_event(self._address, event.address)
+
+    def synchronize(self) -> None:
+        """See DeviceStream. Raises OutOfDeviceMemoryError for work that found no memory."""
+        self._device.call(self._device.runtime.streamSynchronize, self._address)
+
+
+class CudaDevice:
+    """See Device. Raises DeviceUnavailableError, with one line that says what is missing."""
+
+    simulated = False
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._cupy, self.runtime = _import_cupy()
+        _check_driver(self.runtime, ordinal)
+        self.cublas = _import_cublas()
+        pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
+        used_before_bytes = nvml.used_bytes(pci_bus_id)
+        try:
+            self._cupy.cuda.Device(ordinal).use()
+            free_bytes, total_bytes = self.runtime.memGetInfo()  # creates the context, if that did not
+        except self.runtime.CUDARuntimeError as error:
+            raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
+        self.name: str = self.runtime.getDeviceProperties(ordinal)["name"].decode()
+        used_after_bytes = nvml.used_bytes(pci_bus_id)
+        if used_before_bytes is None or used_after_bytes is None:
+            context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
+        else:
+            context_bytes = used_after_bytes - used_before_bytes
+
+        self._allocations: dict[int, CudaAllocation] = {}
+        self._trace: list[tuple[str, str, Any, Any]] | None = None
+        self._trace_base: Any = None
+        # cuBLAS reads the scalars of a GEMM from host memory, so they have to outlive it.
+        self._scalars = np.array([1.0, 0.0], np.float32)
+        self.one_address = self._scalars.ctypes.data
+        self.zero_address = self.one_address + self._scalars.itemsize
+        try:
+            self.cublas_handle = self.cublas.create()
+        except self.cublas.CUBLASError as error:
+            raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
+        try:
+            self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
+        except self.runtime.CUDARuntimeError as error:
+            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {error}") from error
+        workspace_bytes = free_bytes - self.memory().free_bytes
+        self.fixed_bytes = {"context": max(0, context_bytes), "workspace": max(0, workspace_bytes)}
+
+    def supports(self, weight_format: WeightFormat) -> str:
+        """See Device. The float formats were tried when the device was opened."""
+        return self._unsupported.get(weight_format, f"no device kernel multiplies {weight_format} yet")
+
+    def memory(self) -> DeviceMemory:
+        """See Device."""
+        free_bytes, total_bytes = self.runtime.memGetInfo()
+        return DeviceMemory(free_bytes, total_bytes)
+
+    def allocate(self, nbytes: int) -> CudaAllocation:
+        """See Device."""
+        allocation = CudaAllocation(self.call(self.runtime.malloc, nbytes, asked_bytes=nbytes), nbytes)
+        self._allocations[allocation.address] = allocation
+        return allocation
+
+    def free(self, allocation: DeviceAllocation) -> None:
+        """See Device."""
+        assert isinstance(allocation, CudaAllocation)
+        del self._allocations[allocation.address]
+        self.runtime.free(allocation.address)
+
+    def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """See Device."""
+        try:
+            memory = self._cupy.cuda.PinnedMemory(nbytes)
+        except self.runtime.CUDARuntimeError as error:
+            if error.status != _NO_MEMORY:
+                raise
+            page_bytes = os.sysconf("SC_PAGE_SIZE")
+            ram_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
+            free_bytes = page_bytes * os.sysconf("SC_AVPHYS_PAGES")
+            raise OutOfDeviceMemoryError(nbytes, ram_bytes - free_bytes, ram_bytes, "pinned RAM") from error
+        # The array's base keeps `memory` alive, which frees the block when the last view is gone.
+        return np.frombuffer(self._cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes)
+
+    def stream(self, name: str) -> CudaStream:
+        """See Device."""
+        return CudaStream(self, name, self._cupy.cuda.Stream(non_blocking=True))
+
+    def event(self) -> CudaEvent:
+        """See Device."""
+        return CudaEvent(self, self._cupy.cuda.Event(disable_timing=True))
+
+    def start_trace(self) -> None:
+        """See Device."""
+        self._trace = []
+        self.runtime.deviceSynchronize()
+        self._trace_base = self.tick(self._cupy.cuda.Stream(non_blocking=True))
+        self._trace_base.synchronize()
+
+    def take_trace(self) -> list[Span]:
+        """See Device."""
+        self.runtime.deviceSynchronize()
+        traced, self._trace = self._trace or [], None
+        elapsed_ms = self._cupy.cuda.get_elapsed_time
+        return [
+            Span(track, name, elapsed_ms(self._trace_base, began) * 1e-3, elapsed_ms(began, ended) * 1e-3)
+            for track, name, began, ended in traced
+        ]
+
+    def close(self) -> None:
+        """See Device. The CUDA context itself lives as long as the process."""
+        self.runtime.deviceSynchronize()
+        for allocation in list(self._allocations.values()):
+            self.free(allocation)
+        if self.cublas_handle:
+            self.cublas.destroy(self.cublas_handle)
+            self.cublas_handle = 0
+
+    # What streams and events ask of their device.
+
+    def call(self, function: Any, argument: int, asked_bytes: int = 0) -> Any:
+        """`function(argument)`, with CUDA's "out of memory" as an OutOfDeviceMemoryError."""
+        try:
+            return function(argument)
+        except self.runtime.CUDARuntimeError as error:
+            if error.status == _NO_MEMORY:
+                raise self.out_of_memory(asked_bytes) from error
+            raise
+
+    def out_of_memory(self, asked_bytes: int) -> OutOfDeviceMemoryError:
+        """The error for an allocation of `asked_bytes`; 0 where a library does not say how much it wanted."""
+        memory = self.memory()
+        used_bytes = memory.total_bytes - memory.free_bytes
+        return OutOfDeviceMemoryError(asked_bytes, used_bytes, memory.total_bytes, "device memory")
+
+    def tick(self, stream: Any) -> Any:
+        """While a trace is on, an event that holds the time on `stream`; else None."""
+        if self._trace is None:
+            return None
+        event = self._cupy.cuda.Event()
+        event.record(stream)
+        return event
+
+    def tock(self, stream: Any, began: Any, track: str, name: str) -> None:
+        """Add what `stream` did since `began` to the trace."""
+        if self._trace is not None:
+            self._trace.append((track, name, began, self.tick(stream)))
+
+    def _try_gemm(self, weight_format: WeightFormat) -> str:
+        """Why this GPU cannot multiply a format, or empty. Loads cuBLAS's workspace and kernels on the way."""
+        try:
+            exact = gemm_is_exact(self, weight_format)
+        except self.cublas.CUBLASError as error:
+            return f"cuBLAS refuses {weight_format} on {self.name}: {error}"
+        return "" if exact else f"cuBLAS gives wrong values for {weight_format} on {self.name}"
+
+
+def _address(array: DeviceArray) -> int:
+    assert isinstance(array.allocation, CudaAllocation)
+    return array.allocation.address + array.offset_bytes
+
+
+def _import_cupy() -> tuple[Any, Any]:
+    try:
+        import cupy
+        from cupy.cuda import runtime
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
+        raise DeviceUnavailableError(
+            "CuPy is not installed: pip install 'hybrid-run[cu12]' (driver 525 or newer)"
+            " or 'hybrid-run[cu13]' (driver 580 or newer)"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
+    return cupy, runtime
+
+
+def _import_cublas() -> Any:
+    try:
+        from cupy_backends.cuda.libs import cublas
+    except (ImportError, OSError) as error:
+        raise DeviceUnavailableError(
+            f"the cuBLAS library cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
+            f" 'cupy-cuda13x[ctk]' brings it): {_one_line(error)}"
+        ) from error
+    return cublas
+
+
+def _check_driver(runtime: Any, ordinal: int) -> None:
+    driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if driver == 0:
+        raise DeviceUnavailableError("no NVIDIA driver is installed, or this process cannot see it")
+    if driver // 1000 < built_for // 1000:
+        other = ", or pip install 'hybrid-run[cu12]'" if driver // 1000 == 12 else ""
+        raise DeviceUnavailableError(
+            f"the NVIDIA driver is too old: it serves CUDA {_version(driver)} and CuPy was built for"
+            f" CUDA {_version(built_for)}; update the driver{other}"
+        )
+    try:
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if error.status == _NO_DEVICE:
+            raise DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)") from error
+        raise DeviceUnavailableError(f"CUDA does not start: {_one_line(error)}") from error
+    if not 0 <= ordinal < devices:
+        raise DeviceUnavailableError(f"there is no CUDA device {ordinal}: {devices} are visible")
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,365 @@
+"""Everything that numba compiles for the CPU: y = x @ W straight from the stored weight, and roundings.
+
+The kernels take raw addresses, because a mapped file promises no alignment and no Linear's shape or dtype should
+cost a compilation. They are C functions that call each other by address, so each is compiled alone, once, when it
+is first needed, and one launch can serve Linears of different formats. Pointer types carry the format:
+float32, int16 (the bits of an fp16) and uint16 (the bits of a bf16).
+
+This stays one file on purpose: numba's cache looks at the date of the kernel's own file only, so an intrinsic kept
+elsewhere could change without its kernels being compiled again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import float32, int16, int64, prange, types, uint16
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# Vectors are spelled out, since LLVM's own choice for these loops is up to twice slower. One step of a tile is one
+# register of floats with AVX-512, else two halves of it.
+LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+TILE = 32  # columns of a unit of work; 64 bytes of a half format, one cache line
+ROWS_AT_ONCE = 16  # KN: rows of W swept together, so that y is read and written once for 16 rows
+FEW = 4  # rows of x that share one pass over W
+PANEL_COLUMNS = 128  # prefill: a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
+PANEL_K = 1024
+TASK_HEADER, TASK_ROW = 8, 8  # int64 words; see `decode` and `prefill`
+
+Pointer = types.CPointer
+_I64, _I32, _I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
+_F32 = ir.FloatType()
+_FMA = ("contract",)  # allows fused multiply-add, and nothing that would lose a NaN or an infinity
+
+
+def _read(builder: Any, dtype: Any, pointer: Any, lanes: int) -> Any:
+    """IR that loads `lanes` stored elements at any alignment and widens them to fp32."""
+    if dtype == float32:
+        return builder.load(builder.bitcast(pointer, ir.VectorType(_F32, lanes).as_pointer()), align=1)
+    floats, words = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+    bits = builder.load(builder.bitcast(pointer, ir.VectorType(_I16, lanes).as_pointer()), align=1)
+    if dtype == int16:
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
+    return builder.bitcast(builder.shl(builder.zext(bits, words), ir.Constant(words, [16] * lanes)), floats)
+
+
+def _fma(builder: Any, a: Any, b: Any, total: Any) -> Any:
+    """IR for total + a * b, into the variable `total`."""
+    builder.store(builder.fadd(builder.load(total), builder.fmul(a, b, flags=_FMA), flags=_FMA), total)
+
+
+@intrinsic
+def load(typing: Any, pointer: Any, index: Any) -> Any:
+    """`pointer[index]` as fp32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _read(builder, pointer.dtype, builder.gep(args[0], [args[1]]), 1)
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return float32(pointer, int64), generate
+
+
+@intrinsic
+def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
+    """`pointer[index] = value`, rounded to nearest even; a NaN stays one, fp16 overflows to infinity."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[2]
+        if pointer.dtype == int16:
+            value = builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
+        elif pointer.dtype == uint16:
+            bits = builder.bitcast(value, _I32)
+            high = builder.lshr(bits, _I32(16))
+            rounded = builder.add(builder.add(bits, _I32(0x7FFF)), builder.and_(high, _I32(1)))
+            quiet = builder.or_(high, _I32(0x40))  # rounding could carry a NaN's bits over to infinity
+            is_nan = builder.fcmp_unordered("uno", value, value)
+            value = builder.trunc(builder.select(is_nan, quiet, builder.lshr(rounded, _I32(16))), _I16)
+        builder.store(value, builder.gep(args[0], [args[1]]), align=2)
+        return context.get_dummy_value()
+
+    return types.void(pointer, int64, float32), generate
+
+
+@intrinsic
+def at(typing: Any, pointer: Any, index: Any) -> Any:
+    """The address of `pointer[index]`."""
+    return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def call(typing: Any, address: Any, args: Any) -> Any:
+    """Call the C function at `address` with a tuple of int64; addresses go as integers, as in every 64-bit ABI."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function = ir.FunctionType(ir.VoidType(), [_I64] * len(args))
+        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
+        builder.call(builder.inttoptr(values[0], function.as_pointer()), unpacked)
+        return context.get_dummy_value()
+
+    return types.void(int64, types.UniTuple(int64, len(args))), generate
+
+
+@intrinsic
+def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
+    """Dot products of each of `rows` (stored weights) with each of `xs` (fp32): a tuple, row by row."""
+    # A single product needs several independent sums to hide the latency of an FMA.
+    lanes = 4 * LANES if len(rows) * len(xs) == 1 else LANES
+    vector = ir.VectorType(_F32, lanes)
+    result = types.UniTuple(float32, len(rows) * len(xs))
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        ws = [builder.extract_value(args[0], i) for i in range(len(rows))]
+        us = [builder.extract_value(args[1], i) for i in range(len(xs))]
+
+        def sweep(totals: list[Any], first: Any, last: Any, width: int) -> None:
+            with cgutils.for_range_slice(builder, first, last, _I64(width), _I64) as (i, _):
+                factors = [_read(builder, float32, builder.gep(u, [i]), width) for u in us]
+                for r, w in enumerate(ws):
+                    value = _read(builder, rows.dtype.dtype, builder.gep(w, [i]), width)
+                    for m, factor in enumerate(factors):
+                        _fma(builder, value, factor, totals[r * len(us) + m])
+
+        whole = builder.sub(args[2], builder.srem(args[2], _I64(lanes)))
+        wide = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes)) for _ in range(result.count)]
+        sweep(wide, _I64(0), whole, lanes)
+        reduce = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_F32, [_F32, vector]), f"llvm.vector.reduce.fadd.v{lanes}f32"
+        )
+        single = ir.VectorType(_F32, 1)
+        narrow = []
+        for total in wide:
+            value = builder.call(reduce, [_F32(-0.0), builder.load(total)], fastmath=("reassoc",))
+            narrow.append(cgutils.alloca_once_value(builder, builder.bitcast(value, single)))
+        sweep(narrow, whole, args[2], 1)
+        return cgutils.pack_array(builder, [builder.bitcast(builder.load(total), _F32) for total in narrow])
+
+    return result(rows, xs, int64), generate
+
+
+def _make_sweep(lanes: int) -> Any:
+    @intrinsic
+    def sweep(typing: Any, w: Any, stride: Any, rows: Any, xs: Any, ys: Any) -> Any:
+        """`ys[m][:lanes] += xs[m][r] * w[r * stride :][:lanes]` over `rows`, with the sums in registers."""
+        vector = ir.VectorType(_F32, lanes)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            us = [builder.extract_value(args[3], m) for m in range(len(xs))]
+            targets = [
+                builder.bitcast(builder.extract_value(args[4], m), vector.as_pointer()) for m in range(len(ys))
+            ]
+            totals = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
+            with cgutils.for_range(builder, args[2]) as loop:
+                row = builder.gep(args[0], [builder.mul(loop.index, args[1])])
+                value = _read(builder, w.dtype, row, lanes)
+                for u, total in zip(us, totals, strict=True):
+                    factor = builder.load(builder.gep(u, [loop.index]))
+                    splat = builder.insert_element(ir.Constant(vector, ir.Undefined), factor, _I32(0))
+                    mask = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+                    _fma(builder, value, builder.shuffle_vector(splat, splat, mask), total)
+            for target, total in zip(targets, totals, strict=True):
+                builder.store(builder.load(total), target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(w, int64, int64, xs, ys), generate
+
+    return sweep
+
+
+sweep_tile, sweep_8, sweep_1 = _make_sweep(TILE), _make_sweep(8), _make_sweep(1)
+
+
+@intrinsic
+def sgemm(typing: Any, function: Any, args: Any) -> Any:
+    """Row-major C[m, n] = beta * C + X[m, k] @ A through Fortran's sgemm, which sees everything transposed.
+
+    `args` = (transposed, n, m, k, a, lda, x, ldx, beta, c, ldc) as int64; A is [n, k] when `transposed`, else [k, n].
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        transposed, n, m, k, a, lda, x, ldx, beta, c, ldc = (builder.extract_value(values[1], i) for i in range(11))
+
+        def boxed(value: Any) -> Any:
+            # A little-endian int64 reads right as an int32 too, so both kinds of BLAS understand it.
+            return builder.ptrtoint(cgutils.alloca_once_value(builder, value), _I64)
+
+        flag = builder.select(builder.icmp_signed("!=", transposed, _I64(0)), _I64(ord("T")), _I64(ord("N")))
+        scale = boxed(builder.sitofp(beta, _F32))
+        numbers = [boxed(value) for value in (n, m, k)]
+        call_args = [boxed(flag), boxed(_I64(ord("N"))), *numbers, boxed(_F32(1.0))]
+        call_args += [a, boxed(lda), x, boxed(ldx), scale, c, boxed(ldc)]
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(call_args))
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), call_args)
+        return context.get_dummy_value()
+
+    return types.void(int64, types.UniTuple(int64, 11)), generate
+
+
+# ---- kernels of one Linear: output columns first <= n < last, `ld` elements from one stored row to the next ----
+
+
+def nk_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
+    """One row of x, W stored [N, K]: one dot product a column."""
+    for n in range(first, last):
+        store(y, n, dots((at(w, n * ld),), (x,), k)[0])
+
+
+def nk_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
+    """A few rows of x, W stored [N, K]: three columns by four rows of x at once, so that x is read a third as often.
+
+    Short blocks repeat their last row or column, which writes the same number twice.
+    """
+    for n0 in range(first, last, 3):
+        n1, n2 = min(n0 + 1, last - 1), min(n0 + 2, last - 1)
+        rows = (at(w, n0 * ld), at(w, n1 * ld), at(w, n2 * ld))
+        for m0 in range(0, m, FEW):
+            m1, m2, m3 = min(m0 + 1, m - 1), min(m0 + 2, m - 1), min(m0 + 3, m - 1)
+            d = dots(rows, (at(x, m0 * k), at(x, m1 * k), at(x, m2 * k), at(x, m3 * k)), k)
+            targets = (at(y, m0 * ldy), at(y, m1 * ldy), at(y, m2 * ldy), at(y, m3 * ldy))
+            for i in range(FEW):
+                store(targets[i], n0, d[i])
+                store(targets[i], n1, d[FEW + i])
+                store(targets[i], n2, d[2 * FEW + i])
+
+
+def kn_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
+    """One row of x, W stored [K, N]: y += x[r] * W[r] for a band of rows at a time."""
+    for n in range(first, last):
+        store(y, n, float32(0))
+    for r in range(0, k, ROWS_AT_ONCE):
+        band, rows, xs = at(w, r * ld), min(ROWS_AT_ONCE, k - r), (at(x, r),)
+        n = first
+        while n + TILE <= last:
+            sweep_tile(at(band, n), ld, rows, xs, (at(y, n),))
+            n += TILE
+        while n + 8 <= last:
+            sweep_8(at(band, n), ld, rows, xs, (at(y, n),))
+            n += 8
+        while n < last:
+            sweep_1(at(band, n), ld, rows, xs, (at(y, n),))
+            n += 1
+
+
+def kn_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
+    """A few rows of x, W stored [K, N]: as `kn_one`, four rows of x in one sweep and the rest one by one."""
+    for i in range(m):
+        for n in range(first, last):
+            store(y, i * ldy + n, float32(0))
+    for r in range(0, k, ROWS_AT_ONCE):
+        band, rows = at(w, r * ld), min(ROWS_AT_ONCE, k - r)
+        for n in range(first, last, TILE):
+            i = 0
+            if n + TILE <= last:
+                while i + FEW <= m:
+                    u, v = at(x, i * k + r), at(y, i * ldy + n)
+                    xs = (u, at(u, k), at(u, 2 * k), at(u, 3 * k))
+                    sweep_tile(at(band, n), ld, rows, xs, (v, at(v, ldy), at(v, 2 * ldy), at(v, 3 * ldy)))
+                    i += FEW
+                while i < m:
+                    sweep_tile(at(band, n), ld, rows, (at(x, i * k + r),), (at(y, i * ldy + n),))
+                    i += 1
+            while i < m:
+                c = n
+                while c + 8 <= last:
+                    sweep_8(at(band, c), ld, rows, (at(x, i * k + r),), (at(y, i * ldy + c),))
+                    c += 8
+                while c < last:
+                    sweep_1(at(band, c), ld, rows, (at(x, i * k + r),), (at(y, i * ldy + c),))
+                    c += 1
+                i += 1
+
+
+def expand(w: Any, ld: int, rows: int, columns: int, panel: Any) -> None:
+    """Widen a block of a stored weight into the contiguous fp32 `panel`."""
+    for r in range(rows):
+        source, target = at(w, r * ld), at(panel, r * columns)
+        for c in range(columns):
+            store(target, c, load(source, c))
+
+
+def cast(x: Any, y: Any, first: int, last: int) -> None:
+    """y[i] = x[i] rounded to the type of y."""
+    for i in range(first, last):
+        store(y, i, load(x, i))
+
+
+# ---- jobs: what one thread of a launch does. A task is int64 words; its rows follow a header ----
+
+
+def decode(task: Any, thread: int, threads: int) -> None:
+    """This thread's share of tiles of a group.
+
+    Header: x, k, m, Linears, tiles. Row: kernel, weight, ld, start, stop, y, ldy, tiles.
+    """
+    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
+    for i in range(task[3]):
+        row = at(task, TASK_HEADER + i * TASK_ROW)
+        start, stop, tiles = row[3], row[4], row[7]
+        begin, end = start + max(first, 0) * TILE, min(stop, start + min(last, tiles) * TILE)
+        if begin < end:
+            call(row[0], (row[1], row[2], begin, end, task[0], task[1], task[2], row[5], row[6]))
+        first, last = first - tiles, last - tiles
+
+
+def prefill(task: Any, thread: int, threads: int) -> None:
+    """As `decode`, for many rows of x: panels of W as fp32 through BLAS.
+
+    Header: also scratch (fp32 panels, one a thread) and sgemm. Row: the "kernel" is `expand`, or 0 for a weight
+    that is fp32 already; ld has the sign of the layout: + for [N, K], - for [K, N].
+    """
+    x, k, m = task[0], task[1], task[2]
+    panel = task[5] + thread * (4 * PANEL_COLUMNS * PANEL_K)
+    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
+    for i in range(task[3]):
+        row = at(task, TASK_HEADER + i * TASK_ROW)
+        start, stop, tiles = row[3], row[4], row[7]
+        begin, end = start + max(first, 0) * TILE, min(stop, start + min(last, tiles) * TILE)
+        first, last = first - tiles, last - tiles
+        transposed, ld = int64(row[2] > 0), abs(row[2])
+        if begin < end and row[0] == 0:
+            a = row[1] + 4 * begin * (ld if transposed else 1)
+            args = (transposed, end - begin, m, k, a, ld, x, k, int64(0), row[5] + 4 * begin, row[6])
+            sgemm(task[6], args)
+        elif begin < end:
+            for n in range(begin, end, PANEL_COLUMNS):
+                width = min(PANEL_COLUMNS, end - n)
+                for r in range(0, k, PANEL_K):
+                    depth = min(PANEL_K, k - r)
+                    if transposed:
+                        lda = depth
+                        call(row[0], (row[1] + 2 * (n * ld + r), ld, width, depth, panel))
+                    else:
+                        lda = width
+                        call(row[0], (row[1] + 2 * (r * ld + n), ld, depth, width, panel))
+                    beta, y = int64(r > 0), row[5] + 4 * n
+                    sgemm(task[6], (transposed, width, m, depth, panel, lda, x + 4 * r, k, beta, y, row[6]))
+
+
+def round_off(task: Any, thread: int, threads: int) -> None:
+    """This thread's share of a `cast`. Task: kernel, x, y, count."""
+    count = task[3]
+    call(task[0], (task[1], task[2], count * thread // threads, count * (thread + 1) // threads))
+
+
+def launch(job: int, task: int, threads: int) -> None:
+    """Run a job on every thread of numba's pool."""
+    for thread in prange(threads):
+        call(job, (task, int64(thread), threads))
+
+
+_W = (int64, int64, int64, Pointer(float32), int64, int64, Pointer(float32), int64)
+_JOB = (Pointer(int64), int64, int64)
+POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}
+# What each function takes; a None stands for the pointer that carries the format.
+SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
+    nk_one: (None, *_W),
+    nk_few: (None, *_W),
+    kn_one: (None, *_W),
+    kn_few: (None, *_W),
+    expand: (None, int64, int64, int64, Pointer(float32)),
+    cast: (Pointer(float32), None, int64, int64),
+    decode: _JOB,
+    prefill: _JOB,
+    round_off: _JOB,
+    launch: (int64, int64, int64),
+}
