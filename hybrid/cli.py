@@ -4,136 +4,63 @@ Standard output carries the result and nothing else; everything for people goes 
 Whatever is slow to import is imported inside the commands.
 """
 
+import io
 import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.errors import OffloadError, TokenizerError, UsageError
 
 if TYPE_CHECKING:
     from hybrid.model.decoder import Decoder
     from hybrid.text.generate import Generation
-    from hybrid.text.tokenizer import Tokenizer, TextStream
+    from hybrid.text.tokenizer import TextStream, Tokenizer
+    from offload.telemetry import Timeline
 
-PROGRAM = "hybrid-run"
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 # The base of what typer raises for a wrong command line. Where it is defined differs from version to version.
 CommandLineError: Any = typer.BadParameter.__bases__[0]
 
-RUN_HELP = """Complete a prompt with a model that may be bigger than the GPU.
-
-The completion goes to standard output, everything else to standard error.
-
-\b
-Examples:
-  hybrid-run "Once upon a time"
-  hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
-  hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
-  hybrid-run --cuda 0 --stats json "Hello" 2> stats.txt
-"""
-
-PLAN_HELP = """Show where the weights would go, and what a decode step would cost, without running anything.
-
-\b
-Examples:
-  hybrid plan --model ~/models/mistral-7b --cuda 6
-  hybrid plan --model ~/models/mistral-7b --cuda 4 --machine colab-t4 --json
-"""
-
-CUDA_HELP = """How much VRAM to use, context and libraries included: a number of GiB, fractions too (6, 2.5), \
-with a unit (6GiB, 800MiB), a share of what is free (80%), auto, or 0 for none."""
-
-
-class StatsFormat(StrEnum):
-    """How `--stats` writes."""
-
-    JSON = "json"
-
-
-Model = Annotated[
-    Path, typer.Option(metavar="DIR", help="Model folder.", show_default="the small demo model that comes along")
-]
-Cuda = Annotated[str | None, typer.Option(metavar="N", help=CUDA_HELP, show_default="auto")]
-DeviceName = Annotated[str, typer.Option(metavar="NAME", help="auto, cuda, cuda:N (the N-th GPU), cpu or simulated.")]
-Machine = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|FILE",
-        help="Device profile to plan for: one that comes along, or a file.",
-        show_default="one that suits the device",
-    ),
-]
-Context = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Tokens to reserve the cache for.", show_default="chosen by the plan"),
-]
-Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU threads.", show_default="the cores this process may use")
-]
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"{PROGRAM} {version(PROGRAM)}")
-        except PackageNotFoundError:
-            print(f"{PROGRAM}, not installed (run from its source)")
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-]
-
 
 def run(
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
-    model: Model = DEMO_MODEL,
-    cuda: Cuda = None,
-    device: DeviceName = "auto",
-    machine: Machine = None,
-    context: Context = None,
-    threads: Threads = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to generate.")] = 256,
-    temperature: Annotated[
-        float,
-        typer.Option(metavar="T", help="0 always takes the likeliest token, so a run can be repeated; try 0.8 for variety."),
-    ] = 0.0,
-    top_k: Annotated[int, typer.Option(metavar="K", help="Choose among the K likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(metavar="P", help="Choose among the likeliest tokens that together have probability P.")
-    ] = 1.0,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Repeats a text drawn with a temperature.", show_default="a new one")
-    ] = None,
-    stats: Annotated[
-        StatsFormat | None, typer.Option(help="End with one line of JSON on standard error instead of the summary.")
-    ] = None,
-    timeline: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write what ran when, for ui.perfetto.dev.")
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show where each weight went.")] = False,
-    version: Version = False,
+    prompt: options.Prompt,
+    model: options.Model = DEMO_MODEL,
+    cuda: options.Cuda = None,
+    device: options.DeviceName = "auto",
+    machine: options.Machine = None,
+    context: options.Context = None,
+    threads: options.Threads = None,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = None,
+    stats: options.Stats = None,
+    timeline: options.TimelineFile = None,
+    verbose: options.ShowPlacement = False,
+    version: options.Version = False,
 ) -> int:
-    settings = RunSettings(model, cuda, device, machine, context, threads)
+    """`hybrid run`; gives the exit code."""
+    settings = RunSettings(
+        model=model, cuda=cuda, device=device, machine=machine, context_tokens=context, threads=threads
+    )
     if timeline is not None:
         _check_writable(timeline)
     text = _read_stdin() if prompt == "-" else prompt
 
     from hybrid import report
-    from hybrid.runtime.engine import open_engine
+    from hybrid.runtime.loading import open_engine
     from hybrid.text.generate import generate
     from hybrid.text.sampling import SamplingSettings
     from hybrid.text.tokenizer import TextStream, load_tokenizer
@@ -149,16 +76,202 @@ def run(
         _check_vocabulary(prompt_ids, engine.decoder)
         _say(report.opening_line(engine.decoder, engine.plan, engine.context_tokens, cuda))
         if verbose:
-            report.print_plan(engine.plan, cuda, sys.stderr)
+            _say(report.plan_text(engine.plan, cuda, _width(sys.stderr)))
         stop_ids = _stop_ids(engine.decoder, tokenizer)
         generation = generate(engine, prompt_ids, sampling, max_tokens, stop_ids)
         with _interrupt_stops(generation):
             _write_text(generation, TextStream(tokenizer, after=prompt_ids))
         memory = engine.memory()
-    if recorder is not None and timeline is not None:
-        _write_timeline(recorder, timeline)
-    if stats is StatsFormat.JSON:
+        if recorder is not None and timeline is not None:
+            _write_timeline(recorder, timeline)  # before the device closes: its part is read now
+    if stats is options.StatsFormat.JSON:
         _say(json.dumps(report.stats_json(generation, engine.plan, memory)))
     else:
         _say(report.closing_line(generation.stats, memory))
     return INTERRUPTED if generation.stats.stop_reason == "interrupted" else 0
+
+
+def plan(
+    model: options.Model = DEMO_MODEL,
+    cuda: options.Cuda = None,
+    device: options.DeviceName = "auto",
+    machine: options.Machine = None,
+    context: options.Context = None,
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    verbose: options.ShowLinears = False,
+) -> int:
+    """`hybrid plan`; gives the exit code."""
+    settings = RunSettings(
+        model=model, cuda=cuda, device=device, machine=machine, context_tokens=context, threads=threads
+    )
+
+    from hybrid import report
+    from hybrid.runtime.planning import make_plan
+
+    made = make_plan(settings)
+    if as_json:
+        _emit(json.dumps(made.to_json(), indent=2) + "\n")
+    else:
+        _emit(report.plan_text(made, cuda, _width(sys.stdout), each_linear=verbose))
+    return 0
+
+
+def _no_command(context: typer.Context, version: options.Version = False) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _application(**settings: Any) -> typer.Typer:
+    return typer.Typer(add_completion=False, rich_markup_mode=None, **settings)
+
+
+def _hybrid() -> typer.Typer:
+    application = _application(help="Run language models bigger than your GPU.", invoke_without_command=True)
+    application.callback()(_no_command)
+    application.command(help=options.RUN_HELP)(run)
+    application.command(help=options.PLAN_HELP)(plan)
+    return application
+
+
+def _hybrid_run() -> typer.Typer:
+    application = _application()
+    application.command(help=options.RUN_HELP)(run)
+    return application
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `hybrid` command; returns the exit code."""
+    return _invoke(_hybrid(), "hybrid", arguments)
+
+
+def main_run(arguments: Sequence[str] | None = None) -> int:
+    """The `hybrid-run` command; returns the exit code."""
+    return _invoke(_hybrid_run(), options.PROGRAM, arguments)
+
+
+def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
+    """Run a command line. What a user can cause becomes one line; a bug of ours keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" and goes on
+    # Not through typer's own main, which prints errors in boxes and has its own mind about Ctrl-C and pipes.
+    command = typer.main.get_command(application)
+    try:
+        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except CommandLineError as error:
+        command_path = error.ctx.command_path if error.ctx else name
+        return _fail(f"{error.format_message().rstrip('.')}; see {command_path} --help")
+    except OffloadError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the text has seen enough
+        _discard(sys.stdout)
+        _discard(sys.stderr)
+        return PIPE_CLOSED
+
+
+def _fail(message: str) -> int:
+    _say(f"{options.PROGRAM}: error: {' '.join(message.split())}")
+    return FAILED
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _emit(text: str) -> None:
+    """Write to standard output at once."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise UsageError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Send a stream nowhere: what it still buffers would fail again when Python closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _width(file: TextIO) -> int:
+    """Columns to write tables in: the terminal's, or enough for them when it goes to a file."""
+    return shutil.get_terminal_size().columns if file.isatty() else 120
+
+
+def _read_stdin() -> str:
+    """All of standard input, without the newline that ends it."""
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a file that could not be written at the end, before the work rather than after it."""
+    new = not os.path.lexists(path)
+    try:
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _write_timeline(timeline: "Timeline", path: Path) -> None:
+    try:
+        timeline.write(path)
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _not_writable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--timeline {path} cannot be written: {error.strerror}")
+
+
+def _check_vocabulary(ids: Sequence[int], decoder: "Decoder") -> None:
+    largest = max(ids, default=0)
+    if decoder.vocab_size and largest >= decoder.vocab_size:
+        raise TokenizerError(
+            f"{decoder.folder}: the tokenizer gives token {largest} but the model's vocabulary is "
+            f"{decoder.vocab_size}; it is another model's tokenizer"
+        )
+
+
+def _stop_ids(decoder: "Decoder", tokenizer: "Tokenizer") -> tuple[int, ...]:
+    if decoder.eos_token_ids or tokenizer.eos_id is None:
+        return decoder.eos_token_ids
+    return (tokenizer.eos_id,)
+
+
+def _write_text(ids: Iterable[int], stream: "TextStream") -> None:
+    """Write the text of token ids as they come, and end it with a newline."""
+    last = ""
+    try:
+        for token_id in ids:
+            if text := stream.feed(token_id):
+                _emit(text)
+                last = text
+    finally:  # an error message does not start in the middle of a line
+        end = stream.flush()
+        _emit(end + "\n" if (last + end) and not (last + end).endswith("\n") else end)
+
+
+@contextmanager
+def _interrupt_stops(generation: "Generation") -> Iterator[None]:
+    """The first Ctrl-C ends the text after the step that runs; a second one ends the program."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        generation.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,15 +1,15 @@
 """What people read beside the text: status lines, tables and the progress of loading."""
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from offload.plan import Plan
+from offload.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Task
-    from rich.table import Table
 
     from hybrid.model.decoder import Decoder
     from hybrid.text.generate import Generation, GenerationStats
@@ -20,21 +20,13 @@ OnStage = Callable[[str, int], None]
 OnBytes = Callable[[int], None]
 
 PLACES = ("VRAM", "streamed", "host")
-SAME_SHARE = 0.1  # the planner rounds each layer to whole tiles, so shares that differ by less are one decision
+SAME_SHARE = 0.1  # the planner rounds each layer to whole tiles: shares that differ by less are one decision
 STOPPED = {
     "end": "end of text",
     "max_tokens": "stopped at --max-tokens",
     "context": "stopped, context full",
     "interrupted": "interrupted",
 }
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people: "6.00 GiB", "12.5 MiB", "512 B"."""
-    for unit, scale, digits in (("GiB", 2**30, 2), ("MiB", 2**20, 1), ("KiB", 2**10, 1)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.{digits}f} {unit}"
-    return f"{nbytes:.0f} B"
 
 
 def rate(tokens_per_s: float | None) -> str:
@@ -45,30 +37,27 @@ def rate(tokens_per_s: float | None) -> str:
     return f"{tokens_per_s:,.{digits}f} tokens/s"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: "1.20 s", "45.20 ms", "85 µs"."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
-
-
 def budget_text(plan: Plan, asked: str | None) -> str:
     """What the plan takes of its VRAM budget, and who chose that budget."""
     chosen = "chosen automatically" if asked in (None, "auto") else f"--cuda {asked}"
     if plan.budget_bytes == 0:
         return f"no VRAM ({chosen})"
-    return f"VRAM {size(plan.total_vram_bytes)} of {size(plan.budget_bytes)} ({chosen})"
+    return f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)} ({chosen})"
+
+
+def machine_text(plan: Plan) -> str:
+    """The machine that was planned for, and whether its rates were measured there."""
+    return str(plan.machine.get("name", "?")) + (" (estimated)" if plan.machine.get("estimated") else "")
 
 
 def opening_line(decoder: "Decoder", plan: Plan, context_tokens: int, asked: str | None) -> str:
     """What is about to run: model, machine, budget, context and the speed that is expected."""
     weights = sum(placement.linear.weight_bytes for placement in plan.placements)
-    machine = [str(plan.machine["name"])] if plan.machine.get("name") else []
     parts = [
         decoder.name,
         decoder.architecture,
-        f"Linears {size(weights)}",
-        *machine,
+        f"Linears {format_bytes(weights)}",
+        machine_text(plan),
         budget_text(plan, asked),
         f"context {context_tokens}",
         f"predicted {rate(plan.predicted.decode_tokens_per_s)}",
@@ -82,11 +71,11 @@ def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
         f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}",
         f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}",
     ]
-    if vram := memory.get("vram_peak_bytes"):
-        budget = memory.get("vram_budget_bytes")
-        parts.append(f"VRAM peak {size(vram)}" + (f" of {size(budget)}" if budget else ""))
+    if budget := memory.get("vram_budget_bytes"):
+        peak = memory.get("vram_peak_bytes", memory.get("vram_planned_bytes", 0))
+        parts.append(f"VRAM peak {format_bytes(peak)} of {format_bytes(budget)}")
     if ram := memory.get("ram_peak_bytes"):
-        parts.append(f"RAM peak {size(ram)}")
+        parts.append(f"RAM peak {format_bytes(ram)}")
     if stats.stop_reason is not None:
         parts.append(STOPPED[stats.stop_reason])
     return " · ".join(parts)
@@ -113,7 +102,7 @@ def stats_json(generation: "Generation", plan: Plan, memory: dict[str, int]) -> 
 
 
 def plan_totals(plan: Plan) -> dict[str, int]:
-    """Bytes of a plan: its budget, what it takes of VRAM and RAM, and where the weights of the Linears are."""
+    """Bytes of a plan: its budget, what it takes of VRAM and RAM, and where the Linears' weights are."""
     resident = streamed = host = 0.0
     for placement in plan.placements:
         column_bytes = placement.linear.column_bytes
@@ -147,7 +136,7 @@ def layer_rows(plan: Plan) -> list[LayerRow]:
 
 
 def cell_text(columns: Columns) -> str:
-    """Where the columns are, a place a line: "62% VRAM", "38% host"; a place that has them all is just named."""
+    """Where the columns are, a place a line: "62% VRAM", "38% host"; just "host" when all are there."""
     total = sum(columns)
     lines = []
     for place, count in zip(PLACES, columns, strict=True):
@@ -158,43 +147,39 @@ def cell_text(columns: Columns) -> str:
     return "\n".join(lines)
 
 
-def print_plan(plan: Plan, asked: str | None, file: TextIO) -> None:
-    """The whole plan for people: placement by layer, memory by name, the predicted step, notes."""
-    console = _console(file)
-
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    line(f"{plan.model}: {budget_text(plan, asked)}")
-    console.print(_placement_table(layer_rows(plan)))
-    console.print(_memory_table(plan))
+def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = False) -> str:
+    """The plan for people: placement by layer or Linear, memory by name, the predicted step, notes."""
     step = plan.predicted
-    line(
-        f"predicted decode step {duration(step.decode_step_s)}, {rate(step.decode_tokens_per_s)}, "
-        f"with {step.depth} tokens in the cache; bound by {step.bound_by}"
-    )
-    for note in plan.notes:
-        line(f"note: {note}")
+    lines = [
+        f"{plan.model} · {machine_text(plan)} · {budget_text(plan, asked)}",
+        _linear_table(plan, width) if each_linear else _layer_table(layer_rows(plan), width),
+        _memory_table(plan, width),
+        f"predicted decode step {format_seconds(step.decode_step_s)}, {rate(step.decode_tokens_per_s)}, "
+        f"with {step.depth} tokens in the cache; bound by {step.bound_by}",
+        *(f"note: {note}" for note in plan.notes),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager
 def loading_progress(file: TextIO) -> Iterator[tuple[OnStage, OnBytes]]:
-    """The two callbacks of `open_engine`, drawing a bar that is gone afterwards; silent where no terminal is."""
+    """The two callbacks of `open_engine`: they draw a bar that is gone afterwards, on a terminal only."""
     if not file.isatty():
         yield (lambda label, total_bytes: None), (lambda nbytes: None)
         return
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 
     class Amount(ProgressColumn):
         def render(self, task: "Task") -> Text:
-            done = size(task.completed) if task.completed else ""
-            total = f" of {size(task.total)}" if task.total else ""
-            speed = f", {size(task.speed)}/s" if task.speed else ""
+            done = format_bytes(task.completed) if task.completed else ""
+            total = f" of {format_bytes(task.total)}" if task.total else ""
+            speed = f", {format_bytes(task.speed)}/s" if task.speed else ""
             return Text(done + total + speed)
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), Amount())
-    with Progress(*columns, console=_console(file), transient=True, redirect_stdout=False) as progress:
+    with Progress(*columns, console=Console(file=file), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("Opening", total=None)
 
         def on_stage(label: str, total_bytes: int) -> None:
@@ -205,42 +190,60 @@ def loading_progress(file: TextIO) -> Iterator[tuple[OnStage, OnBytes]]:
         yield on_stage, (lambda nbytes: progress.advance(task, nbytes))
 
 
-def _console(file: TextIO) -> "Console":
-    from rich.console import Console
-
-    return Console(file=file, width=None if file.isatty() else 120)
-
-
-def _placement_table(rows: list[LayerRow]) -> "Table":
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Collection[str] = ()
+) -> str:
+    """A table as text; the columns named in `right` are aligned there."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    columns: dict[tuple[str, ...], list[str]] = {}  # neighbouring kinds with equal cells share a column
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="right" if name in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=width, file=io.StringIO(), color_system=None, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _layer_table(rows: list[LayerRow], width: int) -> str:
+    columns: dict[tuple[str, ...], list[str]] = {}  # kinds that are placed alike share a column
     for kind in dict.fromkeys(kind for _, cells in rows for kind in cells):
         texts = tuple(cell_text(cells[kind]) if kind in cells else "" for _, cells in rows)
-        if columns and next(reversed(columns)) == texts:
-            columns[texts].append(kind)
-        else:
-            columns.setdefault(texts, []).append(kind)
-    table = Table("layer", *["\n".join(kinds) for kinds in columns.values()], box=box.SIMPLE_HEAD, pad_edge=False)
-    for label, *cells in zip([label for label, _ in rows], *columns, strict=True):
-        table.add_row(label, *cells)
-    return table
+        columns.setdefault(texts, []).append(kind)
+    labels = [label or "-" for label, _ in rows]
+    header = ["layer", *["\n".join(kinds) for kinds in columns.values()]]
+    return _table(header, zip(labels, *columns, strict=True), width)
 
 
-def _memory_table(plan: Plan) -> "Table":
-    from rich import box
-    from rich.table import Table
+def _linear_table(plan: Plan, width: int) -> str:
+    rows = []
+    for placement in plan.placements:
+        linear = placement.linear
+        place = cell_text((len(placement.resident), len(placement.streamed), len(placement.host)))
+        nbytes = format_bytes(linear.weight_bytes)
+        rows.append((linear.layer or "-", linear.kind, linear.format, nbytes, place, placement.reason))
+    return _table(("layer", "Linear", "format", "size", "place", "why"), rows, width, right=("size",))
 
-    table = Table("memory", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("VRAM", justify="right")
-    table.add_column("RAM", justify="right")
-    for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes]):
-        table.add_row(name, *[size(where[name]) if name in where else "" for where in (plan.vram_bytes, plan.ram_bytes)])
-    table.add_section()
-    table.add_row("total", size(plan.total_vram_bytes), size(sum(plan.ram_bytes.values())))
-    table.add_row("budget", size(plan.budget_bytes), "")
-    return table
+
+def _memory_table(plan: Plan, width: int) -> str:
+    rows = [
+        (
+            name,
+            *(
+                format_bytes(where[name]) if name in where else ""
+                for where in (plan.vram_bytes, plan.ram_bytes)
+            ),
+        )
+        for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes])
+    ]
+    rows.append(("total", format_bytes(plan.total_vram_bytes), format_bytes(sum(plan.ram_bytes.values()))))
+    rows.append(("budget", format_bytes(plan.budget_bytes), ""))
+    return _table(("memory", "VRAM", "RAM"), rows, width, right=("VRAM", "RAM"))
 
 
 def _add(one: Columns, other: Columns) -> Columns:

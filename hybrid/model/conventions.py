@@ -46,7 +46,8 @@ def open_onnx(source: ModelFolder) -> Decoder:
     convention, cache = _cache_pairs(graph, path)
     _check_ids(graph, path)
     shared = _attention_shares_cache(graph, cache)
-    graph = with_types_and_shapes(graph, {info.name: _input_shape(info, cache, shared, path) for info in graph.inputs})
+    shapes = {info.name: _input_shape(graph, info, cache, shared, path) for info in graph.inputs}
+    graph = with_types_and_shapes(graph, shapes)
     config = source.config or {}
     logits = next(info for info in graph.outputs if info.name == LOGITS)
     last_dim = (graph.shapes.get(LOGITS) or logits.shape or (None,))[-1]
@@ -107,16 +108,29 @@ def _attention_shares_cache(graph: Graph, cache: Sequence[CachePair]) -> bool:
     return True
 
 
-def _input_shape(info: TensorInfo, cache: Sequence[CachePair], shared: bool, path: Path) -> Shape | None:
+def _input_shape(
+    graph: Graph, info: TensorInfo, cache: Sequence[CachePair], shared: bool, path: Path
+) -> Shape | None:
     if info.name in ("input_ids", "position_ids"):
         return (1, "S")
     if info.name == "attention_mask":
         return (1, "T")
     if info.name not in {pair.past for pair in cache}:
         return info.shape
-    if info.shape is None or len(info.shape) != 4 or not (isinstance(info.shape[1], int) and isinstance(info.shape[3], int)):
+    heads, size = (info.shape[1], info.shape[3]) if info.shape is not None and len(info.shape) == 4 else (None, None)
+    if not isinstance(size, int):
+        size = _rotary_head_size(graph, info.name)
+    if not isinstance(heads, int) or size is None:
         raise UnsupportedModelError(f"{path}: cache input {info.name!r} is {info.shape}, not (1, heads, past, size)")
-    return (1, info.shape[1], "C" if shared else "P", info.shape[3])
+    return (1, heads, "C" if shared else "P", size)
+
+
+def _rotary_head_size(graph: Graph, past: str) -> int | None:
+    """The head size as the attention that reads `past` has it: its cos table is [positions, size / 2]."""
+    for node in graph.consumers.get(past, []):
+        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 7 and node.inputs[7] in graph.initializers:
+            return 2 * graph.initializers[node.inputs[7]].shape[-1]
+    return None
 
 
 def _listing(names: Sequence[str]) -> str:

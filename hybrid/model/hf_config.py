@@ -5,7 +5,6 @@ Keys and defaults are those of transformers' LlamaConfig, MistralConfig, Qwen2Co
 forms are read.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -159,7 +158,7 @@ class _Values:
         return bool(value)
 
     def token_ids(self, key: str, vocab: int) -> tuple[int, ...]:
-        """One id, several or none. Ids outside the vocabulary, which some files hold as placeholders, are left out."""
+        """One id, several or none. Ids outside the vocabulary (placeholders in some files) are left out."""
         value = self.table.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(_is_int(item) for item in ids):
@@ -179,21 +178,18 @@ def _family(values: _Values) -> str:
         raise values.error("model_type", f"one of {', '.join(FAMILIES)}")
     if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"{where}: model_type {show(family)} is not supported from safetensors (only {', '.join(FAMILIES)});"
-            " an ONNX export of it may run"
+            f"{where}: model_type {show(family)} is not supported from safetensors, only"
+            f" {', '.join(FAMILIES)}; an ONNX export of it may run"
         )
     classes = table.get("architectures")
-    if (
-        isinstance(classes, list)
-        and classes
-        and not any(str(name).endswith("ForCausalLM") for name in classes)
-    ):
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    if names and not any(name.endswith("ForCausalLM") for name in names):
         raise UnsupportedModelError(f"{where}: architectures is {show(classes)}, needs a ...ForCausalLM")
     quantised = table.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise UnsupportedModelError(
-            f"{where}: weights are quantised (quant_method {show(method)}), which is not supported from safetensors;"
+            f"{where}: weights are quantised (quant_method {show(method)}), not supported from safetensors;"
             " use the original float checkpoint, or an ONNX export with int4 or int8 weights"
         )
     activation = table.get("hidden_act", "silu")

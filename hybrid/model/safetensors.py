@@ -49,7 +49,7 @@ _UNSUPPORTED = ("F6_E2M3", "F6_E3M2", "F8_E8M0")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. `source` names the real file; its offset need not be a multiple of the element size."""
+    """A tensor in a file. `source` names the real file; its offset may be any, aligned or not."""
 
     dtype: ElementType
     shape: tuple[int, ...]
@@ -86,7 +86,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ModelFileError(
-                    f"{show(path)}: header length {length} in a file of {size} bytes: truncated, or not safetensors"
+                    f"{show(path)}: header of {length} bytes in a file of {size}: truncated or no safetensors"
                 )
             header = file.read(length)
     except OSError as error:
@@ -149,7 +149,8 @@ def _tensor(
     bits = prod(shape) * _TYPES[dtype].bits
     if (end - begin) * 8 != bits:
         raise ModelFileError(
-            f"{where} has {end - begin} bytes at data_offsets {show(offsets)}, shape {show(shape)} in {dtype} needs {bits // 8}"
+            f"{where} has {end - begin} bytes at data_offsets {show(offsets)},"
+            f" its shape {show(shape)} in {dtype} takes {bits // 8}"
         )
     return StoredTensor(_TYPES[dtype], tuple(shape), FileRange(real, data_start + begin, end - begin))
 

@@ -33,7 +33,7 @@ class ModelFolder:
 
     folder: Path
     kind: Literal["huggingface", "onnx"]
-    onnx_file: Path | None
+    onnx: Path | None
     safetensors_files: tuple[Path, ...]
     config: Mapping[str, Any] | None
     tokenizer_model: Path | None
@@ -74,7 +74,7 @@ def find_model(path: str | Path) -> ModelFolder:
 
 
 def real_file(path: Path) -> Path:
-    """The regular file that `path` is, links resolved and checked (see `resolve_in_folder`). Raises ModelFileError."""
+    """The regular file that `path` is, links resolved and checked (`resolve_in_folder`), or ModelFileError."""
     try:
         return resolve_in_folder(path.parent, path.name, show(path))
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
@@ -141,7 +141,7 @@ def _look_into(folder: Path) -> ModelFolder:
     return ModelFolder(
         folder=folder,
         kind="huggingface" if onnx_file is None else "onnx",
-        onnx_file=onnx_file,
+        onnx=onnx_file,
         safetensors_files=weights if onnx_file is None else (),
         config=config,
         tokenizer_model=_optional(folder, "tokenizer.model"),
@@ -185,7 +185,7 @@ def _onnx_model(path: Path) -> ModelFolder:
     return ModelFolder(
         folder=folder,
         kind="onnx",
-        onnx_file=path.absolute(),
+        onnx=path.absolute(),
         safetensors_files=(),
         config=read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None,
         tokenizer_model=_optional(folder, "tokenizer.model"),
@@ -230,7 +230,8 @@ def _weight_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
         totals = {(part[1], part[3]) if part else None for part in parts}
         if len(totals) > 1 or None in totals:
             raise ModelFileError(
-                f"{show(folder)}: several safetensors files ({listed(found)}) and no {WEIGHTS_INDEX} to say which belong"
+                f"{show(folder)}: several safetensors files ({listed(found)}),"
+                f" no {WEIGHTS_INDEX} to say which belong"
             )
         stem, total = next(iter(totals - {None})) or ("", "")
         wanted = (f"{stem}-{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1))
@@ -248,7 +249,8 @@ def _indexed_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
         # A plain name only: a path could reach any file of the machine.
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
             raise ModelFileError(
-                f"{show(index)}: weight_map[{show(tensor)}] is {show(name)}, must be a .safetensors file of this folder"
+                f"{show(index)}: weight_map[{show(tensor)}] is {show(name)},"
+                " must be a .safetensors file of this folder"
             )
     shards = sorted(set(weight_map.values()))
     _check_none_missing(folder, [name for name in shards if name not in names])

@@ -10,7 +10,7 @@ from hybrid.model.decoder import Decoder
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import array_of
 from hybrid.runtime.kv_cache import KvCache
-from hybrid.runtime.memory import MemoryWatch
+from hybrid.runtime.memory import read_memory
 from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
 from offload.plan import Plan
@@ -21,6 +21,8 @@ Logits = npt.NDArray[np.float32]
 
 class Engine:
     """A loaded model and its cache. Knows token ids only; not safe to use from several threads.
+
+    `target` is one clause on where it runs and why.
 
     Close it, or use it as a context manager, to give VRAM and pinned memory back.
     """
@@ -35,7 +37,7 @@ class Engine:
         inputs: StepInputs,
         linears: LinearRunner,
         device: Device | None,
-        memory: MemoryWatch,
+        target: str,
     ) -> None:
         self.decoder = decoder
         self.plan = plan
@@ -46,7 +48,7 @@ class Engine:
         self._inputs = inputs
         self._linears = linears
         self._device = device
-        self._memory = memory
+        self.target = target
 
     def prefill(self, token_ids: Sequence[int]) -> Logits:
         """Append `token_ids` to the cache; gives the float32 logits [vocab] after the last one.
@@ -74,7 +76,7 @@ class Engine:
 
     def memory(self) -> dict[str, int]:
         """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
-        return self._memory.read()
+        return read_memory(self.plan)
 
     def close(self) -> None:
         """Give back what the device holds. The engine cannot be used afterwards."""

@@ -11,7 +11,7 @@ from hybrid.graph.program import Level, OutsideLinear, Program
 from hybrid.runtime.buffers import BufferPlan, plan_buffers
 from hybrid.runtime.island import IslandBinding, IslandSession, Value, array_of, constant_value, value_of
 from offload.runner import LinearRunner
-from offload.telemetry import Timeline
+from offload.telemetry import Timeline, span
 
 
 class Executor:
@@ -23,7 +23,7 @@ class Executor:
         sessions: Sequence[IslandSession | None],
         linears: LinearRunner,
         cache: Mapping[str, Value],
-        timeline: Timeline,
+        timeline: Timeline | None,
     ) -> None:
         """`cache` holds the tensors, inputs and outputs by name, that stay in one place for the whole run."""
         self._program = program
@@ -79,7 +79,7 @@ class _Step:
             for number in range(len(program.levels))
         ]
 
-    def run(self, inputs: Mapping[str, Value], timeline: Timeline) -> dict[str, Value]:
+    def run(self, inputs: Mapping[str, Value], timeline: Timeline | None) -> dict[str, Value]:
         passing = dict(inputs)  # tensors whose size changes from step to step
         for station, expired in zip(self._stations, self._expired, strict=True):
             station.run(passing, timeline)
@@ -121,11 +121,11 @@ class _Station:
         self._inputs = {linear.group: _rows(arrays[linear.input]) for linear in self._fixed}
         self._outputs = {linear.name: _rows(arrays[linear.output]) for linear in self._fixed}
 
-    def run(self, passing: dict[str, Value], timeline: Timeline) -> None:
+    def run(self, passing: dict[str, Value], timeline: Timeline | None) -> None:
         if self._binding is not None:
             for name in self._passed:
                 self._binding.feed(name, passing[name])
-            with timeline.span("cpu", f"island {self._number}"):
+            with span(timeline, "islands", f"island {self._number}"):
                 passing |= self._binding.run()
         if self._fixed:
             self._linears.run(self._number, self._inputs, self._outputs)

@@ -116,7 +116,7 @@ def _session_options(island: Island, folder: Path, threads: int, spin: bool) -> 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if island.dequantises:

@@ -1,13 +1,13 @@
 """The keys and values of the tokens so far. Two kinds, as the graph allows; both count in tokens."""
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Protocol
 
 import numpy as np
 
-from hybrid.graph.graph import ElementType, Graph
+from hybrid.graph.graph import Graph
 from hybrid.model.decoder import CachePair
+from hybrid.runtime.cache_shape import cache_shape
 from hybrid.runtime.island import Value, array_of, value_of
 
 
@@ -83,16 +83,3 @@ class GrowingCache:
 
     def _value(self, pair: CachePair, array: np.ndarray) -> Value:  # type: ignore[type-arg]
         return value_of(array, self._types[pair.past])
-
-
-def cache_shape(graph: Graph, pair: CachePair, tokens: int) -> tuple[int, ...]:
-    """The shape of one cached tensor that holds `tokens` tokens: (1, num_kv_heads, tokens, head_dim)."""
-    shape = next(info.shape for info in graph.inputs if info.name == pair.past)
-    assert shape is not None
-    return tuple(dim if isinstance(dim, int) else tokens for dim in shape)
-
-
-def cache_bytes(graph: Graph, pairs: Sequence[CachePair], tokens: int) -> int:
-    """RAM of the whole cache when it holds `tokens` tokens."""
-    types: dict[str, ElementType] = {info.name: info.element_type for info in graph.inputs}
-    return sum(prod(cache_shape(graph, pair, tokens)) * types[pair.past].bits // 8 for pair in pairs)

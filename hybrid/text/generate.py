@@ -1,4 +1,4 @@
-"""The generation loop: an engine, a prompt and a sampler in; token ids out, one at a time, with what they took."""
+"""The generation loop: engine, prompt and sampling in; token ids out, one at a time, and what they took."""
 
 import statistics
 import time
@@ -22,10 +22,10 @@ class TokenEngine(Protocol):
     def position(self) -> int:
         """How many tokens it holds."""
 
-    def prefill(self, ids: Sequence[int]) -> Logits:
+    def prefill(self, token_ids: Sequence[int], /) -> Logits:
         """Logits [vocab] after the last of many ids."""
 
-    def decode(self, token_id: int) -> Logits:
+    def decode(self, token_id: int, /) -> Logits:
         """Logits [vocab] after one more id."""
 
 
@@ -42,8 +42,8 @@ class StopReason(StrEnum):
 class GenerationStats:
     """What a generation took so far. Times are those of the engine's calls, on the wall clock.
 
-    The end token is not counted as generated. The last token of a text is never decoded, so there is usually one
-    decode step less than there are generated tokens.
+    The end token is not counted as generated. A text that reached its limit does not decode its last token,
+    so there can be one step less than there are tokens.
     """
 
     prompt_tokens: int

@@ -18,8 +18,8 @@ Probabilities = npt.NDArray[np.floating]
 class SamplingSettings:
     """How the next token is chosen. Temperature 0 is greedy: the likeliest token, whatever the rest says.
 
-    `top_k` keeps the k likeliest tokens (0: all). `top_p` then keeps the fewest likeliest tokens that together
-    have that probability (1: all). `seed` repeats a text; None draws a new one.
+    `top_k` keeps the k likeliest tokens (0: all). `top_p` then keeps the fewest likeliest tokens that make up
+    that probability (1: all). `seed` repeats a text; None draws a new one.
     """
 
     temperature: float = 0.0
@@ -62,7 +62,7 @@ def check(logits: Logits) -> None:
     best = logits.max()  # NaN if any is
     if not np.isfinite(best):
         raise ModelError(
-            f"the model gave logits whose largest is {best}: its weights are damaged or its numbers overflowed"
+            f"the largest logit of the model is {best}: its weights are damaged or its numbers overflow"
         )
 
 
@@ -105,7 +105,7 @@ def keep_top_p(ids: Ids, probabilities: Probabilities, p: float) -> tuple[Ids, P
     """The fewest likeliest ids whose probabilities reach p, likeliest first, rescaled to 1; all for p = 1."""
     if p == 1:
         return ids, probabilities
-    # Tokens below this share cannot hold 1 - p together, so those at or above it hold p: only they need sorting.
+    # Tokens below this share cannot hold 1 - p together, so the others hold p: only those need sorting.
     likely = probabilities >= (1 - p) / len(ids)
     ids, probabilities = ids[likely], probabilities[likely]
     order = np.argsort(-probabilities, kind="stable")

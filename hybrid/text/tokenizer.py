@@ -47,7 +47,7 @@ class Tokenizer:
     def piece(self, token_id: int) -> str | bytes:
         """What one id stands for: text with its spaces as "▁", or a byte of a character that has no piece.
 
-        Control tokens, and ids past the tokenizer's (embeddings are often padded to a round size), have no text.
+        Control tokens have no text, nor have ids past the tokenizer's (embeddings are often padded).
         """
         known = self._pieces.get(token_id)
         if known is None:
@@ -55,7 +55,7 @@ class Tokenizer:
         return known
 
     def strip_first(self, piece: str) -> tuple[str, bool]:
-        """A piece at the start of a text without the space that encoding put there, and whether that was all."""
+        """A piece at the start of a text without the space that encoding adds, and whether no more may go."""
         if piece.startswith(SPACE) and (self._strips_one_space or self._strips_all_spaces):
             return piece[1:], not self._strips_all_spaces
         return piece, False
@@ -115,28 +115,28 @@ class TextStream:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder, or of the folder that a model file lies in."""
-    if not folder.exists():
-        raise ModelFileError(f"{folder}: no such model folder")
-    home = folder if folder.is_dir() else folder.parent
-    path = home / MODEL_FILE
-    if not path.is_file():
-        if (home / "tokenizer.json").is_file():
-            raise TokenizerError(
-                f"{home}: tokenizer.json is not read yet; put the model's {MODEL_FILE} (sentencepiece) beside it"
-            )
-        raise TokenizerError(f"{home}: no {MODEL_FILE}; put the model's sentencepiece file there")
+    path = _find_file(folder)
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
     try:
         processor.load_from_serialized_proto(path.read_bytes())
-        pieces = processor.vocab_size()
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
-        raise TokenizerError(f"{path}: cannot be read as a sentencepiece model: {_one_line(error)}") from None
-    if pieces == 0:
-        raise TokenizerError(f"{path}: cannot be read as a sentencepiece model: it holds no pieces")
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{path}: cannot be read as a sentencepiece model: {reason}") from None
     return Tokenizer(processor)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _find_file(folder: Path) -> Path:
+    try:
+        if not folder.exists():
+            raise ModelFileError(f"{folder}: no such model folder")
+        home = folder if folder.is_dir() else folder.parent
+        if (home / MODEL_FILE).is_file():
+            return home / MODEL_FILE
+        has_json = (home / "tokenizer.json").is_file()
+    except OSError as error:
+        raise ModelFileError(f"{folder}: cannot be opened: {error.strerror}") from None
+    if has_json:
+        raise TokenizerError(f"{home}: tokenizer.json is not read yet; a {MODEL_FILE} (sentencepiece) is needed")
+    raise TokenizerError(f"{home}: no {MODEL_FILE}; the model's sentencepiece file is needed there")

@@ -269,7 +269,7 @@ class CudaDevice:
             self._trace.append((track, name, began, self.tick(stream)))
 
     def _try_gemm(self, weight_format: WeightFormat) -> str:
-        """Why this GPU cannot multiply a format, or empty. Loads cuBLAS's workspace and kernels on the way."""
+        """Why this GPU cannot multiply a format, or empty. Also loads cuBLAS's workspace and kernels."""
         try:
             exact = gemm_is_exact(self, weight_format)
         except self.cublas.CUBLASError as error:

@@ -21,10 +21,10 @@ from numba.extending import intrinsic
 # register of floats with AVX-512, else two halves of it.
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 TILE = 32  # columns of a unit of work; 64 bytes of a half format, one cache line
-ROWS_AT_ONCE = 16  # KN: rows of W swept together, so that y is read and written once for 16 rows
+ROWS_AT_ONCE = 12  # KN: rows of W swept together, so that y is seldom touched; 16 often share a cache set
 FEW = 4  # rows of x that share one pass over W
-PANEL_COLUMNS = 128  # prefill: a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
-PANEL_K = 1024
+PANEL_COLUMNS = 256  # prefill: a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
+PANEL_K = 512
 TASK_HEADER, TASK_ROW = 8, 8  # int64 words; see `decode` and `prefill`
 
 Pointer = types.CPointer
@@ -33,15 +33,21 @@ _F32 = ir.FloatType()
 _FMA = ("contract",)  # allows fused multiply-add, and nothing that would lose a NaN or an infinity
 
 
+def _many(kind: Any, lanes: int) -> Any:
+    """A vector type, or for one lane the plain type: LLVM vectorises no loop that has vectors in it already."""
+    return ir.VectorType(kind, lanes) if lanes > 1 else kind
+
+
 def _read(builder: Any, dtype: Any, pointer: Any, lanes: int) -> Any:
     """IR that loads `lanes` stored elements at any alignment and widens them to fp32."""
     if dtype == float32:
-        return builder.load(builder.bitcast(pointer, ir.VectorType(_F32, lanes).as_pointer()), align=1)
-    floats, words = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
-    bits = builder.load(builder.bitcast(pointer, ir.VectorType(_I16, lanes).as_pointer()), align=1)
+        return builder.load(builder.bitcast(pointer, _many(_F32, lanes).as_pointer()), align=1)
+    floats, words = _many(_F32, lanes), _many(_I32, lanes)
+    bits = builder.load(builder.bitcast(pointer, _many(_I16, lanes).as_pointer()), align=1)
     if dtype == int16:
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
-    return builder.bitcast(builder.shl(builder.zext(bits, words), ir.Constant(words, [16] * lanes)), floats)
+        return builder.fpext(builder.bitcast(bits, _many(ir.HalfType(), lanes)), floats)
+    shift = ir.Constant(words, [16] * lanes if lanes > 1 else 16)
+    return builder.bitcast(builder.shl(builder.zext(bits, words), shift), floats)
 
 
 def _fma(builder: Any, a: Any, b: Any, total: Any) -> Any:
@@ -54,8 +60,7 @@ def load(typing: Any, pointer: Any, index: Any) -> Any:
     """`pointer[index]` as fp32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = _read(builder, pointer.dtype, builder.gep(args[0], [args[1]]), 1)
-        return builder.extract_element(value, ir.Constant(_I32, 0))
+        return _read(builder, pointer.dtype, builder.gep(args[0], [args[1]]), 1)
 
     return float32(pointer, int64), generate
 
@@ -126,13 +131,12 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
         reduce = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(_F32, [_F32, vector]), f"llvm.vector.reduce.fadd.v{lanes}f32"
         )
-        single = ir.VectorType(_F32, 1)
         narrow = []
         for total in wide:
             value = builder.call(reduce, [_F32(-0.0), builder.load(total)], fastmath=("reassoc",))
-            narrow.append(cgutils.alloca_once_value(builder, builder.bitcast(value, single)))
+            narrow.append(cgutils.alloca_once_value(builder, value))
         sweep(narrow, whole, args[2], 1)
-        return cgutils.pack_array(builder, [builder.bitcast(builder.load(total), _F32) for total in narrow])
+        return cgutils.pack_array(builder, [builder.load(total) for total in narrow])
 
     return result(rows, xs, int64), generate
 
@@ -141,9 +145,15 @@ def _make_sweep(lanes: int) -> Any:
     @intrinsic
     def sweep(typing: Any, w: Any, stride: Any, rows: Any, xs: Any, ys: Any) -> Any:
         """`ys[m][:lanes] += xs[m][r] * w[r * stride :][:lanes]` over `rows`, with the sums in registers."""
-        vector = ir.VectorType(_F32, lanes)
+        vector = _many(_F32, lanes)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def splat(value: Any) -> Any:
+                if lanes == 1:
+                    return value
+                head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+                return builder.shuffle_vector(head, head, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
             us = [builder.extract_value(args[3], m) for m in range(len(xs))]
             targets = [
                 builder.bitcast(builder.extract_value(args[4], m), vector.as_pointer()) for m in range(len(ys))
@@ -153,10 +163,7 @@ def _make_sweep(lanes: int) -> Any:
                 row = builder.gep(args[0], [builder.mul(loop.index, args[1])])
                 value = _read(builder, w.dtype, row, lanes)
                 for u, total in zip(us, totals, strict=True):
-                    factor = builder.load(builder.gep(u, [loop.index]))
-                    splat = builder.insert_element(ir.Constant(vector, ir.Undefined), factor, _I32(0))
-                    mask = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-                    _fma(builder, value, builder.shuffle_vector(splat, splat, mask), total)
+                    _fma(builder, value, splat(builder.load(builder.gep(u, [loop.index]))), total)
             for target, total in zip(targets, totals, strict=True):
                 builder.store(builder.load(total), target, align=4)
             return context.get_dummy_value()

@@ -38,7 +38,7 @@ def build(
         raise UsageError(f"context is {context_tokens} tokens, must be at least 1")
     if config.head_dim % _HEAD_DIM_STEP:
         raise UnsupportedModelError(
-            f"{name}: head_dim is {config.head_dim}, must be a multiple of {_HEAD_DIM_STEP} (GroupQueryAttention)"
+            f"{name}: head_dim is {config.head_dim}, must be a multiple of {_HEAD_DIM_STEP}"
         )
     return _Llama(config, tensors, context_tokens).build(name)
 
@@ -164,7 +164,9 @@ class _Llama:
         biased = bias in write.initializers
         product = f"{output}.matmul" if biased else output
         write.node("FusedMatMul", (source, weight), product, shape, domain=MICROSOFT, name=name, transB=1)
-        return write.node("Add", (product, write.as_float(bias)), output, shape) if biased else product
+        if not biased:
+            return product
+        return write.node("Add", (product, write.as_float(bias)), output, shape, name=f"{name}.add_bias")
 
     def _norm(
         self, name: str, weight: str, residual: str, branch: str, last: bool = False

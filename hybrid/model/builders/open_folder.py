@@ -1,4 +1,4 @@
-"""A Hugging Face folder to a `Decoder`. Reads JSON and safetensors headers, so any size opens in milliseconds."""
+"""A Hugging Face folder to a `Decoder`. Only JSON and headers are read: any size opens in milliseconds."""
 
 from hybrid.errors import ModelFileError
 from hybrid.model.builders.llama import build, cache_pairs

@@ -19,6 +19,7 @@ _QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state.*|weight_packed|weight_scale(_inv)?|weight_zero_point"
     r"|input_scale|weight_shape|scales)$"
 )
+_INSTEAD = "use the original float checkpoint, or an ONNX export with int4 or int8 weights"
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 
 
@@ -73,8 +74,7 @@ def initializers(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | No
         where = f"{show(tensor.source.path)}: tensor {name}"
         if tensor.dtype not in _FLOATS:
             raise UnsupportedModelError(
-                f"{where} is {tensor.dtype.name}, must be FLOAT, FLOAT16 or BFLOAT16; quantised safetensors are not"
-                " supported: use the original float checkpoint, or an ONNX export with int4 or int8 weights"
+                f"{where} is {tensor.dtype.name}, must be FLOAT, FLOAT16 or BFLOAT16; {_INSTEAD}"
             )
         if tensor.shape != shape:
             raise ModelConfigError(
@@ -98,19 +98,17 @@ def _refuse_quantised(tensors: Mapping[str, StoredTensor]) -> None:
     for name, tensor in tensors.items():
         if _QUANTISED.search(name):
             raise UnsupportedModelError(
-                f"{show(tensor.source.path)}: tensor {show(name)} belongs to quantised weights, which are not supported"
-                " from safetensors; use the original float checkpoint, or an ONNX export with int4 or int8 weights"
+                f"{show(tensor.source.path)}: tensor {show(name)} is part of quantised weights; {_INSTEAD}"
             )
         if _ADAPTER.search(name):
             raise UnsupportedModelError(
-                f"{show(tensor.source.path)}: tensor {show(name)} belongs to a LoRA adapter; merge it into its base model"
+                f"{show(tensor.source.path)}: tensor {show(name)} is part of a LoRA adapter;"
+                " merge it into its base model first"
             )
 
 
 def _folder(tensors: Mapping[str, StoredTensor]) -> str:
     files = sorted({tensor.source.path for tensor in tensors.values()})
-    return (
-        f"{show(files[0])}{f' and {len(files) - 1} more' if files[1:] else ''}"
-        if files
-        else "safetensors files"
-    )
+    if not files:
+        return "safetensors files"
+    return f"{show(files[0])} and {len(files) - 1} more" if files[1:] else show(files[0])

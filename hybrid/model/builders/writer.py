@@ -51,7 +51,7 @@ class GraphWriter:
         name: str = "",
         **attributes: Any,
     ) -> str:
-        """Add a node; returns its first output, of this shape and type. Its name is that output's unless given.
+        """Add a node; returns its first output, of this shape and type. Unless given, its name is that one's.
 
         `more_outputs` have the same type. A key that begins with "-" is an optional output that is left out.
         """
@@ -64,7 +64,7 @@ class GraphWriter:
         return self._tensor(output, element_type, shape)
 
     def as_float(self, name: str) -> str:
-        """The tensor in float32: itself, or the output of a Cast (of a constant onnxruntime makes it just once)."""
+        """The tensor in float32: itself or a Cast of it (onnxruntime casts constants once, when it loads)."""
         if self.types[name] is ElementType.FLOAT:
             return name
         return self.node("Cast", (name,), f"{name}.float32", self.shapes[name], to=int(ElementType.FLOAT))

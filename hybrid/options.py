@@ -1,0 +1,105 @@
+"""The flags of the `hybrid` command: their names, types and help texts."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PROGRAM = "hybrid-run"
+
+RUN_HELP = """Complete a prompt with a model that may be bigger than the GPU.
+
+The completion goes to standard output, everything else to standard error.
+
+\b
+Examples:
+  hybrid-run "Once upon a time"
+  hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
+  hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
+  hybrid-run --cuda 0 --stats json "Hello" 2> stats.txt
+"""
+
+PLAN_HELP = """Show where the weights would go, and what a decode step would cost, without running anything.
+
+\b
+Examples:
+  hybrid plan --model ~/models/mistral-7b --cuda 6
+  hybrid plan --model ~/models/mistral-7b --cuda 4 --machine colab-t4 --json
+"""
+
+CUDA_HELP = (
+    "How much VRAM to use, context and libraries included: GiB, fractions too (6, 2.5), with a unit "
+    "(6GiB, 800MiB), a share of the GPU's memory (80%), auto, or 0 for none."
+)
+
+
+class StatsFormat(StrEnum):
+    """How `--stats` writes."""
+
+    JSON = "json"
+
+
+Model = Annotated[
+    Path, typer.Option(metavar="DIR", help="Model folder.", show_default="the bundled demo model")
+]
+Cuda = Annotated[str | None, typer.Option(metavar="N", help=CUDA_HELP, show_default="auto")]
+DeviceName = Annotated[str, typer.Option(metavar="NAME", help="auto, cuda, cuda:N, cpu or simulated.")]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Device profile to plan with: a bundled one, or a file.",
+        show_default="one that suits the device",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Tokens the cache can hold.", show_default="chosen by the plan"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="CPU threads.", show_default="physical cores it may use"),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"{PROGRAM} {version(PROGRAM)}")
+        except PackageNotFoundError:
+            print(f"{PROGRAM}, not installed (run from its source)")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+]
+
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
+]
+MaxTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to generate.")]
+Temperature = Annotated[
+    float,
+    typer.Option(metavar="T", help="0 always takes the likeliest token: the same text each time. Try 0.8."),
+]
+TopK = Annotated[int, typer.Option(metavar="K", help="Draw from the K likeliest tokens; 0: from all.")]
+TopP = Annotated[
+    float, typer.Option(metavar="P", help="Draw from the likeliest tokens that make up this probability.")
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="Repeats what was drawn.", show_default="a new one")
+]
+Stats = Annotated[
+    StatsFormat | None,
+    typer.Option(metavar="json", help="End with a line of JSON on standard error, not the summary."),
+]
+TimelineFile = Annotated[
+    Path | None, typer.Option(metavar="FILE.json", help="Write what ran when, for ui.perfetto.dev.")
+]
+ShowPlacement = Annotated[bool, typer.Option("--verbose", help="Show where each weight went.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")]
+ShowLinears = Annotated[bool, typer.Option("--verbose", help="Show each Linear and why it is there.")]

@@ -1,0 +1,224 @@
+"""Load a model as planned: settings -> `Engine`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid.config import RunSettings
+from hybrid.errors import ModelFileError, UsageError
+from hybrid.graph.cut import cut
+from hybrid.graph.find import Linear
+from hybrid.graph.program import Program
+from hybrid.runtime.engine import Engine
+from hybrid.runtime.executor import Executor
+from hybrid.runtime.island import IslandSession
+from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
+from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
+from hybrid.runtime.step_inputs import StepInputs
+from hybrid.runtime.target import GpuFacts, Target, choose_target
+from hybrid.runtime.threads import default_threads
+from offload.device_profile import DeviceProfile
+from offload.devices.base import Device, HostArray
+from offload.host_backend import HostBackend
+from offload.plan import LinearPlacement, Plan
+from offload.planner import make_plan
+from offload.runner import LinearRunner
+from offload.specs import Layout, WeightFormat
+from offload.telemetry import Timeline
+
+_MAX_THREADS = 1024
+_PAGE_BYTES = 4096
+_READ_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who is told how loading goes: `on_stage(label, total_bytes)` when a stage begins (0: not known beforehand),
+    `on_bytes(nbytes)` for every part of it that is done.
+    """
+
+    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None
+    on_bytes: Callable[[int], None] = lambda nbytes: None
+
+
+def open_engine(
+    settings: RunSettings,
+    on_stage: Callable[[str, int], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    timeline: Timeline | None = None,
+) -> Engine:
+    """Open, plan and load the model of `settings`; see `Progress` for the callbacks.
+
+    Raises OffloadError, of which every error of this package is one, for anything a user can put right.
+    """
+    progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
+    threads = _threads(settings.threads)
+    progress.on_stage("Opening the model", 0)
+    opened = open_for_run(settings)
+    _check_has_weights(opened)
+    opener = _DeviceOpener()
+    target = choose_target(settings, opener.look)
+    device = opener.open(target)
+    try:
+        unsupported = _unsupported(opened, device)
+        plan = make_plan(plan_request(opened, target, unsupported))
+        if device is not None and not any(placement.on_device for placement in plan.placements):
+            device.close()
+            device = None
+        outside = linears_outside(opened.linears, plan)
+        return load(opened, plan, outside, device, threads, progress, timeline, target.why)
+    except BaseException:
+        if device is not None:
+            device.close()
+        raise
+
+
+def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
+    """The Linears that run outside onnxruntime under a plan.
+
+    onnxruntime multiplies fp32 and quantised weights best and keeps those, unless a device takes part: then fp32
+    weights are multiplied in place, beside the device. Half weights would be upcast, twice the memory, so they
+    never go through it.
+    """
+    device_takes_part = any(placement.on_device for placement in plan.placements)
+    return [
+        linear
+        for linear in linears
+        if linear.spec.format.is_float
+        and not linear.spec.host_only_reason
+        and (device_takes_part or linear.spec.format is not WeightFormat.FP32)
+    ]
+
+
+def load(
+    opened: OpenedModel,
+    plan: Plan,
+    outside: Sequence[Linear],
+    device: Device | None,
+    threads: int,
+    progress: Progress | None = None,
+    timeline: Timeline | None = None,
+    target: str = "",
+) -> Engine:
+    """Load `opened` with the Linears `outside` run as planned, all others inside their islands."""
+    progress = progress or Progress()
+    decoder = opened.decoder
+    program = cut(decoder.graph, outside)
+    weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
+    placements = [placement for placement in plan.placements if placement.linear.name in weights]
+    host = _host_backend(placements, threads, progress)
+    progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
+    linears = LinearRunner(
+        levels=[[linear.name for linear in level.linears] for level in program.levels],
+        plan=plan,
+        weights=weights,
+        device=device,
+        host=host,
+        timeline=timeline,
+        on_bytes=progress.on_bytes,
+    )
+    for placement in placements:
+        _read_ahead(placement, weights[placement.linear.name], progress.on_bytes)
+    progress.on_stage("Preparing islands", 0)
+    sessions = _sessions(program, threads)
+    cache: KvCache = (
+        SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
+        if decoder.shared_cache
+        else GrowingCache(decoder.graph, decoder.cache)
+    )
+    inputs = StepInputs(decoder.graph)
+    executor = Executor(program, sessions, linears, {**cache.fixed, **inputs.fixed}, timeline)
+    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target)
+
+
+class _DeviceOpener:
+    """Starts a CUDA device to look at it, and keeps it for the run."""
+
+    def __init__(self) -> None:
+        self._cuda: Device | None = None
+
+    def look(self, ordinal: int, _: DeviceProfile) -> GpuFacts:
+        """What the device says of itself, its fixed costs measured. Raises DeviceUnavailableError."""
+        from offload.devices.cuda import CudaDevice
+
+        device = self._cuda = CudaDevice(ordinal)
+        memory, fixed = device.memory(), device.fixed_bytes
+        # What this process has taken already is part of its budget.
+        return GpuFacts(device.name, memory.free_bytes + sum(fixed.values()), memory.total_bytes, fixed)
+
+    def open(self, target: Target) -> Device | None:
+        """The device of the target; None for the CPU."""
+        if target.device == "cuda":
+            return self._cuda
+        if target.device == "cpu":
+            return None
+        from offload.devices.simulated import SimulatedDevice, SimulatedRates
+
+        gpu = target.profile.gpu
+        assert gpu is not None
+        rates = SimulatedRates(
+            copy_bytes_per_s=gpu.bus_bytes_per_s,
+            memory_bytes_per_s=gpu.vram_bytes_per_s,
+            launch_s=gpu.launch_s,
+        )
+        # The budget is the simulated device's memory, so that a plan that breaks it fails.
+        return SimulatedDevice(target.budget.nbytes, gpu.context_bytes, gpu.workspace_bytes, rates)
+
+
+def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:
+    """The float formats of this model that the device cannot multiply, with its reason."""
+    if device is None:
+        return {}
+    formats = {linear.spec.format for linear in opened.linears if linear.spec.format.is_float}
+    return {str(name): reason for name in sorted(formats) if (reason := device.supports(name))}
+
+
+def _check_has_weights(opened: OpenedModel) -> None:
+    decoder = opened.decoder
+    if any(initializer.source is None for initializer in decoder.graph.initializers.values()):
+        raise ModelFileError(
+            f"{decoder.folder}: has a config but no .safetensors files; it can be planned with `hybrid plan`, not run"
+        )
+
+
+def _threads(asked: int | None) -> int:
+    if asked is None:
+        return default_threads()
+    if not 1 <= asked <= _MAX_THREADS:
+        raise UsageError(f"--threads {asked}: must be between 1 and {_MAX_THREADS}")
+    return asked
+
+
+def _host_backend(placements: Sequence[LinearPlacement], threads: int, progress: Progress) -> HostBackend | None:
+    """The kernels for the host columns, compiled; None where there are none."""
+    kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
+    if not kinds:
+        return None
+    progress.on_stage("Compiling kernels (kept for the next run)", 0)
+    from offload.host_backend import NumbaBackend
+
+    backend = NumbaBackend(threads)
+    backend.warm_up(sorted(kinds))
+    return backend
+
+
+def _sessions(program: Program, threads: int) -> list[IslandSession | None]:
+    # A lone pool may spin between its jobs; one that takes turns with other kernels must not.
+    spin = not any(level.linears for level in program.levels)
+    return [
+        IslandSession(level.island, program.graph.opsets, threads, spin) if level.island is not None else None
+        for level in program.levels
+    ]
+
+
+def _read_ahead(placement: LinearPlacement, weight: HostArray, on_bytes: Callable[[int], None]) -> None:
+    """Touch every page of the host columns, so that the first step does not wait for the disk."""
+    if len(placement.host) == 0:
+        return
+    rows = weight if placement.linear.layout is Layout.KN else weight[placement.host.start : placement.host.stop]
+    flat = rows.reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, _READ_BLOCK_BYTES):
+        block = flat[start : start + _READ_BLOCK_BYTES]
+        np.max(block[::_PAGE_BYTES])
+        on_bytes(round(block.size * len(placement.host) * placement.linear.column_bytes / flat.size))

@@ -1,0 +1,76 @@
+"""Plan a run: model folder + machine + budget -> `Plan`. Opens headers only and touches no device."""
+
+from dataclasses import dataclass
+
+from hybrid.config import RunSettings
+from hybrid.graph.find import Linear, find_linears
+from hybrid.model.decoder import Decoder
+from hybrid.model.open import open_model
+from hybrid.runtime.cache_shape import cache_bytes
+from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
+from offload.cost_model import StepShape
+from offload.plan import Plan
+from offload.planner import PlanRequest, make_plan as fill_budget
+from offload.units import format_bytes
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A decoder, its static matmuls, and the context of this run in tokens."""
+
+    decoder: Decoder
+    linears: tuple[Linear, ...]
+    context_tokens: int
+
+
+def open_for_run(settings: RunSettings) -> OpenedModel:
+    """Open the model of `settings` and find its Linears."""
+    decoder, context_tokens = open_model(settings.model, settings.context_tokens)
+    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens)
+
+
+def make_plan(settings: RunSettings) -> Plan:
+    """What would go where. A machine profile stands for the GPU when one is named, else the driver is asked."""
+    opened = open_for_run(settings)
+    look = look_through_driver if settings.machine is None else look_in_profile
+    return fill_budget(plan_request(opened, choose_target(settings, look), {}))
+
+
+def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str]) -> PlanRequest:
+    """Everything the planner has to know of this model on this target."""
+    decoder = opened.decoder
+    per_token = cache_bytes(decoder.graph, decoder.cache, 1)
+    specs = tuple(linear.spec for linear in opened.linears)
+    layers = max(1, len(decoder.cache) // 2)
+    notes = [f"{target.profile.name}: the rates are estimates, not measured on this machine"]
+    if target.budget.note:
+        notes.append(target.budget.note)
+    notes += decoder.notes
+    if not decoder.shared_cache:
+        whole = opened.context_tokens * per_token
+        notes.append(
+            "this graph appends to its cache by Concat: a step copies the whole cache, "
+            f"{format_bytes(whole)} with a full context of {opened.context_tokens} tokens"
+        )
+    return PlanRequest(
+        model=decoder.name,
+        linears=specs,
+        profile=target.profile,
+        budget_bytes=target.budget.nbytes,
+        fixed_vram_bytes=target.fixed_bytes or {"context": 0, "workspace": 0},
+        other_ram_bytes={
+            "other weights": _other_weight_bytes(opened),
+            "kv cache": opened.context_tokens * per_token,
+        },
+        step=StepShape(
+            islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache
+        ),
+        unsupported=unsupported,
+        notes=tuple(notes),
+    )
+
+
+def _other_weight_bytes(opened: OpenedModel) -> int:
+    """Embeddings, norms and tables: every initializer that is not a Linear's weight."""
+    linear_weights = {linear.weight for linear in opened.linears}
+    return sum(i.nbytes for name, i in opened.decoder.graph.initializers.items() if name not in linear_weights)

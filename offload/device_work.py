@@ -1,0 +1,162 @@
+"""What a device does for the Linear groups of a plan: one copy in, the GEMMs, one copy out."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from offload.devices.base import Device, DeviceArray, DeviceStream, HostArray, aligned
+from offload.kernels.host import FloatArray, cast_activations
+from offload.packing import ActivationRow, ColumnMatrix, activation_capacity
+from offload.plan import LinearPlacement, Plan
+from offload.specs import ColumnRange, Layout, WeightFormat
+from offload.stream import WeightRing
+from offload.weight_store import WeightStore
+
+
+@dataclass
+class GroupWork:
+    """The device columns of one Linear group. `streamed` has the numbers of pieces in the ring."""
+
+    name: str
+    resident: list[tuple[ColumnMatrix, DeviceArray]] = field(default_factory=list)
+    streamed: list[tuple[ColumnMatrix, int]] = field(default_factory=list)
+    row: ActivationRow = field(default_factory=lambda: ActivationRow({}, 0))
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One multiplication of a step."""
+
+    x: DeviceArray
+    weights: DeviceArray | int  # resident, or the number of a piece
+    y: DeviceArray
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """What a device does for some groups, bound to arrays for one number of tokens.
+
+    All inputs lie one after another, and so do all outputs: one copy each way.
+    """
+
+    casts: tuple[tuple[str, HostArray, WeightFormat], ...]  # group, pinned [M, K]
+    x_device: DeviceArray
+    x_pinned: HostArray
+    gemms: tuple[Gemm, ...]
+    y_device: DeviceArray
+    y_pinned: HostArray
+    results: tuple[tuple[str, ColumnRange, FloatArray], ...]  # Linear, its columns, pinned [M, n]
+
+
+class DeviceWork:
+    """The device's side of a plan: its activation buffers, its compute stream, its weights."""
+
+    def __init__(
+        self, device: Device, plan: Plan, placements: Sequence[LinearPlacement], stack: ExitStack
+    ) -> None:
+        """Allocate; `stack` gets what undoes it."""
+        self.compute: DeviceStream = device.stream("compute")
+        self._x_bytes, self._y_bytes = activation_capacity(placements, plan.chunk_tokens)
+        self._pinned = device.allocate_pinned(self._x_bytes + self._y_bytes)
+        self._memory = device.allocate(self._x_bytes + self._y_bytes)
+        stack.callback(device.free, self._memory)
+        self.store = WeightStore(device, placements, plan.ring.slot_bytes)
+        stack.callback(self.store.close)
+        self._ring: WeightRing | None = None
+        if self.store.pieces:
+            ring = plan.ring
+            self._ring = WeightRing(device, self.compute, ring.slots, ring.slot_bytes, self.store.pieces)
+            stack.callback(self._ring.close)
+        stack.callback(self.compute.synchronize)  # called first: nothing is freed while in use
+
+    def load(self, weights: Mapping[str, HostArray], on_bytes: Callable[[int], None] | None) -> None:
+        """Load the weights and begin to stream."""
+        self.store.load(weights, on_bytes)
+        if self._ring is not None:
+            self._ring.start()
+
+    def groups(self) -> dict[str, GroupWork]:
+        """The groups with device columns, by name."""
+        groups: dict[str, GroupWork] = {}
+        for matrix, array in zip(self.store.resident, self.store.arrays, strict=True):
+            group = groups.setdefault(matrix.group, GroupWork(matrix.group))
+            group.resident.append((matrix, array))
+            group.row = group.row.with_matrix(matrix)
+        for piece, matrix in enumerate(self.store.streamed):
+            group = groups.setdefault(matrix.group, GroupWork(matrix.group))
+            group.streamed.append((matrix, piece))
+            group.row = group.row.with_matrix(matrix)
+        return groups
+
+    def batches(self, groups: Sequence[GroupWork], tokens: int) -> Iterator[list[GroupWork]]:
+        """The groups that fit the buffers together: all of a level, but for long steps of several groups."""
+        batch: list[GroupWork] = []
+        x_bytes = y_bytes = 0
+        for group in groups:
+            x_bytes += group.row.x_bytes(tokens)
+            y_bytes += group.row.y_bytes(tokens)
+            if batch and (x_bytes > self._x_bytes or y_bytes > self._y_bytes):
+                yield batch
+                batch = []
+                x_bytes, y_bytes = group.row.x_bytes(tokens), group.row.y_bytes(tokens)
+            batch.append(group)
+        yield batch
+
+    def bind(self, groups: Sequence[GroupWork], tokens: int) -> DeviceStep:
+        """Give every input and output of some groups its place."""
+        casts: list[tuple[str, HostArray, WeightFormat]] = []
+        resident: list[Gemm] = []
+        streamed: list[Gemm] = []
+        results: list[tuple[str, ColumnRange, FloatArray]] = []
+        x_offset, y_offset = 0, self._x_bytes
+        for group in groups:
+            inputs: dict[WeightFormat, DeviceArray] = {}
+            for weight_format, features in group.row.in_features.items():
+                x = DeviceArray(self._memory, x_offset, (tokens, features), weight_format)
+                inputs[weight_format] = x
+                casts.append((group.name, self._typed(x), weight_format))
+                x_offset += aligned(x.nbytes)
+            matrices: list[tuple[ColumnMatrix, DeviceArray | int]] = [*group.resident, *group.streamed]
+            for matrix, weights in matrices:
+                shape = (tokens, matrix.columns)
+                y = DeviceArray(self._memory, y_offset, shape, WeightFormat.FP32)
+                gemm = Gemm(inputs[matrix.format], weights, y, matrix.layout)
+                (streamed if isinstance(weights, int) else resident).append(gemm)
+                values = self._typed(y)
+                for (linear, columns), start in zip(matrix.segments, matrix.positions(), strict=True):
+                    results.append((linear.name, columns, values[:, start : start + len(columns)]))
+                y_offset += y.nbytes
+        x_all = DeviceArray(self._memory, 0, (1, x_offset // 4), WeightFormat.FP32)
+        y_shape = (1, (y_offset - self._x_bytes) // 4)
+        y_all = DeviceArray(self._memory, self._x_bytes, y_shape, WeightFormat.FP32)
+        return DeviceStep(
+            casts=tuple(casts),
+            x_device=x_all,
+            x_pinned=self._typed(x_all),
+            # Resident columns first: they keep the device busy while streamed ones arrive.
+            gemms=(*resident, *streamed),
+            y_device=y_all,
+            y_pinned=self._typed(y_all),
+            results=tuple(results),
+        )
+
+    def queue(self, step: DeviceStep, inputs: Mapping[str, FloatArray]) -> None:
+        """Queue everything of a step, all on the compute stream, so in this order."""
+        compute = self.compute
+        for group, pinned, weight_format in step.casts:
+            cast_activations(inputs[group], pinned, weight_format)
+        compute.copy_to_device(step.x_device, step.x_pinned)
+        for gemm in step.gemms:
+            if isinstance(gemm.weights, int):
+                assert self._ring is not None
+                compute.gemm(gemm.x, self._ring.acquire(gemm.weights), gemm.y, gemm.layout)
+                self._ring.release()
+            else:
+                compute.gemm(gemm.x, gemm.weights, gemm.y, gemm.layout)
+        compute.copy_to_host(step.y_pinned, step.y_device)
+
+    def _typed(self, array: DeviceArray) -> HostArray:
+        """The part of the pinned buffer that mirrors a part of the device's."""
+        data = self._pinned[array.offset_bytes : array.offset_bytes + array.nbytes]
+        return data.view(array.format.storage_dtype).reshape(array.shape)

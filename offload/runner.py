@@ -1,0 +1,182 @@
+"""y = x @ W for every Linear group of a program, each column where its plan put it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from offload.device_work import DeviceStep, DeviceWork, GroupWork
+from offload.devices.base import Device, HostArray
+from offload.errors import DeviceUnavailableError
+from offload.host_backend import HostBackend, HostColumns, HostGroup
+from offload.kernels.host import FloatArray
+from offload.packing import activation_bytes as activation_bytes
+from offload.packing import resident_bytes as resident_bytes
+from offload.plan import LinearPlacement, Plan
+from offload.telemetry import Timeline, span
+
+_TRACK = "linears"
+
+
+@dataclass(frozen=True)
+class _HostWork:
+    """The host columns of one Linear group."""
+
+    group: str
+    linears: tuple[str, ...]
+    work: HostGroup
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The work of one level; a group may be in both."""
+
+    device: tuple[GroupWork, ...]
+    host: tuple[_HostWork, ...]
+
+
+class LinearRunner:
+    """Runs every Linear group of a program under its plan."""
+
+    def __init__(
+        self,
+        levels: Sequence[Sequence[str]],
+        plan: Plan,
+        weights: Mapping[str, HostArray],
+        device: Device | None,
+        host: HostBackend,
+        timeline: Timeline | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        """Allocate everything and load the device columns.
+
+        `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights,
+        which the host columns keep using. `on_bytes` is called with the bytes of every part that was loaded.
+        Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
+        for levels and weights that do not fit the plan.
+        """
+        self._chunk_tokens = plan.chunk_tokens
+        self._timeline = timeline
+        self._steps: dict[tuple[int, int], DeviceStep] = {}  # for `_tokens` tokens, by level and batch
+        self._tokens = 0
+        grouped = _by_group(levels, plan)
+        placements = [placement for level in grouped for group in level.values() for placement in group]
+        with ExitStack() as stack:
+            self._work: DeviceWork | None = None
+            on_device: dict[str, GroupWork] = {}
+            if any(placement.on_device for placement in placements):
+                self._work = DeviceWork(_usable(device, placements), plan, placements, stack)
+                on_device = self._work.groups()
+            self._levels = [
+                _Level(
+                    device=tuple(on_device[group] for group in level if group in on_device),
+                    host=tuple(
+                        _host_work(group, on_host, weights, host)
+                        for group, members in level.items()
+                        if (on_host := [placement for placement in members if len(placement.host)])
+                    ),
+                )
+                for level in grouped
+            ]
+            if self._work is not None:
+                self._work.load(weights, on_bytes)
+            self._resources = stack.pop_all()
+
+    def run(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
+        """Multiply the Linears of one level.
+
+        `inputs`: group name -> x float32 [M, K]; `outputs`: Linear name -> y float32 [M, N], wholly
+        overwritten; all C-contiguous, M equal for all and from 1 to the plan's `chunk_tokens`.
+        """
+        work = self._levels[level]
+        if work.device:
+            self._run_with_device(level, inputs, outputs)
+        else:
+            self._multiply_on_host(work, inputs, outputs)
+
+    def close(self) -> None:
+        """Free everything on the device. Safe to call twice."""
+        self._resources.close()
+
+    def _run_with_device(
+        self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+    ) -> None:
+        assert self._work is not None
+        work = self._levels[level]
+        tokens = inputs[work.device[0].name].shape[0]
+        if not 1 <= tokens <= self._chunk_tokens:
+            raise ValueError(f"a step has 1 to {self._chunk_tokens} tokens, not {tokens}")
+        if tokens != self._tokens:
+            self._steps.clear()
+            self._tokens = tokens
+        for number, batch in enumerate(self._work.batches(work.device, tokens)):
+            step = self._steps.get((level, number))
+            if step is None:
+                step = self._steps[level, number] = self._work.bind(batch, tokens)
+            try:
+                with span(self._timeline, _TRACK, f"queue level {level}"):
+                    self._work.queue(step, inputs)
+                if number == 0:
+                    self._multiply_on_host(work, inputs, outputs)
+            finally:
+                # Whatever happened, the pinned buffers are the host's again only after this.
+                with span(self._timeline, _TRACK, "wait for the device"):
+                    self._work.compute.synchronize()
+            with span(self._timeline, _TRACK, "collect outputs"):
+                for name, columns, values in step.results:
+                    outputs[name][:, columns.start : columns.stop] = values
+
+    def _multiply_on_host(
+        self, level: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+    ) -> None:
+        for host in level.host:
+            with span(self._timeline, _TRACK, f"host columns of {host.group}"):
+                host.work.multiply(inputs[host.group], [outputs[name] for name in host.linears])
+
+
+def _by_group(levels: Sequence[Sequence[str]], plan: Plan) -> list[dict[str, list[LinearPlacement]]]:
+    """The placements of every level, by group. Raises ValueError when levels and plan do not match."""
+    left = {placement.linear.name: placement for placement in plan.placements}
+    seen: set[str] = set()
+    grouped = []
+    for level in levels:
+        groups: dict[str, list[LinearPlacement]] = {}
+        for name in level:
+            if name not in left:
+                raise ValueError(f"{name} is not in the plan, or runs twice")
+            placement = left.pop(name)
+            groups.setdefault(placement.linear.group, []).append(placement)
+        if seen & groups.keys():
+            raise ValueError(f"groups {sorted(seen & groups.keys())} run at more than one level")
+        seen |= groups.keys()
+        grouped.append(groups)
+    for placement in left.values():
+        if placement.on_device:
+            raise ValueError(f"{placement.linear.name} has device columns, and no level runs it")
+    return grouped
+
+
+def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Device:
+    """`device`, if it can do what the placements ask of it."""
+    if device is None:
+        raise ValueError("the plan places columns on a device, and none was given")
+    for placement in placements:
+        reason = device.supports(placement.linear.format) if placement.on_device else ""
+        if reason:
+            raise DeviceUnavailableError(f"{placement.linear.name}: {reason}")
+    return device
+
+
+def _host_work(
+    group: str, placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], host: HostBackend
+) -> _HostWork:
+    columns = [
+        HostColumns(
+            weights[placement.linear.name],
+            placement.linear.format,
+            placement.linear.layout,
+            placement.host.start,
+            placement.host.stop,
+        )
+        for placement in placements
+    ]
+    return _HostWork(group, tuple(placement.linear.name for placement in placements), host.group(columns))

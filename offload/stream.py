@@ -1,0 +1,94 @@
+"""The ring: streamed weights on their way from pinned RAM through a few slots of device memory.
+
+Pieces are used in one fixed order, step after step, and weights do not depend on activations. So whenever a
+slot is let go, the next piece that needs one is queued at once, be it of the next level or the next step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from offload.devices.base import ALIGNMENT_BYTES, Device, DeviceArray, DeviceEvent, DeviceStream, HostArray
+from offload.packing import packed_stream_bytes as packed_stream_bytes
+from offload.specs import WeightFormat
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A weight matrix in pinned memory, small enough for a slot."""
+
+    pinned: HostArray  # its bytes
+    shape: tuple[int, int]
+    format: WeightFormat
+
+
+@dataclass(frozen=True)
+class _Slot:
+    offset_bytes: int
+    ready: DeviceEvent  # the copy into it is done
+    free: DeviceEvent  # the computation on it is done
+
+
+class WeightRing:
+    """Slots in device memory that one copy stream fills with `pieces`, in order and round and round.
+
+    Every piece goes: `acquire`, queue work on the compute stream, `release`. Both only queue; neither blocks.
+    """
+
+    def __init__(
+        self, device: Device, compute: DeviceStream, slots: int, slot_bytes: int, pieces: Sequence[Piece]
+    ) -> None:
+        """Allocate the slots; `start` begins the copies. Raises OutOfDeviceMemoryError."""
+        if slots < 1:
+            raise ValueError(f"streaming {len(pieces)} pieces needs at least one slot, not {slots}")
+        if slot_bytes % ALIGNMENT_BYTES:
+            raise ValueError(f"a slot of {slot_bytes} bytes is not a multiple of {ALIGNMENT_BYTES}")
+        self._device = device
+        self._compute = compute
+        self._copies = device.stream("weight copies")
+        self._pieces = tuple(pieces)
+        self._memory = device.allocate(slots * slot_bytes)
+        self._slots = [_Slot(i * slot_bytes, device.event(), device.event()) for i in range(slots)]
+        # Both count pieces since the start: piece number n is pieces[n % len(pieces)] in slot n % slots.
+        self._queued = 0
+        self._released = 0
+
+    def start(self) -> None:
+        """Begin to fill the slots. The pieces' bytes must stay as they are from here on."""
+        for _ in self._slots:
+            self._queue_copy()
+
+    def acquire(self, piece: int) -> DeviceArray:
+        """Where piece number `piece` is for work that is queued on the compute stream from here on.
+
+        Pieces that come before it are let go unused, so that a level may be left out.
+        """
+        while self._released % len(self._pieces) != piece:
+            self.release()
+        slot = self._slots[self._released % len(self._slots)]
+        # The compute stream may read the slot only when the copy into it is done.
+        self._compute.wait(slot.ready)
+        return self._array(slot, self._pieces[piece])
+
+    def release(self) -> None:
+        """Let the slot of the acquired piece go after the work queued so far, and refill it."""
+        slot = self._slots[self._released % len(self._slots)]
+        self._released += 1
+        # The copy stream may overwrite the slot only when the compute stream has read it.
+        self._compute.record(slot.free)
+        self._copies.wait(slot.free)
+        self._queue_copy()
+
+    def close(self) -> None:
+        """Free the slots. The compute stream must have been synchronised."""
+        self._copies.synchronize()
+        self._device.free(self._memory)
+
+    def _queue_copy(self) -> None:
+        slot = self._slots[self._queued % len(self._slots)]
+        piece = self._pieces[self._queued % len(self._pieces)]
+        self._queued += 1
+        self._copies.copy_to_device(self._array(slot, piece), piece.pinned)
+        self._copies.record(slot.ready)
+
+    def _array(self, slot: _Slot, piece: Piece) -> DeviceArray:
+        return DeviceArray(self._memory, slot.offset_bytes, piece.shape, piece.format)

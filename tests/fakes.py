@@ -1,0 +1,151 @@
+"""Stand-ins for tests above the engine: an engine that recites, a small plan, a tokenizer trained on the spot."""
+
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hybrid.config import RunSettings
+from hybrid.errors import ContextFullError
+from hybrid.graph.graph import Graph
+from hybrid.model.decoder import Decoder
+from offload.plan import LinearPlacement, Plan, Prediction, StreamRing
+from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+
+VOCAB = 512
+BOS, EOS = 1, 2
+
+
+def placement(layer: str, kind: str, resident: int, streamed: int, columns: int = 100) -> LinearPlacement:
+    """A Linear of 100 columns, 64 bytes each."""
+    linear = LinearSpec(
+        f"{layer}.{kind}", 32, columns, WeightFormat.FP16, Layout.NK, 64 * columns, kind, layer, f"{layer}.g"
+    )
+    there = resident + streamed
+    ranges = (ColumnRange(0, resident), ColumnRange(resident, there), ColumnRange(there, columns))
+    return LinearPlacement(linear, *ranges, reason="because")
+
+
+def small_plan(budget_bytes: int = 8 * 2**20) -> Plan:
+    """Two layers placed alike, one that is not, and a head on the host."""
+    shares = [("0", 60, 10), ("1", 65, 10), ("2", 0, 0)]
+    placements = [placement(layer, kind, r, s) for layer, r, s in shares for kind in ("q_proj", "down_proj")]
+    return Plan(
+        model="fake",
+        machine={"name": "bench-top", "estimated": True},
+        budget_bytes=budget_bytes,
+        chunk_tokens=16,
+        ring=StreamRing(2, 1024),
+        vram_bytes={"context": 4 * 2**20, "resident weights": 2**20},
+        ram_bytes={"host weights": 3 * 2**20, "KV cache": 2**20},
+        placements=(*placements, placement("", "lm_head", 0, 0)),
+        predicted=Prediction(0.002, 500.0, "ram", 1024),
+        notes=("nothing else fits",),
+    )
+
+
+class FakeEngine:
+    """Says the tokens of `script` one after another, whatever it is fed; then the end token for ever."""
+
+    def __init__(
+        self, script: Sequence[int], context_tokens: int = 64, on_step: Callable[[int], None] | None = None
+    ) -> None:
+        self.script = list(script)
+        self.context_tokens = context_tokens
+        self.on_step = on_step or (lambda step: None)
+        self.position = 0
+        self.fed: list[int] = []
+        self.closed = False
+        self.plan = small_plan()
+        graph = Graph("fake", (), (), (), {}, {})
+        self.decoder = Decoder("fake", Path(), graph, "llama", VOCAB, 0, (EOS,), BOS, (), False)
+
+    def prefill(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        if self.position + len(ids) > self.context_tokens:
+            raise ContextFullError(f"{len(ids)} tokens do not fit into {self.context_tokens}")
+        self.position += len(ids)
+        return self._logits(0)
+
+    def decode(self, token_id: int) -> npt.NDArray[np.float32]:
+        assert self.position < self.context_tokens
+        self.position += 1
+        self.fed.append(token_id)
+        self.on_step(len(self.fed))
+        return self._logits(len(self.fed))
+
+    def trim(self, length: int) -> None:
+        self.position = length
+
+    def memory(self) -> dict[str, int]:
+        return {"vram_peak_bytes": 6 * 2**20, "vram_budget_bytes": 8 * 2**20, "ram_peak_bytes": 3 * 2**30}
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _logits(self, step: int) -> npt.NDArray[np.float32]:
+        logits = np.zeros(VOCAB, np.float32)
+        logits[self.script[step] if step < len(self.script) else EOS] = 5.0
+        return logits
+
+
+def engine_modules(
+    engine: FakeEngine, failure: Exception | None = None, settings_seen: list[RunSettings] | None = None
+) -> dict[str, ModuleType]:
+    """`hybrid.runtime.engine` and `.planning`, for sys.modules, with this engine behind them."""
+
+    def remember(settings: RunSettings) -> None:
+        if settings_seen is not None:
+            settings_seen.append(settings)
+        if failure is not None:
+            raise failure
+
+    def open_engine(settings: RunSettings, on_stage: Any, on_bytes: Any, timeline: Any) -> FakeEngine:
+        remember(settings)
+        on_stage("Loading weights", 2**20)
+        on_bytes(2**20)
+        return engine
+
+    def make_plan(settings: RunSettings) -> Plan:
+        remember(settings)
+        return engine.plan
+
+    opener, planner = ModuleType("hybrid.runtime.engine"), ModuleType("hybrid.runtime.planning")
+    opener.open_engine, planner.make_plan = open_engine, make_plan  # type: ignore[attr-defined]
+    return {module.__name__: module for module in (opener, planner)}
+
+
+def train_tokenizer(folder: Path) -> Path:
+    """A model folder with a byte-pair tokenizer: 3 control pieces, 256 bytes, a few dozen pieces of text."""
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["once upon a time there was a cat", "the cat sat on the mat"] * 3),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+def main(folder: str, text: str, endless: bool = False, context_tokens: int = 64) -> None:
+    """For tests that need a process: the `hybrid` command around an engine that says `text`."""
+    from hybrid import cli
+    from hybrid.text.tokenizer import load_tokenizer
+
+    script = load_tokenizer(Path(folder)).encode(text, add_bos=False)
+    engine = FakeEngine(script * 10_000 if endless else script, 10**6 if endless else context_tokens)
+    engine.on_step = lambda step: time.sleep(0.001)  # slow enough to be interrupted in the middle
+    sys.modules.update(engine_modules(engine))
+    sys.exit(cli.main())

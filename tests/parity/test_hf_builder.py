@@ -1,0 +1,184 @@
+"""Graphs built from Hugging Face folders, run whole in onnxruntime, against a plain float64 forward pass."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hybrid.model.builders import open_huggingface
+from hybrid.model.source import find_model
+from tests.hf_models import CachedDecoder, random_weights, rounded, tiny_config, upcast, write_model
+
+pytest.importorskip("onnxruntime")
+
+Array = npt.NDArray[Any]
+REAL_MODELS = Path(__file__).parents[2] / ".." / "shared" / "models"
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "llama, heads of 8": tiny_config(),
+    "llama, heads of 16, tied": tiny_config(hidden_size=64, tie_word_embeddings=True),
+    "llama, head_dim of its own": tiny_config(head_dim=16),
+    "llama, head_dim 24": tiny_config(head_dim=24),
+    "llama, no grouping": tiny_config(num_key_value_heads=4),
+    "llama, biases": tiny_config(attention_bias=True, mlp_bias=True, head_dim=16),
+    "llama, llama3 rope": tiny_config(head_dim=16, rope_scaling=LLAMA3_ROPE),
+    "llama, linear rope": tiny_config(rope_scaling={"type": "linear", "factor": 4.0}),
+    "llama, version 5 keys": tiny_config(
+        rope_theta=..., torch_dtype=..., dtype="float32", rope_parameters={**LLAMA3_ROPE, "rope_theta": 500.0}
+    ),
+    "mistral, window 5": tiny_config("mistral", head_dim=16, sliding_window=5),
+    "mistral, window 5, heads of 8": tiny_config("mistral", sliding_window=5),
+    "mistral, window 1": tiny_config("mistral", head_dim=16, sliding_window=1),
+    "mistral, no window": tiny_config("mistral", sliding_window=None),
+    "qwen2": tiny_config("qwen2", tie_word_embeddings=True, use_sliding_window=False, sliding_window=4),
+    "qwen2, later layers slide": tiny_config(
+        "qwen2", head_dim=16, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+    "qwen3": tiny_config("qwen3", head_dim=16, rope_theta=1e6),
+    "qwen3, heads of 8, biases": tiny_config("qwen3", head_dim=8, attention_bias=True),
+}
+
+
+def reference_logits(config: Mapping[str, Any], weights: Mapping[str, Array], ids: Sequence[int]) -> Array:
+    """Logits (tokens, V), every position at once, all in float64 and straight from the papers."""
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    count, positions = len(ids), np.arange(len(ids))
+
+    def norm(x: Array, name: str) -> Array:
+        return (
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weights[f"{name}.weight"]
+        )
+
+    def linear(x: Array, name: str) -> Array:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    angles = positions[:, None] * reference_frequencies(config, head_dim)
+    turn = np.exp(1j * angles)[:, None, :]  # (T, 1, D/2)
+
+    def rotate(x: Array) -> Array:  # (T, heads, D): element i pairs with element i + D/2
+        half = head_dim // 2
+        turned = (x[..., :half] + 1j * x[..., half:]) * turn
+        return np.concatenate([turned.real, turned.imag], -1)
+
+    x = weights["model.embed_tokens.weight"][list(ids)]
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        normed = norm(x, f"{prefix}.input_layernorm")
+        q = linear(normed, f"{prefix}.self_attn.q_proj").reshape(count, heads, head_dim)
+        k = linear(normed, f"{prefix}.self_attn.k_proj").reshape(count, kv_heads, head_dim)
+        v = linear(normed, f"{prefix}.self_attn.v_proj").reshape(count, kv_heads, head_dim)
+        if config["model_type"] == "qwen3":
+            q, k = norm(q, f"{prefix}.self_attn.q_norm"), norm(k, f"{prefix}.self_attn.k_norm")
+        q, k = rotate(q), np.repeat(rotate(k), heads // kv_heads, 1)
+        v = np.repeat(v, heads // kv_heads, 1)
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(head_dim)
+        behind = positions[:, None] - positions[None, :]
+        window = reference_window(config, layer)
+        scores = np.where((behind >= 0) & (behind < window), scores, -np.inf)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        attended = np.einsum("hqk,khd->qhd", scores / scores.sum(-1, keepdims=True), v)
+        x = x + linear(attended.reshape(count, -1), f"{prefix}.self_attn.o_proj")
+        normed = norm(x, f"{prefix}.post_attention_layernorm")
+        gate = linear(normed, f"{prefix}.mlp.gate_proj")
+        x = x + linear(
+            gate / (1 + np.exp(-gate)) * linear(normed, f"{prefix}.mlp.up_proj"), f"{prefix}.mlp.down_proj"
+        )
+    head = "model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head"
+    return norm(x, "model.norm") @ weights[f"{head}.weight"].T
+
+
+def reference_frequencies(config: Mapping[str, Any], head_dim: int) -> Array:
+    """Radians a position, (D/2,), one pair after the other."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    kind = rope.get("rope_type", rope.get("type"))
+    frequencies = []
+    for pair in range(head_dim // 2):
+        frequency = 1.0 / theta ** (2 * pair / head_dim)
+        if kind == "linear":
+            frequency /= rope["factor"]
+        elif kind == "llama3":
+            wavelength, original = 2 * np.pi / frequency, rope["original_max_position_embeddings"]
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            if wavelength > original / low:
+                frequency /= rope["factor"]
+            elif wavelength >= original / high:
+                smooth = (original / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * frequency / rope["factor"] + smooth * frequency
+        frequencies.append(frequency)
+    return np.array(frequencies)
+
+
+def reference_window(config: Mapping[str, Any], layer: int) -> float:
+    """Tokens a query of this layer sees, itself included."""
+    window = config.get("sliding_window")
+    if config["model_type"].startswith("qwen"):
+        slides = config.get("use_sliding_window") and layer >= config.get("max_window_layers", 28)
+        window = window if slides else None
+    return np.inf if window is None else window
+
+
+def compare(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Array]) -> float:
+    """The largest logit error over a prefill of 11 tokens, three single steps and a chunk of 4."""
+    ids = np.random.default_rng(1).integers(0, config["vocab_size"], 18).tolist()
+    expected = reference_logits(config, weights, ids)
+    decoder = open_huggingface(find_model(folder), 64)
+    run = CachedDecoder(upcast(decoder.graph), capacity=24)
+    errors, done = [], 0
+    for chunk in (11, 1, 1, 1, 4):
+        logits = run.step(ids[done : done + chunk])
+        done += chunk
+        errors.append(np.abs(logits - expected[done - 1]).max())
+    print("ERR", float(max(errors)), np.abs(expected).max())
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_family_agrees_with_float64(case: str, tmp_path: Path) -> None:
+    config = CASES[case]
+    weights = random_weights(config)
+    write_model(tmp_path, config, weights)
+    error = compare(tmp_path, config, {name: weight.astype(np.float64) for name, weight in weights.items()})
+    assert error < 5e-5, f"{case}: {error}"
+
+
+@pytest.mark.parametrize("head_dim", [8, 16])
+@pytest.mark.parametrize(("dtype", "norm_dtype"), [("F16", "F16"), ("BF16", "BF16"), ("BF16", "F32")])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_half_weights_are_used_as_stored(
+    model_type: str, dtype: str, norm_dtype: str, head_dim: int, tmp_path: Path
+) -> None:
+    config = tiny_config(model_type, head_dim=head_dim)
+    weights = random_weights(config)
+    write_model(tmp_path, config, weights, dtype, shards=3, norm_dtype=norm_dtype)
+    exact = {n: rounded(w, dtype if w.ndim == 2 else norm_dtype) for n, w in weights.items()}
+    assert compare(tmp_path, config, exact) < 5e-5
+
+
+@pytest.mark.parametrize("name", ["stories260K", "babyllama-tok105-1M"])
+def test_trained_models_agree_with_their_golden_tokens(name: str) -> None:
+    folder = REAL_MODELS / name
+    if not folder.is_dir():
+        pytest.skip(f"no trained test model {name}")
+    golden = json.loads((folder / "golden.json").read_text())
+    decoder = open_huggingface(find_model(folder), 256)
+    run = CachedDecoder(decoder.graph, capacity=256)
+    logits = run.step(golden["prompt_ids"])
+    assert np.abs(logits - np.array(golden["first_step_logits"])).max() < 5e-5
+    produced = []
+    for _ in golden["greedy_ids"]:
+        produced.append(int(logits.argmax()))
+        logits = run.step([produced[-1]])
+    assert produced == golden["greedy_ids"]

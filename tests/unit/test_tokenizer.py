@@ -1,0 +1,141 @@
+"""Text and token ids: against sentencepiece itself, piece by piece and at once."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybrid.errors import ModelFileError, TokenizerError
+from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from tests.fakes import train_tokenizer
+
+MODELS = Path(__file__).parents[3] / "shared" / "models"
+REAL = ("llama2-tokenizer", "stories260K", "babyllama-tok105-1M")
+BYTE_0 = 3  # id of <0x00> in every model here that has byte pieces
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(train_tokenizer(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session", params=("tiny", *REAL))
+def tokenizer(request: pytest.FixtureRequest, tiny: Tokenizer) -> Tokenizer:
+    if request.param == "tiny":
+        return tiny
+    folder = MODELS / request.param
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: trained tokenizers are not part of the project")
+    return load_tokenizer(folder)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], after: list[int] | None = None) -> list[str]:
+    stream = TextStream(tokenizer, after or [])
+    return [*[stream.feed(token_id) for token_id in ids], stream.flush()]
+
+
+def byte_ids(data: bytes) -> list[int]:
+    return [BYTE_0 + byte for byte in data]
+
+
+@given(data=st.data())
+def test_any_ids_stream_to_the_text_that_sentencepiece_gives(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    low = st.integers(0, min(270, tokenizer.vocab_size) - 1)  # control, unknown and byte pieces
+    ids = data.draw(st.lists(low | st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    text = "".join(streamed(tokenizer, ids))
+    assert text == tokenizer.decode(ids)
+    assert text == tokenizer._processor.decode(ids)
+
+
+@given(data=st.data())
+def test_a_prompt_and_its_continuation_read_like_one_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    prompt = tokenizer.encode(data.draw(st.text(max_size=20)))
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
+    whole = tokenizer.decode(prompt) + "".join(streamed(tokenizer, ids, after=prompt))
+    assert whole == tokenizer.decode(prompt + ids)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_encoding_keeps_to_the_vocabulary_and_adds_bos(tiny: Tokenizer, text: str) -> None:
+    ids = tiny.encode(text)
+    assert ids == [tiny.bos_id, *tiny.encode(text, add_bos=False)]
+    assert all(0 <= token_id < tiny.vocab_size for token_id in ids)
+
+
+def test_a_character_in_bytes_comes_whole(tiny: Tokenizer) -> None:
+    assert streamed(tiny, byte_ids("€é".encode())) == ["", "", "€", "", "é", ""]
+
+
+def test_bytes_that_are_no_text_become_replacement_characters(tiny: Tokenizer) -> None:
+    cat = tiny.encode(" cat", add_bos=False)
+    unfinished = byte_ids(b"\xe2\x82")
+    assert "".join(streamed(tiny, unfinished)) == "\ufffd\ufffd"
+    assert "".join(streamed(tiny, unfinished + cat)).startswith("\ufffd\ufffd ")
+    assert streamed(tiny, byte_ids(b"\xff!")) == ["\ufffd", "!", ""]
+
+
+def test_control_tokens_and_padding_have_no_text(tiny: Tokenizer) -> None:
+    ids = tiny.encode("the cat")
+    assert tiny.bos_id is not None
+    assert tiny.eos_id is not None
+    assert tiny.decode([*ids, tiny.eos_id, tiny.vocab_size, tiny.vocab_size + 1000, -1]) == "the cat"
+
+
+def test_a_continuation_keeps_its_leading_space_and_a_beginning_does_not(tiny: Tokenizer) -> None:
+    cat = tiny.encode("cat", add_bos=False)
+    assert "".join(streamed(tiny, cat)) == "cat"
+    assert "".join(streamed(tiny, cat, after=tiny.encode("the"))) == " cat"
+    assert "".join(streamed(tiny, cat, after=tiny.encode(""))) == "cat"
+
+
+def test_known_ids_of_a_trained_model() -> None:
+    folder = MODELS / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: trained tokenizers are not part of the project")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("Once upon a time") == [1, 403, 407, 261, 378]
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (512, 1, 2)
+
+
+def test_text_that_looks_like_a_control_token_stays_text(tiny: Tokenizer) -> None:
+    assert tiny.eos_id not in tiny.encode("</s>")
+    assert tiny.decode(tiny.encode("the</s>")) == "the</s>"
+
+
+def test_half_a_surrogate_pair_is_refused(tiny: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match=r"not valid Unicode at character 2"):
+        tiny.encode("ab\udc80")
+
+
+def test_a_model_file_leads_to_the_tokenizer_beside_it(tmp_path: Path) -> None:
+    train_tokenizer(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    assert load_tokenizer(tmp_path / "model.onnx").decode([BYTE_0 + ord("a")]) == "a"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\x0e\x0a\x05<unk>"])
+def test_a_broken_model_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(TokenizerError, match="cannot be read as a sentencepiece model") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_model_is_one_line(tmp_path: Path) -> None:
+    path = train_tokenizer(tmp_path) / "tokenizer.model"
+    path.write_bytes(path.read_bytes()[:2001])
+    with pytest.raises(TokenizerError, match="cannot be read as a sentencepiece model"):
+        load_tokenizer(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not read yet; a tokenizer\.model"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ModelFileError, match="no such model folder"):
+        load_tokenizer(tmp_path / "absent")
+    with pytest.raises(ModelFileError, match="cannot be opened"):
+        load_tokenizer(tmp_path / ("x" * 300))
