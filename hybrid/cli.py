@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -33,6 +33,22 @@ FAILED, INTERRUPTED, PIPE_CLOSED = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 CommandLineError: Any = typer.BadParameter.__bases__[0]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"{options.PROGRAM} {version(options.PROGRAM)}")
+        except PackageNotFoundError:
+            print(f"{options.PROGRAM}, not installed (run from its source)")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+]
+
+
 def run(
     prompt: options.Prompt,
     model: options.Model = DEMO_MODEL,
@@ -49,7 +65,7 @@ def run(
     stats: options.Stats = None,
     timeline: options.TimelineFile = None,
     verbose: options.ShowPlacement = False,
-    version: options.Version = False,
+    version: Version = False,
 ) -> int:
     """`hybrid run`; gives the exit code."""
     settings = RunSettings(
@@ -74,7 +90,7 @@ def run(
         engine = open_engine(settings, on_stage, on_bytes, recorder)
     with closing(engine):
         _check_vocabulary(prompt_ids, engine.decoder)
-        _say(report.opening_line(engine.decoder, engine.plan, engine.context_tokens, cuda))
+        _say(report.opening_line(engine, cuda))
         if verbose:
             _say(report.plan_text(engine.plan, cuda, _width(sys.stderr)))
         stop_ids = _stop_ids(engine.decoder, tokenizer)
@@ -117,7 +133,7 @@ def plan(
     return 0
 
 
-def _no_command(context: typer.Context, version: options.Version = False) -> None:
+def _no_command(context: typer.Context, version: Version = False) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
 

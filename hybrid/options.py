@@ -63,21 +63,6 @@ Threads = Annotated[
 ]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"{PROGRAM} {version(PROGRAM)}")
-        except PackageNotFoundError:
-            print(f"{PROGRAM}, not installed (run from its source)")
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-]
-
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
 ]

@@ -11,7 +11,7 @@ from offload.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from rich.progress import Task
 
-    from hybrid.model.decoder import Decoder
+    from hybrid.runtime.engine import Engine
     from hybrid.text.generate import Generation, GenerationStats
 
 Columns = tuple[int, int, int]  # how many are resident, streamed and on the host
@@ -20,7 +20,7 @@ OnStage = Callable[[str, int], None]
 OnBytes = Callable[[int], None]
 
 PLACES = ("VRAM", "streamed", "host")
-SAME_SHARE = 0.1  # the planner rounds each layer to whole tiles: shares that differ by less are one decision
+SAME_SHARE = 0.2  # shares that differ by less are one decision, rounded to whole tiles in each layer
 STOPPED = {
     "end": "end of text",
     "max_tokens": "stopped at --max-tokens",
@@ -37,29 +37,25 @@ def rate(tokens_per_s: float | None) -> str:
     return f"{tokens_per_s:,.{digits}f} tokens/s"
 
 
-def budget_text(plan: Plan, asked: str | None) -> str:
-    """What the plan takes of its VRAM budget, and who chose that budget."""
-    chosen = "chosen automatically" if asked in (None, "auto") else f"--cuda {asked}"
+def budget_text(plan: Plan, asked: str | None, why: str) -> str:
+    """What the plan takes of its VRAM budget, who chose that budget, and what for."""
     if plan.budget_bytes == 0:
-        return f"no VRAM ({chosen})"
-    return f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)} ({chosen})"
+        return f"CPU only ({why})"
+    chosen = "budget chosen automatically" if asked in (None, "auto") else f"--cuda {asked}"
+    return (
+        f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)} ({chosen}; {why})"
+    )
 
 
-def machine_text(plan: Plan) -> str:
-    """The machine that was planned for, and whether its rates were measured there."""
-    return str(plan.machine.get("name", "?")) + (" (estimated)" if plan.machine.get("estimated") else "")
-
-
-def opening_line(decoder: "Decoder", plan: Plan, context_tokens: int, asked: str | None) -> str:
-    """What is about to run: model, machine, budget, context and the speed that is expected."""
+def opening_line(engine: "Engine", asked: str | None) -> str:
+    """What is about to run: model, budget, context and the speed that is expected."""
+    plan = engine.plan
     weights = sum(placement.linear.weight_bytes for placement in plan.placements)
     parts = [
-        decoder.name,
-        decoder.architecture,
-        f"Linears {format_bytes(weights)}",
-        machine_text(plan),
-        budget_text(plan, asked),
-        f"context {context_tokens}",
+        engine.decoder.name,
+        f"{engine.decoder.architecture}, Linears {format_bytes(weights)}",
+        budget_text(plan, asked, engine.target),
+        f"context {engine.context_tokens}",
         f"predicted {rate(plan.predicted.decode_tokens_per_s)}",
     ]
     return " · ".join(parts)
@@ -151,7 +147,7 @@ def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = Fal
     """The plan for people: placement by layer or Linear, memory by name, the predicted step, notes."""
     step = plan.predicted
     lines = [
-        f"{plan.model} · {machine_text(plan)} · {budget_text(plan, asked)}",
+        f"{plan.model} · {budget_text(plan, asked, plan.machine['name'])}",
         _linear_table(plan, width) if each_linear else _layer_table(layer_rows(plan), width),
         _memory_table(plan, width),
         f"predicted decode step {format_seconds(step.decode_step_s)}, {rate(step.decode_tokens_per_s)}, "
@@ -198,9 +194,9 @@ def _table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in header:
-        table.add_column(name, justify="right" if name in right else "left")
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(width=width, file=io.StringIO(), color_system=None, markup=False, emoji=False)
@@ -216,7 +212,7 @@ def _layer_table(rows: list[LayerRow], width: int) -> str:
         texts = tuple(cell_text(cells[kind]) if kind in cells else "" for _, cells in rows)
         columns.setdefault(texts, []).append(kind)
     labels = [label or "-" for label, _ in rows]
-    header = ["layer", *["\n".join(kinds) for kinds in columns.values()]]
+    header = ["layer", *[", ".join(kinds) for kinds in columns.values()]]
     return _table(header, zip(labels, *columns, strict=True), width)
 
 
@@ -224,25 +220,23 @@ def _linear_table(plan: Plan, width: int) -> str:
     rows = []
     for placement in plan.placements:
         linear = placement.linear
-        place = cell_text((len(placement.resident), len(placement.streamed), len(placement.host)))
+        columns = len(placement.resident), len(placement.streamed), len(placement.host)
+        place = cell_text(columns).replace("\n", ", ")
         nbytes = format_bytes(linear.weight_bytes)
         rows.append((linear.layer or "-", linear.kind, linear.format, nbytes, place, placement.reason))
     return _table(("layer", "Linear", "format", "size", "place", "why"), rows, width, right=("size",))
 
 
 def _memory_table(plan: Plan, width: int) -> str:
-    rows = [
-        (
-            name,
-            *(
-                format_bytes(where[name]) if name in where else ""
-                for where in (plan.vram_bytes, plan.ram_bytes)
-            ),
-        )
-        for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes])
+    vram = {**plan.vram_bytes, "total": plan.total_vram_bytes, "budget": plan.budget_bytes}
+    ram = {**plan.ram_bytes, "total": sum(plan.ram_bytes.values())}
+    names = [
+        name for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes]) if vram.get(name) or ram.get(name)
     ]
-    rows.append(("total", format_bytes(plan.total_vram_bytes), format_bytes(sum(plan.ram_bytes.values()))))
-    rows.append(("budget", format_bytes(plan.budget_bytes), ""))
+    rows = [
+        (name, *(format_bytes(where[name]) if where.get(name) else "" for where in (vram, ram)))
+        for name in (*names, "total", *(["budget"] if plan.budget_bytes else []))
+    ]
     return _table(("memory", "VRAM", "RAM"), rows, width, right=("VRAM", "RAM"))
 
 
@@ -251,11 +245,11 @@ def _add(one: Columns, other: Columns) -> Columns:
 
 
 def _alike(one: dict[str, Columns], other: dict[str, Columns]) -> bool:
-    """Whether two layers have the same kinds of Linears in the same places in about the same shares."""
+    """Whether two layers have the same kinds of Linears in about the same places."""
     if one.keys() != other.keys():
         return False
     return all(
-        bool(a) == bool(b) and abs(a / sum(one[kind]) - b / sum(other[kind])) < SAME_SHARE
+        abs(a / sum(one[kind]) - b / sum(other[kind])) < SAME_SHARE
         for kind in one
         for a, b in zip(one[kind], other[kind], strict=True)
     )

@@ -4,6 +4,7 @@ import ctypes
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -12,20 +13,30 @@ import threadpoolctl
 from scipy.linalg import cython_blas
 
 from offload.devices.base import HostArray
-from offload.kernels import host, host_loops
+from offload.kernels import host, host_jobs, host_loops
 from offload.kernels.host import FloatArray
-from offload.kernels.host_loops import PANEL_COLUMNS, PANEL_K, TASK_HEADER, TASK_ROW, TILE
+from offload.kernels.host_jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
 from offload.specs import Layout, WeightFormat
 
-DECODE_ROWS = 8  # up to here one pass over W serves all rows of x; beyond, fp32 panels and BLAS are faster
+# Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
+DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
+_DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
+
+
+class _Path(StrEnum):
+    """Which of the kernels serves a number of rows of x."""
+
+    ONE = "one row"
+    FEW = "several rows"
+    PANELS = "panels"
 
 
 @dataclass(frozen=True)
 class HostColumns:
     """One Linear's share of the host work: output columns `start <= n < stop`, possibly none.
 
-    `weight` is the whole weight, [N, K] or [K, N] as `layout` says, in the format's storage dtype; its rows are
-    contiguous and its address need not be aligned.
+    `weight` is the whole weight, [N, K] or [K, N] as `layout` says, in the format's storage dtype. Its rows
+    are contiguous; its address need not be aligned.
     """
 
     weight: HostArray
@@ -49,9 +60,10 @@ class HostGroup(Protocol):
     """Linears that read the same x."""
 
     def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
-        """Write columns [start, stop) of each Linear's y[M, N_i] = x[M, K] @ W into `outputs[i]`, and no others.
+        """Write columns [start, stop) of each y[M, N_i] = x[M, K] @ W into `outputs[i]`, and no others.
 
-        `x` and the outputs are float32 and C-contiguous and do not overlap. Call from one thread only.
+        `x` and the outputs are float32 and C-contiguous and do not overlap. To be called from the thread that
+        made the backend, and from no other. Raises ValueError for arrays that do not fit.
         """
 
 
@@ -65,11 +77,11 @@ class HostBackend(Protocol):
 class NumbaBackend:
     """Multiplies fp32, fp16 and bf16 weights where they lie, without a copy in another format.
 
-    Needs BLAS for itself: it is limited to one thread in the whole process, since each of our threads calls it.
+    BLAS is limited to one thread in the whole process, since each of our threads calls it.
     """
 
     def __init__(self, threads: int) -> None:
-        """Use `threads` threads; compiles only the launcher (2 s unless cached). Raises ValueError below 1."""
+        """Compiles only the launcher: 0.4 s unless cached. Raises ValueError for less than 1 thread."""
         host.set_threads(threads)
         self.threads = threads
         self._sgemm = _sgemm_address()  # loads BLAS, so that the limit finds it
@@ -81,27 +93,23 @@ class NumbaBackend:
         """See `HostBackend`. Raises ValueError for weights it cannot read."""
         return NumbaGroup(self, columns)
 
-    def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]], prefill: bool = True) -> None:
-        """Compile what these kinds of weight need: 2-3 s for the first, under 1 s for others, little when cached."""
+    def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]]) -> None:
+        """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
         for weight_format, layout in kinds:
-            for rows in (1, 2, DECODE_ROWS + 1) if prefill else (1, 2):
-                self.kernel(weight_format, layout, rows)
-                self.job(rows)
+            for path in _Path:
+                self.job(path)
+                self.kernel(path, weight_format, layout)
 
-    def job(self, rows: int) -> int:
-        """The address of what every thread does for `rows` rows of x."""
-        return host.kernel_address(host_loops.decode if rows <= DECODE_ROWS else host_loops.prefill)
+    def job(self, path: _Path) -> int:
+        """The address of what every thread does."""
+        return host.kernel_address(host_jobs.by_panels if path is _Path.PANELS else host_jobs.direct)
 
-    def kernel(self, weight_format: WeightFormat, layout: Layout, rows: int) -> int:
+    def kernel(self, path: _Path, weight_format: WeightFormat, layout: Layout) -> int:
         """The address of what a job calls for one Linear; 0 when there is nothing to call."""
-        if rows > DECODE_ROWS:
+        if path is _Path.PANELS:
             is_fp32 = weight_format is WeightFormat.FP32
             return 0 if is_fp32 else host.kernel_address(host_loops.expand, weight_format)
-        if layout is Layout.NK:
-            function = host_loops.nk_one if rows == 1 else host_loops.nk_few
-        else:
-            function = host_loops.kn_one if rows == 1 else host_loops.kn_few
-        return host.kernel_address(function, weight_format)
+        return host.kernel_address(_DIRECT[layout, path], weight_format)
 
     @property
     def sgemm(self) -> int:
@@ -127,15 +135,15 @@ class NumbaGroup:
             _check_weight(column)
         if len({column.in_features for column in self._columns}) > 1:
             raise ValueError("the Linears of a group must have equal numbers of input features")
-        self._tables: dict[int, npt.NDArray[np.int64]] = {}
-        self._table = np.zeros(TASK_HEADER, np.int64)
+        self._tables: dict[_Path, npt.NDArray[np.int64]] = {}
+        self._table = np.zeros(HEADER, np.int64)
         self._call = (0, 0, 0)  # job, table, threads
-        # The arrays of the last decode step, which come again at every step; prefill's are too big to keep alive.
         self._x: FloatArray | None = None
         self._outputs: tuple[FloatArray, ...] = ()
 
     def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
         """See `HostGroup`. Raises ValueError for arrays that do not fit."""
+        # Decode brings the same arrays at every step: then the table is right already.
         known = len(outputs) == len(self._outputs) and all(map(operator.is_, outputs, self._outputs))
         if not known or x is not self._x:
             self._bind(x, outputs, known)
@@ -153,34 +161,46 @@ class NumbaGroup:
         if not known or rows != self._table[_ROWS]:
             for output, column in zip(outputs, self._columns, strict=True):
                 _check_array("an output", output, (rows, column.out_features))
-            self._table = self._table_for(rows)
+            path = self._path(rows)
+            self._table = self._table_for(path)
             for i, output in enumerate(outputs):
-                self._table[TASK_HEADER + i * TASK_ROW + _OUTPUT] = output.ctypes.data
-            threads = self._backend.threads if rows and self._table[_TILES] else 0
-            self._call = (self._backend.job(rows), self._table.ctypes.data, threads)
+                self._table[HEADER + i * ROW + _OUTPUT] = output.ctypes.data
+            threads = self._backend.threads if rows and self._table[_UNITS] else 0
+            self._call = (self._backend.job(path), self._table.ctypes.data, threads)
         self._table[_X], self._table[_ROWS] = x.ctypes.data, rows
-        self._x, self._outputs = (x, tuple(outputs)) if rows <= DECODE_ROWS else (None, ())
+        self._x, self._outputs = (x, tuple(outputs)) if rows <= _DECODE_ROWS else (None, ())
 
-    def _table_for(self, rows: int) -> npt.NDArray[np.int64]:
-        """The task that `host_loops.decode` or `host_loops.prefill` describes, without x and the outputs."""
-        kind = min(max(rows, 1), 2) if rows <= DECODE_ROWS else DECODE_ROWS + 1
-        if kind not in self._tables:
-            backend, prefill = self._backend, kind > DECODE_ROWS
-            tiles = [-(-(column.stop - column.start) // TILE) for column in self._columns]
-            panels, sgemm = (backend.panels, backend.sgemm) if prefill else (0, 0)
-            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(tiles), panels, sgemm, 0]
-            for column, count in zip(self._columns, tiles, strict=True):
-                kernel = backend.kernel(column.format, column.layout, kind)
-                weight = column.weight.__array_interface__["data"][0]
-                stride = column.weight.strides[0] // column.format.itemsize_bytes
-                if prefill and column.layout is Layout.KN:
-                    stride = -stride
-                words += [kernel, weight, stride, column.start, column.stop, 0, column.out_features, count]
-            self._tables[kind] = np.array(words, np.int64)
-        return self._tables[kind]
+    def _path(self, rows: int) -> _Path:
+        if rows > min(DIRECT_ROWS[column.layout] for column in self._columns):
+            return _Path.PANELS
+        return _Path.FEW if rows > 1 else _Path.ONE
+
+    def _table_for(self, path: _Path) -> npt.NDArray[np.int64]:
+        """The task of `host_jobs.direct` or `host_jobs.by_panels`, without x and the outputs."""
+        if path not in self._tables:
+            backend, panels = self._backend, path is _Path.PANELS
+            units = [-(-(column.stop - column.start) // UNIT) for column in self._columns]
+            scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
+            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 0]
+            for column, count in zip(self._columns, units, strict=True):
+                kernel = backend.kernel(path, column.format, column.layout)
+                distance = column.weight.strides[0] // column.format.itemsize_bytes
+                if panels and column.layout is Layout.KN:
+                    distance = -distance
+                words += [kernel, column.weight.__array_interface__["data"][0], distance]
+                words += [column.start, column.stop, 0, column.out_features, count]
+            self._tables[path] = np.array(words, np.int64)
+        return self._tables[path]
 
 
-_X, _ROWS, _TILES, _OUTPUT = 0, 2, 4, 5  # where the words are that change
+_DIRECT = {
+    (Layout.NK, _Path.ONE): host_loops.nk_one,
+    (Layout.NK, _Path.FEW): host_loops.nk_few,
+    (Layout.KN, _Path.ONE): host_loops.kn_one,
+    (Layout.KN, _Path.FEW): host_loops.kn_few,
+}
+# Where the words are that change from call to call.
+_X, _ROWS, _UNITS, _OUTPUT = 0, 2, 4, 5
 
 
 def _check_weight(column: HostColumns) -> None:
@@ -188,10 +208,16 @@ def _check_weight(column: HostColumns) -> None:
     if not wanted.is_float:
         raise ValueError(f"weights of format {wanted} are not for this backend")
     if weight.dtype != wanted.storage_dtype or weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}")
+        raise ValueError(
+            f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}"
+        )
     itemsize = wanted.itemsize_bytes
     row_stride, stride = weight.strides
-    if (stride != itemsize and weight.shape[1] > 1) or row_stride < itemsize * weight.shape[1] or row_stride % itemsize:
+    if (
+        (stride != itemsize and weight.shape[1] > 1)
+        or row_stride < itemsize * weight.shape[1]
+        or row_stride % itemsize
+    ):
         raise ValueError(f"rows of a weight must be contiguous, not strided by {weight.strides} bytes")
     if not 0 <= column.start <= column.stop <= column.out_features:
         raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
@@ -199,7 +225,9 @@ def _check_weight(column: HostColumns) -> None:
 
 def _check_array(name: str, array: FloatArray, shape: tuple[int, int]) -> None:
     if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}")
+        raise ValueError(
+            f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}"
+        )
 
 
 def _sgemm_address() -> int:

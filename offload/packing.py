@@ -109,7 +109,7 @@ def split_columns(columns: int, column_bytes: int, slot_bytes: int) -> tuple[Col
     most = slot_bytes // column_bytes
     if most == 0:
         raise ValueError(f"a column of {column_bytes} bytes does not fit a slot of {slot_bytes} bytes")
-    if most > _TILE_COLUMNS:
+    if columns > most > _TILE_COLUMNS:
         most -= most % _TILE_COLUMNS
     pieces = -(-columns // most)
     width = -(-columns // pieces)

@@ -1,4 +1,4 @@
-"""Stand-ins for tests above the engine: an engine that recites, a small plan, a tokenizer trained on the spot."""
+"""Stand-ins for tests above the engine: one that recites, a small plan, a tokenizer trained on the spot."""
 
 import io
 import sys
@@ -60,9 +60,11 @@ class FakeEngine:
         self.context_tokens = context_tokens
         self.on_step = on_step or (lambda step: None)
         self.position = 0
+        self.step = 0
         self.fed: list[int] = []
         self.closed = False
         self.plan = small_plan()
+        self.target = "a bench top"
         graph = Graph("fake", (), (), (), {}, {})
         self.decoder = Decoder("fake", Path(), graph, "llama", VOCAB, 0, (EOS,), BOS, (), False)
 
@@ -70,14 +72,16 @@ class FakeEngine:
         if self.position + len(ids) > self.context_tokens:
             raise ContextFullError(f"{len(ids)} tokens do not fit into {self.context_tokens}")
         self.position += len(ids)
-        return self._logits(0)
+        self.step = 0
+        return self._logits()
 
     def decode(self, token_id: int) -> npt.NDArray[np.float32]:
         assert self.position < self.context_tokens
         self.position += 1
         self.fed.append(token_id)
-        self.on_step(len(self.fed))
-        return self._logits(len(self.fed))
+        self.step += 1
+        self.on_step(self.step)
+        return self._logits()
 
     def trim(self, length: int) -> None:
         self.position = length
@@ -88,16 +92,16 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
 
-    def _logits(self, step: int) -> npt.NDArray[np.float32]:
+    def _logits(self) -> npt.NDArray[np.float32]:
         logits = np.zeros(VOCAB, np.float32)
-        logits[self.script[step] if step < len(self.script) else EOS] = 5.0
+        logits[self.script[self.step] if self.step < len(self.script) else EOS] = 5.0
         return logits
 
 
 def engine_modules(
-    engine: FakeEngine, failure: Exception | None = None, settings_seen: list[RunSettings] | None = None
+    engine: FakeEngine, failure: BaseException | None = None, settings_seen: list[RunSettings] | None = None
 ) -> dict[str, ModuleType]:
-    """`hybrid.runtime.engine` and `.planning`, for sys.modules, with this engine behind them."""
+    """`hybrid.runtime.loading` and `.planning`, for sys.modules, with this engine behind them."""
 
     def remember(settings: RunSettings) -> None:
         if settings_seen is not None:
@@ -115,7 +119,7 @@ def engine_modules(
         remember(settings)
         return engine.plan
 
-    opener, planner = ModuleType("hybrid.runtime.engine"), ModuleType("hybrid.runtime.planning")
+    opener, planner = ModuleType("hybrid.runtime.loading"), ModuleType("hybrid.runtime.planning")
     opener.open_engine, planner.make_plan = open_engine, make_plan  # type: ignore[attr-defined]
     return {module.__name__: module for module in (opener, planner)}
 

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,21 @@ def write_model(
 
 
 def upcast(graph: Graph) -> Graph:
-    """The graph with its weights in memory as float32, for onnxruntime has no bfloat16 matmul."""
-    initializers = {}
-    types = dict(graph.types)
-    for name, initializer in graph.initializers.items():
-        array = initializer.array()
-        if initializer.element_type is ElementType.BFLOAT16:
-            array = from_bfloat16(np.asarray(array))
-        elif initializer.element_type is ElementType.FLOAT16:
-            array = array.astype(np.float32)
-        half = initializer.element_type in (ElementType.BFLOAT16, ElementType.FLOAT16)
-        element_type = ElementType.FLOAT if half else initializer.element_type
-        initializers[name] = replace(initializer, element_type=element_type, source=np.asarray(array))
-        types[name] = element_type
-    return replace(graph, initializers=initializers, types=types)
+    """The graph with its Linear weights in memory as float32, for onnxruntime has no matmul of mixed types.
+
+    Other weights stay as they are stored, so Casts and Gathers of half types are run.
+    """
+    initializers = dict(graph.initializers)
+    for node in graph.nodes:
+        if node.op_type == "FusedMatMul":
+            weight = initializers[node.inputs[1]]
+            array = np.asarray(weight.array())
+            if weight.element_type is ElementType.BFLOAT16:
+                array = from_bfloat16(array)
+            if weight.element_type is not ElementType.FLOAT:
+                array = array.astype(np.float32)
+                initializers[weight.name] = replace(weight, element_type=ElementType.FLOAT, source=array)
+    return replace(graph, initializers=initializers)
 
 
 def whole_session(graph: Graph) -> Any:
@@ -167,21 +168,22 @@ class CachedDecoder:
         }
         self.length = 0
 
-    def step(self, ids: Sequence[int]) -> Array:
-        """Logits (V,) after these tokens."""
+    def run(self, ids: Sequence[int], outputs: Sequence[str]) -> list[Array]:
+        """The named outputs for these tokens after what is cached."""
         total = self.length + len(ids)
         feeds = {
             "input_ids": np.array([ids], np.int64),
             "position_ids": np.arange(self.length, total, dtype=np.int64)[None],
             "seqlens_k": np.array([total - 1], np.int32),
             "total_sequence_length": np.array(total, np.int32),
+            **self.cache,
         }
-        wanted: Iterable[str] = (
-            "logits",
-            *(name.replace("past_key_values", "present") for name in self.cache),
-        )
-        given = {name: value for name, value in feeds.items() if name in self.input_names}
-        logits, *present = self.session.run(list(wanted), {**given, **self.cache})
-        self.cache = dict(zip(self.cache, present, strict=True))
-        self.length = total
+        return list(self.session.run(outputs, {n: v for n, v in feeds.items() if n in self.input_names}))
+
+    def step(self, ids: Sequence[int]) -> Array:
+        """Logits (V,) after these tokens, which are then cached."""
+        present = [name.replace("past_key_values", "present") for name in self.cache]
+        logits, *cached = self.run(ids, ["logits", *present])
+        self.cache = dict(zip(self.cache, cached, strict=True))
+        self.length += len(ids)
         return logits[0, 0]

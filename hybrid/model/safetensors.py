@@ -72,6 +72,8 @@ def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
                 )
             index[name] = tensor
             home[name] = path
+    if files and not index:
+        raise ModelFileError(f"{show(files[0])}: holds no tensors")
     return index
 
 

@@ -74,9 +74,9 @@ def find_model(path: str | Path) -> ModelFolder:
 
 
 def real_file(path: Path) -> Path:
-    """The regular file that `path` is, links resolved and checked (`resolve_in_folder`), or ModelFileError."""
+    """The regular file that `path` is, links resolved and checked (see `paths`), or ModelFileError."""
     try:
-        return resolve_in_folder(path.parent, path.name, show(path))
+        return resolve_in_folder(path.parent, path.name, show(Path(path.name)))
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         raise ModelFileError(f"{show(path)}: cannot be opened ({_reason(error)})") from error
 

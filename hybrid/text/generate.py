@@ -103,9 +103,9 @@ class Generation(Iterator[int]):
         self._tokens = self._loop()
 
     @property
-    def seed(self) -> int:
-        """The seed in use; with the same settings and prompt it gives the same text again."""
-        return self._sampler.seed
+    def seed(self) -> int | None:
+        """The seed that repeats this text; None when nothing is drawn, at temperature 0."""
+        return self._sampler.seed if self._sampler.settings.temperature > 0 else None
 
     @property
     def stats(self) -> GenerationStats:
@@ -130,7 +130,7 @@ class Generation(Iterator[int]):
         started = time.perf_counter()
         logits = self._engine.prefill(self._prompt_ids)
         self._prefill_s = time.perf_counter() - started
-        while not self._ended():
+        while not self._stop_asked:
             token_id = self._sampler(logits)
             if token_id in self._stop_ids:
                 self._stop_reason = StopReason.END
@@ -139,21 +139,16 @@ class Generation(Iterator[int]):
             if self._first_token_s is None:
                 self._first_token_s = time.perf_counter() - started
             yield token_id
-            if self._ended():
+            if self._generated >= self._max_tokens:
+                self._stop_reason = StopReason.MAX_TOKENS
+                return
+            if self._engine.position >= self._engine.context_tokens:
+                self._stop_reason = StopReason.CONTEXT
                 return
             step_started = time.perf_counter()
             logits = self._engine.decode(token_id)
             self._step_s.append(time.perf_counter() - step_started)
-
-    def _ended(self) -> bool:
-        """Whether to stop here; notes why."""
-        if self._stop_asked:
-            self._stop_reason = StopReason.INTERRUPTED
-        elif self._generated >= self._max_tokens:
-            self._stop_reason = StopReason.MAX_TOKENS
-        elif self._generated and self._engine.position >= self._engine.context_tokens:
-            self._stop_reason = StopReason.CONTEXT
-        return self._stop_reason is not None
+        self._stop_reason = StopReason.INTERRUPTED
 
 
 def generate(

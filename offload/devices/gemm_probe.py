@@ -6,7 +6,7 @@ import numpy.typing as npt
 from offload.devices.base import Device, DeviceArray, HostArray
 from offload.specs import Layout, WeightFormat
 
-_ROWS, _INNER, _COLUMNS = (1, 16, 128), 256, 512
+_ROWS, _INNER, _COLUMNS = (1, 16, 64), 256, 256
 
 
 def gemm_is_exact(device: Device, weight_format: WeightFormat) -> bool:

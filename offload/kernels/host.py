@@ -1,6 +1,6 @@
-"""The CPU kernels, compiled one by one when they are first needed and kept on disk; and rounding of activations.
+"""The CPU kernels as machine code, compiled when first needed and kept on disk; and rounding of activations.
 
-numba's settings are made here, before its thread pool starts, and call every kernel from one Python thread.
+numba's settings are made here, before its thread pool starts.
 """
 
 import functools
@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import config, types
 
-from offload.kernels import host_loops
-from offload.kernels.host_loops import POINTERS, SIGNATURES
+from offload.kernels import host_jobs, host_loops
 from offload.specs import WeightFormat
 
 FloatArray = npt.NDArray[np.float32]
 
+_SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up
@@ -26,8 +26,8 @@ _ALONE = 1 << 16  # elements that one thread rounds in less time than several ne
 def set_threads(threads: int) -> None:
     """Have numba use `threads` threads, of OpenMP where there is a libgomp. Raises ValueError below 1.
 
-    numba's pool has NUMBA_NUM_THREADS threads (default: the cores of this process's affinity); asking for more only
-    makes more shares of work. The number holds for the calling thread, which is to make the launches too.
+    numba's pool has NUMBA_NUM_THREADS threads (default: the cores this process may use) and cannot grow.
+    The number holds for the calling Python thread, which is to make the launches too.
     """
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
@@ -38,7 +38,7 @@ def set_threads(threads: int) -> None:
 
 
 def kernel_address(function: Callable[..., None], weight_format: WeightFormat | None = None) -> int:
-    """The address of a function of `host_loops` as machine code, compiled (0.1-0.6 s) unless it is cached.
+    """The address of a function of `host_loops` or `host_jobs`, compiled (0.1 to 0.4 s) unless it is cached.
 
     `weight_format` is for functions that take a pointer to stored weights.
     """
@@ -47,11 +47,11 @@ def kernel_address(function: Callable[..., None], weight_format: WeightFormat | 
 
 @functools.cache
 def launcher() -> Callable[[int, int, int], None]:
-    """`host_loops.launch`, compiled (2 s) unless it is cached."""
-    function = host_loops.launch
+    """`host_jobs.launch`, compiled (0.4 s) unless it is cached."""
+    function = host_jobs.launch
 
     def build(cache: bool) -> Any:
-        signature = types.void(*SIGNATURES[function])
+        signature = types.void(*_SIGNATURES[function])
         return numba.njit(signature, parallel=True, nogil=True, cache=cache)(function)
 
     compiled: Callable[[int, int, int], None] = _cached_if_possible(build)
@@ -60,8 +60,8 @@ def launcher() -> Callable[[int, int, int], None]:
 
 @functools.cache
 def _compiled(function: Callable[..., None], weight_format: WeightFormat | None) -> Any:
-    stored = POINTERS[weight_format.value] if weight_format else None
-    signature = types.void(*(stored if kind is None else kind for kind in SIGNATURES[function]))
+    stored = host_loops.POINTERS[weight_format.value] if weight_format else None
+    signature = types.void(*(stored if kind is None else kind for kind in _SIGNATURES[function]))
     return _cached_if_possible(
         lambda cache: numba.cfunc(signature, cache=cache, fastmath=_FASTMATH, error_model="numpy")(function)
     )
@@ -70,8 +70,8 @@ def _compiled(function: Callable[..., None], weight_format: WeightFormat | None)
 def _cached_if_possible(build: Callable[[bool], Any]) -> Any:
     try:
         return build(True)
-    except (RuntimeError, OSError):  # no folder that numba may write to, or a full one: compile for this run only
-        return build(False)
+    except (RuntimeError, OSError):
+        return build(False)  # no folder that numba may write to, or a full disk: compile for this run only
 
 
 def cast_activations(x: FloatArray, out: npt.NDArray[Any], weight_format: WeightFormat) -> None:
@@ -94,4 +94,4 @@ def cast_activations(x: FloatArray, out: npt.NDArray[Any], weight_format: Weight
     kernel = kernel_address(host_loops.cast, weight_format)
     task = np.array([kernel, x.ctypes.data, out.ctypes.data, x.size], np.int64)
     threads = 1 if x.size <= _ALONE else numba.get_num_threads()
-    launcher()(kernel_address(host_loops.round_off), task.ctypes.data, threads)
+    launcher()(kernel_address(host_jobs.round_off), task.ctypes.data, threads)

@@ -1,32 +1,26 @@
-"""Everything that numba compiles for the CPU: y = x @ W straight from the stored weight, and roundings.
+"""The loops of one Linear on the CPU: y = x @ W straight from the stored weight, and roundings.
 
-The kernels take raw addresses, because a mapped file promises no alignment and no Linear's shape or dtype should
-cost a compilation. They are C functions that call each other by address, so each is compiled alone, once, when it
-is first needed, and one launch can serve Linears of different formats. Pointer types carry the format:
-float32, int16 (the bits of an fp16) and uint16 (the bits of a bf16).
+They take raw addresses, because a mapped file promises no alignment and no shape should cost a compilation.
+The pointer's type carries the format: float32, int16 (the bits of an fp16) or uint16 (the bits of a bf16).
 
-This stays one file on purpose: numba's cache looks at the date of the kernel's own file only, so an intrinsic kept
-elsewhere could change without its kernels being compiled again.
+Everything these loops are made of is in this one file, because numba's cache looks at the date of a
+function's own file only: an intrinsic kept elsewhere could change without anything being compiled again.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import float32, int16, int64, prange, types, uint16
+from numba import extending, float32, int16, int64, types, uint16
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-# Vectors are spelled out, since LLVM's own choice for these loops is up to twice slower. One step of a tile is one
-# register of floats with AVX-512, else two halves of it.
+# Vectors are spelled out, since what LLVM makes of the plain loops is up to twice slower.
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
-TILE = 32  # columns of a unit of work; 64 bytes of a half format, one cache line
-ROWS_AT_ONCE = 12  # KN: rows of W swept together, so that y is seldom touched; 16 often share a cache set
+TILE = 32  # KN: columns swept at once; one cache line of a half format
+BAND = 12  # KN: rows of W swept at once, so that y is seldom touched; 16 rows often fall into one cache set
 FEW = 4  # rows of x that share one pass over W
-PANEL_COLUMNS = 256  # prefill: a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
-PANEL_K = 512
-TASK_HEADER, TASK_ROW = 8, 8  # int64 words; see `decode` and `prefill`
 
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 Pointer = types.CPointer
 _I64, _I32, _I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
 _F32 = ir.FloatType()
@@ -34,7 +28,7 @@ _FMA = ("contract",)  # allows fused multiply-add, and nothing that would lose a
 
 
 def _many(kind: Any, lanes: int) -> Any:
-    """A vector type, or for one lane the plain type: LLVM vectorises no loop that has vectors in it already."""
+    """A vector type, or for one lane the plain type: LLVM vectorises no loop that has vectors in it."""
     return ir.VectorType(kind, lanes) if lanes > 1 else kind
 
 
@@ -93,19 +87,6 @@ def at(typing: Any, pointer: Any, index: Any) -> Any:
 
 
 @intrinsic
-def call(typing: Any, address: Any, args: Any) -> Any:
-    """Call the C function at `address` with a tuple of int64; addresses go as integers, as in every 64-bit ABI."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        function = ir.FunctionType(ir.VoidType(), [_I64] * len(args))
-        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
-        builder.call(builder.inttoptr(values[0], function.as_pointer()), unpacked)
-        return context.get_dummy_value()
-
-    return types.void(int64, types.UniTuple(int64, len(args))), generate
-
-
-@intrinsic
 def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
     """Dot products of each of `rows` (stored weights) with each of `xs` (fp32): a tuple, row by row."""
     # A single product needs several independent sums to hide the latency of an FMA.
@@ -126,7 +107,8 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
                         _fma(builder, value, factor, totals[r * len(us) + m])
 
         whole = builder.sub(args[2], builder.srem(args[2], _I64(lanes)))
-        wide = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes)) for _ in range(result.count)]
+        zeros = ir.Constant(vector, [0.0] * lanes)
+        wide = [cgutils.alloca_once_value(builder, zeros) for _ in range(result.count)]
         sweep(wide, _I64(0), whole, lanes)
         reduce = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(_F32, [_F32, vector]), f"llvm.vector.reduce.fadd.v{lanes}f32"
@@ -152,12 +134,12 @@ def _make_sweep(lanes: int) -> Any:
                 if lanes == 1:
                     return value
                 head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-                return builder.shuffle_vector(head, head, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+                first_lane = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+                return builder.shuffle_vector(head, head, first_lane)
 
             us = [builder.extract_value(args[3], m) for m in range(len(xs))]
-            targets = [
-                builder.bitcast(builder.extract_value(args[4], m), vector.as_pointer()) for m in range(len(ys))
-            ]
+            sums = [builder.extract_value(args[4], m) for m in range(len(ys))]
+            targets = [builder.bitcast(y, vector.as_pointer()) for y in sums]
             totals = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
             with cgutils.for_range(builder, args[2]) as loop:
                 row = builder.gep(args[0], [builder.mul(loop.index, args[1])])
@@ -176,33 +158,7 @@ def _make_sweep(lanes: int) -> Any:
 sweep_tile, sweep_8, sweep_1 = _make_sweep(TILE), _make_sweep(8), _make_sweep(1)
 
 
-@intrinsic
-def sgemm(typing: Any, function: Any, args: Any) -> Any:
-    """Row-major C[m, n] = beta * C + X[m, k] @ A through Fortran's sgemm, which sees everything transposed.
-
-    `args` = (transposed, n, m, k, a, lda, x, ldx, beta, c, ldc) as int64; A is [n, k] when `transposed`, else [k, n].
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        transposed, n, m, k, a, lda, x, ldx, beta, c, ldc = (builder.extract_value(values[1], i) for i in range(11))
-
-        def boxed(value: Any) -> Any:
-            # A little-endian int64 reads right as an int32 too, so both kinds of BLAS understand it.
-            return builder.ptrtoint(cgutils.alloca_once_value(builder, value), _I64)
-
-        flag = builder.select(builder.icmp_signed("!=", transposed, _I64(0)), _I64(ord("T")), _I64(ord("N")))
-        scale = boxed(builder.sitofp(beta, _F32))
-        numbers = [boxed(value) for value in (n, m, k)]
-        call_args = [boxed(flag), boxed(_I64(ord("N"))), *numbers, boxed(_F32(1.0))]
-        call_args += [a, boxed(lda), x, boxed(ldx), scale, c, boxed(ldc)]
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(call_args))
-        builder.call(builder.inttoptr(values[0], kind.as_pointer()), call_args)
-        return context.get_dummy_value()
-
-    return types.void(int64, types.UniTuple(int64, 11)), generate
-
-
-# ---- kernels of one Linear: output columns first <= n < last, `ld` elements from one stored row to the next ----
+# The loops write output columns first <= n < last; one stored row is `ld` elements after the other.
 
 
 def nk_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
@@ -212,9 +168,9 @@ def nk_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
 
 
 def nk_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
-    """A few rows of x, W stored [N, K]: three columns by four rows of x at once, so that x is read a third as often.
+    """Several rows of x, W stored [N, K]: three columns by four of them at once, to read x a third as often.
 
-    Short blocks repeat their last row or column, which writes the same number twice.
+    A short block repeats its last row or column, which writes the same number again.
     """
     for n0 in range(first, last, 3):
         n1, n2 = min(n0 + 1, last - 1), min(n0 + 2, last - 1)
@@ -233,8 +189,8 @@ def kn_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
     """One row of x, W stored [K, N]: y += x[r] * W[r] for a band of rows at a time."""
     for n in range(first, last):
         store(y, n, float32(0))
-    for r in range(0, k, ROWS_AT_ONCE):
-        band, rows, xs = at(w, r * ld), min(ROWS_AT_ONCE, k - r), (at(x, r),)
+    for r in range(0, k, BAND):
+        band, rows, xs = at(w, r * ld), min(BAND, k - r), (at(x, r),)
         n = first
         while n + TILE <= last:
             sweep_tile(at(band, n), ld, rows, xs, (at(y, n),))
@@ -248,12 +204,12 @@ def kn_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
 
 
 def kn_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
-    """A few rows of x, W stored [K, N]: as `kn_one`, four rows of x in one sweep and the rest one by one."""
+    """Several rows of x, W stored [K, N]: as `kn_one`, four of them in one sweep, the rest one by one."""
     for i in range(m):
         for n in range(first, last):
             store(y, i * ldy + n, float32(0))
-    for r in range(0, k, ROWS_AT_ONCE):
-        band, rows = at(w, r * ld), min(ROWS_AT_ONCE, k - r)
+    for r in range(0, k, BAND):
+        band, rows = at(w, r * ld), min(BAND, k - r)
         for n in range(first, last, TILE):
             i = 0
             if n + TILE <= last:
@@ -290,83 +246,14 @@ def cast(x: Any, y: Any, first: int, last: int) -> None:
         store(y, i, load(x, i))
 
 
-# ---- jobs: what one thread of a launch does. A task is int64 words; its rows follow a header ----
-
-
-def decode(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of tiles of a group.
-
-    Header: x, k, m, Linears, tiles. Row: kernel, weight, ld, start, stop, y, ldy, tiles.
-    """
-    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
-    for i in range(task[3]):
-        row = at(task, TASK_HEADER + i * TASK_ROW)
-        start, stop, tiles = row[3], row[4], row[7]
-        begin, end = start + max(first, 0) * TILE, min(stop, start + min(last, tiles) * TILE)
-        if begin < end:
-            call(row[0], (row[1], row[2], begin, end, task[0], task[1], task[2], row[5], row[6]))
-        first, last = first - tiles, last - tiles
-
-
-def prefill(task: Any, thread: int, threads: int) -> None:
-    """As `decode`, for many rows of x: panels of W as fp32 through BLAS.
-
-    Header: also scratch (fp32 panels, one a thread) and sgemm. Row: the "kernel" is `expand`, or 0 for a weight
-    that is fp32 already; ld has the sign of the layout: + for [N, K], - for [K, N].
-    """
-    x, k, m = task[0], task[1], task[2]
-    panel = task[5] + thread * (4 * PANEL_COLUMNS * PANEL_K)
-    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
-    for i in range(task[3]):
-        row = at(task, TASK_HEADER + i * TASK_ROW)
-        start, stop, tiles = row[3], row[4], row[7]
-        begin, end = start + max(first, 0) * TILE, min(stop, start + min(last, tiles) * TILE)
-        first, last = first - tiles, last - tiles
-        transposed, ld = int64(row[2] > 0), abs(row[2])
-        if begin < end and row[0] == 0:
-            a = row[1] + 4 * begin * (ld if transposed else 1)
-            args = (transposed, end - begin, m, k, a, ld, x, k, int64(0), row[5] + 4 * begin, row[6])
-            sgemm(task[6], args)
-        elif begin < end:
-            for n in range(begin, end, PANEL_COLUMNS):
-                width = min(PANEL_COLUMNS, end - n)
-                for r in range(0, k, PANEL_K):
-                    depth = min(PANEL_K, k - r)
-                    if transposed:
-                        lda = depth
-                        call(row[0], (row[1] + 2 * (n * ld + r), ld, width, depth, panel))
-                    else:
-                        lda = width
-                        call(row[0], (row[1] + 2 * (r * ld + n), ld, depth, width, panel))
-                    beta, y = int64(r > 0), row[5] + 4 * n
-                    sgemm(task[6], (transposed, width, m, depth, panel, lda, x + 4 * r, k, beta, y, row[6]))
-
-
-def round_off(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of a `cast`. Task: kernel, x, y, count."""
-    count = task[3]
-    call(task[0], (task[1], task[2], count * thread // threads, count * (thread + 1) // threads))
-
-
-def launch(job: int, task: int, threads: int) -> None:
-    """Run a job on every thread of numba's pool."""
-    for thread in prange(threads):
-        call(job, (task, int64(thread), threads))
-
-
-_W = (int64, int64, int64, Pointer(float32), int64, int64, Pointer(float32), int64)
-_JOB = (Pointer(int64), int64, int64)
+_LINEAR = (None, int64, int64, int64, Pointer(float32), int64, int64, Pointer(float32), int64)
 POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}
-# What each function takes; a None stands for the pointer that carries the format.
+# What each function takes; None stands for the pointer that carries the format.
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
-    nk_one: (None, *_W),
-    nk_few: (None, *_W),
-    kn_one: (None, *_W),
-    kn_few: (None, *_W),
+    nk_one: _LINEAR,
+    nk_few: _LINEAR,
+    kn_one: _LINEAR,
+    kn_few: _LINEAR,
     expand: (None, int64, int64, int64, Pointer(float32)),
     cast: (Pointer(float32), None, int64, int64),
-    decode: _JOB,
-    prefill: _JOB,
-    round_off: _JOB,
-    launch: (int64, int64, int64),
 }

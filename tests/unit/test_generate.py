@@ -93,7 +93,9 @@ def test_stop_before_the_first_token() -> None:
 
 def test_times_are_those_of_the_engines_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))  # each look at the clock: a second later
+    monkeypatch.setattr(
+        "time.perf_counter", lambda: float(next(ticks))
+    )  # each look at the clock: a second later
     generation = generate(FakeEngine([10, 11, 12]), PROMPT, GREEDY, 3, [EOS])
     list(generation)
     stats = generation.stats

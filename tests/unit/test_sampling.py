@@ -35,7 +35,8 @@ def test_masked_tokens_have_no_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "kept"), [(0, [0, 1, 2, 3]), (1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])]
+    ("k", "kept"),
+    [(0, [0, 1, 2, 3]), (1, [1]), (2, [1, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])],
 )
 def test_top_k_by_hand(k: int, kept: list[int]) -> None:
     assert keep_top_k(LOGITS, k).tolist() == kept  # of ids 0 and 2, equally likely, the lower one

@@ -40,7 +40,9 @@ def byte_ids(data: bytes) -> list[int]:
 
 
 @given(data=st.data())
-def test_any_ids_stream_to_the_text_that_sentencepiece_gives(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_any_ids_stream_to_the_text_that_sentencepiece_gives(
+    tokenizer: Tokenizer, data: st.DataObject
+) -> None:
     low = st.integers(0, min(270, tokenizer.vocab_size) - 1)  # control, unknown and byte pieces
     ids = data.draw(st.lists(low | st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     text = "".join(streamed(tokenizer, ids))

@@ -32,7 +32,8 @@ class Reference:
 
     def __init__(self, folder: Path, dtype: type = np.float64) -> None:
         self.config = json.loads((folder / "config.json").read_text())
-        self.weights = {k: v.astype(dtype) for k, v in read_safetensors(folder / "model.safetensors").items()}
+        stored = read_safetensors(folder / "model.safetensors")
+        self.weights: dict[str, Array] = {name: weight.astype(dtype) for name, weight in stored.items()}
         self.dtype = dtype
         self.reset()
 
@@ -59,7 +60,8 @@ class Reference:
     def _norm(self, x: Array, name: str) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         weight = self.weights[f"model.{name}.weight"]
-        return x / np.sqrt(mean_square + self.config["rms_norm_eps"]) * weight
+        scaled: Array = x / np.sqrt(mean_square + self.config["rms_norm_eps"]) * weight
+        return scaled
 
     def _rotary(self, past: int, count: int) -> tuple[Array, Array]:
         dim = self.config["head_dim"]
@@ -70,7 +72,7 @@ class Reference:
 
     def _heads(self, x: Array, i: int, name: str) -> Array:
         """Project [n, hidden] to [heads, n, head_dim]."""
-        y = x @ self.weights[f"model.layers.{i}.self_attn.{name}.weight"].T
+        y: Array = x @ self.weights[f"model.layers.{i}.self_attn.{name}.weight"].T
         return y.reshape(len(x), -1, self.config["head_dim"]).transpose(1, 0, 2)
 
     def _attention(self, i: int, x: Array, cos: Array, sin: Array, hidden: Array) -> Array:

@@ -22,7 +22,7 @@ def open_huggingface(folder: ModelFolder, context_tokens: int) -> Decoder:
     if context_tokens > config.max_positions:
         notes.append(f"context is {config.max_positions} tokens, the most this model was made for")
     if unused := unused_tensors(config, tensors or ()):
-        notes.append(f"{len(unused)} tensors are not part of the model and were left out: {listed(unused)}")
+        notes.append(f"left out what is not part of the model: {listed(unused)}")
     graph = build(config, tensors, min(context_tokens, config.max_positions), folder.name)
     return Decoder(
         name=folder.name,

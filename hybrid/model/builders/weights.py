@@ -109,6 +109,4 @@ def _refuse_quantised(tensors: Mapping[str, StoredTensor]) -> None:
 
 def _folder(tensors: Mapping[str, StoredTensor]) -> str:
     files = sorted({tensor.source.path for tensor in tensors.values()})
-    if not files:
-        return "safetensors files"
     return f"{show(files[0])} and {len(files) - 1} more" if files[1:] else show(files[0])

@@ -1,0 +1,228 @@
+"""How near the CPU kernels come to what the machine can do: memory reads for decode, BLAS for prefill.
+
+    python -m bench.host_kernels [--quick] [--threads 2] [--json FILE]
+
+Decode is compared with a sum over as many bytes on the same threads, prefill with numpy's fp32 sgemm of 128 rows on
+as many threads. Contestants take turns, ratios are taken inside a round and their median is shown. Nothing else
+should run on the machine.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import threadpoolctl
+from rich.console import Console
+from rich.table import Table
+
+from bench.interleave import interleave, timed
+from offload.host_backend import HostColumns, NumbaBackend
+from offload.specs import Layout, WeightFormat
+
+Array = npt.NDArray[Any]
+
+K, N = 2048, 5632
+WEIGHTS = 8  # of 23 MB or more each: no cache holds one until its turn comes again
+FORMATS = (WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32)
+QKV = (2048, 256, 256)  # columns, as in a 1B model
+SGEMM_ROWS = 128
+SETTLE_S = 0.1  # idle threads of one pool spin on for a while, to the cost of the other pool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: `rate` is in GB/s or GFLOP/s, `of_roof` a median of ratios to the roof's rate."""
+
+    table: str
+    format: str
+    layout: str
+    rows: int
+    seconds: float
+    rate: float
+    of_roof: float
+
+
+@numba.njit(parallel=True, fastmath=True)
+def read_all(values: Array, sums: Array) -> None:
+    """One sum for each thread over its part of `values`: as fast as these threads can read memory."""
+    for thread in numba.prange(len(sums)):
+        part = values[values.size * thread // len(sums) : values.size * (thread + 1) // len(sums)]
+        total = np.float32(0)
+        for i in range(part.size):
+            total += part[i]
+        sums[thread] = total
+
+
+def turns(actions: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """Each call does the next of `actions`, over and over."""
+    endless: Iterator[Callable[[], object]] = itertools.cycle(actions)
+    return lambda: next(endless)()
+
+
+def write_weights(path: Path) -> Array:
+    """Small fp16 numbers, whose bits are finite as bf16 and fp32 too, in a mapped file: halves[WEIGHTS, 2 K N]."""
+    random = np.random.default_rng(0)
+    with path.open("wb") as file:
+        for _ in range(WEIGHTS):
+            (random.standard_normal(2 * K * N, np.float32) * 0.02).astype(np.float16).tofile(file)
+    halves = np.memmap(path, np.float16, "r").reshape(WEIGHTS, 2 * K * N)
+    np.add.reduce(halves.view(np.uint16), axis=None)  # every page is in memory and mapped from here on
+    return halves
+
+
+def columns(flat: Array, weight_format: WeightFormat, layout: Layout, n: int = N) -> HostColumns:
+    """All columns of the first [n, K] or [K, n] weight in `flat`."""
+    values = flat.view(weight_format.storage_dtype)[: n * K]
+    shape = (n, K) if layout is Layout.NK else (K, n)
+    return HostColumns(values.reshape(shape), weight_format, layout, 0, n)
+
+
+def multiplier(
+    backend: NumbaBackend, groups: Sequence[Sequence[HostColumns]], rows: int
+) -> Callable[[], object]:
+    """Multiplies by one group after the other, always with the same x and outputs."""
+    x = np.random.default_rng(rows).standard_normal((rows, K), np.float32)
+    outputs = [np.zeros((rows, one.out_features), np.float32) for one in groups[0]]
+    prepared = [backend.group(group) for group in groups]
+    return turns([lambda group=group: group.multiply(x, outputs) for group in prepared])
+
+
+def bench_decode(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[Row]:
+    """GB/s of weights for a few rows of x, beside a plain read of as many bytes."""
+    found = []
+    for weight_format in FORMATS:
+        nbytes, sums = K * N * weight_format.itemsize_bytes, np.zeros(backend.threads, np.float32)
+        reads = [flat.view(np.float32)[: nbytes // 4] for flat in halves]
+        contestants = {
+            "read": timed(turns([lambda values=values: read_all(values, sums) for values in reads]))
+        }
+        kinds = {f"{layout} {rows}": (layout, rows) for layout in Layout for rows in all_rows}
+        for name, (layout, rows) in kinds.items():
+            groups = [[columns(flat, weight_format, layout)] for flat in halves]
+            contestants[name] = timed(multiplier(backend, groups, rows))
+        result = interleave(contestants, rounds, warmup=WEIGHTS)
+        seconds = result.median("read")
+        found.append(Row("decode", str(weight_format), "read", 0, seconds, nbytes / seconds / 1e9, 1.0))
+        for name, (layout, rows) in kinds.items():
+            seconds, ratio = result.median(name), result.ratio("read", name)
+            found.append(
+                Row("decode", str(weight_format), str(layout), rows, seconds, nbytes / seconds / 1e9, ratio)
+            )
+    return found
+
+
+def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[Row]:
+    """GFLOP/s for many rows of x, beside numpy's sgemm of 128 rows with fp32 weights [N, K]."""
+    found = []
+    x, y = np.ones((SGEMM_ROWS, K), np.float32), np.empty((SGEMM_ROWS, N), np.float32)
+    weights = [flat.view(np.float32).reshape(N, K).T for flat in halves]
+    multiply = turns([lambda weight=weight: np.matmul(x, weight, out=y) for weight in weights])
+
+    def sgemm() -> float:
+        with threadpoolctl.threadpool_limits(limits=backend.threads, user_api="blas"):
+            time.sleep(SETTLE_S)
+            return timed(multiply)()
+
+    def settled(run: Callable[[], object]) -> Callable[[], float]:
+        def contestant() -> float:
+            time.sleep(SETTLE_S)
+            return timed(run)()
+
+        return contestant
+
+    for rows in all_rows:
+        kinds = {f"{f} {layout}": (f, layout) for f in FORMATS for layout in Layout}
+        contestants = {"sgemm": sgemm}
+        for name, (weight_format, layout) in kinds.items():
+            groups = [[columns(flat, weight_format, layout)] for flat in halves]
+            contestants[name] = settled(multiplier(backend, groups, rows))
+        result = interleave(contestants, rounds, warmup=1)
+        if rows == all_rows[0]:
+            seconds, flops = result.median("sgemm"), 2 * K * N * SGEMM_ROWS
+            found.append(Row("prefill", "fp32", "sgemm", SGEMM_ROWS, seconds, flops / seconds / 1e9, 1.0))
+        for name, (weight_format, layout) in kinds.items():
+            seconds, ratio = result.median(name), result.ratio("sgemm", name) * rows / SGEMM_ROWS
+            rate = 2 * K * N * rows / seconds / 1e9
+            found.append(Row("prefill", str(weight_format), str(layout), rows, seconds, rate, ratio))
+    return found
+
+
+def bench_group(backend: NumbaBackend, halves: Array, rounds: int) -> tuple[float, float, float]:
+    """Seconds of q, k and v in one launch and in three, and the median of three / one."""
+    kind = (WeightFormat.FP16, Layout.NK)
+    starts = np.cumsum([0, *QKV[:-1]]) * K
+    groups = [
+        [columns(flat[start:], *kind, n=n) for start, n in zip(starts, QKV, strict=True)] for flat in halves
+    ]
+    each = [multiplier(backend, [[group[i]] for group in groups], 1) for i in range(len(QKV))]
+    contestants = {
+        "one": timed(multiplier(backend, groups, 1)),
+        "three": timed(lambda: [multiply() for multiply in each]),
+    }
+    result = interleave(contestants, 4 * rounds, warmup=WEIGHTS)
+    return result.median("one"), result.median("three"), result.ratio("three", "one")
+
+
+def show(console: Console, title: str, unit: str, rows: Sequence[Row]) -> None:
+    """Print one table."""
+    table = Table(title=title)
+    for name in ("format", "layout", "rows", "ms", unit, "of roof"):
+        table.add_column(name, justify="left" if name in ("format", "layout") else "right")
+    for row in rows:
+        numbers = (f"{row.seconds * 1e3:.2f}", f"{row.rate:.1f}", f"{row.of_roof:.2f}")
+        table.add_row(row.format, row.layout, str(row.rows or ""), *numbers)
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print tables, and write JSON when asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="file to write all numbers to")
+    options = parser.parse_args()
+    console = Console()
+    start = time.perf_counter()
+    backend = NumbaBackend(options.threads)
+    backend.warm_up(itertools.product(FORMATS, Layout))
+    compile_s = time.perf_counter() - start
+    console.print(f"{options.threads} threads, {numba.threading_layer()}; kernels ready in {compile_s:.2f} s")
+    decode_rounds, prefill_rounds = (10, 2) if options.quick else (60, 6)
+    with TemporaryDirectory() as folder:
+        halves = write_weights(Path(folder) / "weights")
+        decode = bench_decode(backend, halves, (1, 4) if options.quick else (1, 2, 4, 8), decode_rounds)
+        show(console, f"decode, [rows, {K}] x [{K}, {N}], weights in a mapped file", "GB/s", decode)
+        prefill = bench_prefill(
+            backend, halves, (128,) if options.quick else (16, 64, 128, 512), prefill_rounds
+        )
+        show(console, f"prefill, [rows, {K}] x [{K}, {N}]", "GFLOP/s", prefill)
+        one, three, ratio = bench_group(backend, halves, decode_rounds)
+    console.print(
+        f"q/k/v, fp16 NK, 1 row: one launch {one * 1e6:.0f} µs, three {three * 1e6:.0f} µs, {ratio:.2f} x"
+    )
+    if options.json:
+        found = {
+            "threads": options.threads,
+            "threading_layer": numba.threading_layer(),
+            "compile_s": compile_s,
+            "shape": [K, N],
+            "kernels": [asdict(row) for row in (*decode, *prefill)],
+            "group": {"one_launch_s": one, "three_launches_s": three, "ratio": ratio},
+        }
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""One suite for every device: simulated, CudaDevice on an emulated CuPy, and a GPU if there is one."""
+
+from collections.abc import Iterator
+
+import numba
+import pytest
+
+from offload.devices.base import Device
+from offload.devices.cuda import CudaDevice
+from offload.devices.simulated import SimulatedDevice
+from offload.errors import DeviceUnavailableError
+from tests.device.emulated_cupy import EmulatedCupy
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The arrays here are tiny, and starting a pool takes milliseconds when other processes use the cores."""
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(threads)
+
+
+@pytest.fixture(params=["simulated", "emulated cupy", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    made: Device
+    if request.param == "simulated":
+        made = SimulatedDevice(memory_bytes=1 << 30)
+    elif request.param == "emulated cupy":
+        EmulatedCupy().install(monkeypatch)
+        # Opening takes its time on the CPU; tests/unit/test_cuda.py does it in full.
+        monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+        made = CudaDevice()
+    else:
+        try:
+            made = CudaDevice()
+        except DeviceUnavailableError as error:
+            pytest.skip(str(error))
+    yield made
+    made.close()

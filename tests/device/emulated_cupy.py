@@ -1,0 +1,204 @@
+"""The part of CuPy's low-level interface that CudaDevice uses, in host memory.
+
+Device pointers are host addresses. Every call is carried out at once, with cuBLAS's column-major rules, so
+right results show that the arguments are right. Stream order is left to the simulated device.
+"""
+
+import ctypes
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+TYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: np.dtype(ml_dtypes.bfloat16)}
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"cudaError {status}")
+        self.status = status
+
+
+class CUBLASError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"CUBLAS_STATUS {status}")
+        self.status = status
+
+
+class EmulatedCupy:
+    """One GPU of `memory_bytes`; `calls` records (name, arguments) of what matters to tests."""
+
+    def __init__(
+        self, memory_bytes: int = 1 << 30, driver: int = 12_040, runtime: int = 12_090, devices: int = 1
+    ):
+        self.memory_bytes = memory_bytes
+        self.driver, self.built_for, self.devices = driver, runtime, devices
+        self.blocks: dict[int, Any] = {}
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.current_stream: Any = None
+        self.refused_types: set[int] = set()
+        self.synchronize_error = 0
+        self._handles = iter(range(1, 1 << 30))
+
+    # cupy.cuda.runtime
+
+    def getDeviceCount(self) -> int:
+        if self.devices == 0:
+            raise CUDARuntimeError(100)
+        return self.devices
+
+    def memGetInfo(self) -> tuple[int, int]:
+        used = sum(len(block) for block in self.blocks.values())
+        return self.memory_bytes - used, self.memory_bytes
+
+    def malloc(self, nbytes: int) -> int:
+        if nbytes > self.memGetInfo()[0]:
+            raise CUDARuntimeError(2)
+        block = (ctypes.c_uint8 * nbytes)()
+        address = ctypes.addressof(block)
+        self.blocks[address] = block
+        return address
+
+    def free(self, address: int) -> None:
+        del self.blocks[address]
+
+    def memcpyAsync(self, dst: int, src: int, nbytes: int, kind: int, stream: int) -> None:
+        on_device = [self._is_device(dst), self._is_device(src)]
+        assert on_device == {1: [True, False], 2: [False, True]}[kind]
+        assert stream != 0
+        self.calls.append(("memcpyAsync", (dst, src, nbytes, kind, stream)))
+        ctypes.memmove(dst, src, nbytes)
+
+    def wait(self, handle: int = 0) -> None:
+        if self.synchronize_error:
+            raise CUDARuntimeError(self.synchronize_error)
+
+    # cublas
+
+    def gemmEx(self, h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, compute, algo):  # type: ignore[no-untyped-def]
+        assert (at, ct, compute, algo) == (bt, 0, 68, -1)
+        if at in self.refused_types:
+            raise CUBLASError(15)
+        self._gemm("gemmEx", h, ta, tb, m, n, k, alpha, a, at, lda, b, ldb, beta, c, ldc)
+
+    def sgemm(self, h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+        self._gemm("sgemm", h, ta, tb, m, n, k, alpha, a, 0, lda, b, ldb, beta, c, ldc)
+
+    def _gemm(self, name, h, ta, tb, m, n, k, alpha, a, kind, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+        assert h != 0
+        assert self.current_stream is not None
+        assert (_float_at(alpha), _float_at(beta)) == (1.0, 0.0)
+        self.calls.append((name, (ta, tb, m, n, k, a, lda, b, ldb, c, ldc)))
+        left = self._column_major(a, TYPES[kind], *((k, m) if ta else (m, k)), lda)
+        right = self._column_major(b, TYPES[kind], *((n, k) if tb else (k, n)), ldb)
+        out = self._column_major(c, TYPES[0], m, n, ldc)
+        left, right = (left.T if ta else left), (right.T if tb else right)
+        out[:] = left.astype(np.float32) @ right.astype(np.float32)
+
+    def _column_major(self, address: int, dtype: Any, rows: int, columns: int, leading: int) -> Any:
+        assert leading >= rows
+        nbytes = ((columns - 1) * leading + rows) * dtype.itemsize
+        assert self._is_device(address, nbytes)
+        data = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype)
+        strides = (dtype.itemsize, leading * dtype.itemsize)
+        return np.lib.stride_tricks.as_strided(data, (rows, columns), strides)
+
+    def _is_device(self, address: int, nbytes: int = 1) -> bool:
+        return any(
+            start <= address and address + nbytes <= start + len(b) for start, b in self.blocks.items()
+        )
+
+    # The modules.
+
+    def install(self, monkeypatch: Any) -> None:
+        """Put the emulation in the place of cupy."""
+        emulated = self
+
+        class Stream:
+            def __init__(self, non_blocking: bool) -> None:
+                assert non_blocking
+                self.ptr = next(emulated._handles)
+
+            def __enter__(self) -> None:
+                self.outer, emulated.current_stream = emulated.current_stream, self
+
+            def __exit__(self, *error: object) -> None:
+                emulated.current_stream = self.outer
+
+        class Event:
+            def __init__(self, disable_timing: bool = False) -> None:
+                self.timed = not disable_timing
+                self.ptr = next(emulated._handles)
+
+            def record(self, stream: Stream) -> None:
+                assert isinstance(stream, Stream)
+
+            def synchronize(self) -> None:
+                pass
+
+        def elapsed_ms(start: Event, end: Event) -> float:
+            assert start.timed
+            assert end.timed
+            return float(end.ptr - start.ptr)
+
+        class PinnedMemory:
+            def __init__(self, nbytes: int) -> None:
+                self.data = bytearray(nbytes)
+
+        def record(name: str) -> Any:
+            return lambda *arguments: self.calls.append((name, arguments))
+
+        runtime = ModuleType("cupy.cuda.runtime")
+        runtime.__dict__.update(
+            CUDARuntimeError=CUDARuntimeError,
+            driverGetVersion=lambda: self.driver,
+            runtimeGetVersion=lambda: self.built_for,
+            getDeviceCount=self.getDeviceCount,
+            deviceGetPCIBusId=lambda ordinal: "0000:00:00.0",
+            getDeviceProperties=lambda ordinal: {"name": b"Emulated GPU"},
+            memGetInfo=self.memGetInfo,
+            malloc=self.malloc,
+            free=self.free,
+            memcpyAsync=self.memcpyAsync,
+            eventRecord=record("eventRecord"),
+            streamWaitEvent=record("streamWaitEvent"),
+            eventSynchronize=self.wait,
+            streamSynchronize=self.wait,
+            deviceSynchronize=self.wait,
+        )
+        cuda = ModuleType("cupy.cuda")
+        cuda.__dict__.update(
+            runtime=runtime,
+            Device=lambda ordinal: SimpleNamespace(use=lambda: None),
+            Stream=Stream,
+            Event=Event,
+            get_elapsed_time=elapsed_ms,
+            PinnedMemory=PinnedMemory,
+            PinnedMemoryPointer=lambda memory, offset: memory.data,
+        )
+        cupy = ModuleType("cupy")
+        cupy.__dict__.update(cuda=cuda)
+        cublas = ModuleType("cublas")
+        cublas.__dict__.update(
+            CUBLASError=CUBLASError,
+            create=lambda: next(self._handles),
+            destroy=record("destroy"),
+            gemmEx=self.gemmEx,
+            sgemm=self.sgemm,
+        )
+        libs = ModuleType("cupy_backends.cuda.libs")
+        libs.__dict__.update(cublas=cublas)
+        modules = {
+            "cupy": cupy,
+            "cupy.cuda": cuda,
+            "cupy.cuda.runtime": runtime,
+            "cupy_backends.cuda.libs": libs,
+        }
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+
+def _float_at(address: int) -> float:
+    return ctypes.c_float.from_address(address).value

@@ -1,0 +1,122 @@
+"""Weights, placements and plans for device tests, and a plain host backend."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from offload.devices.base import DeviceArray, HostArray
+from offload.host_backend import HostColumns
+from offload.plan import LinearPlacement, Plan, Prediction, StreamRing
+from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+
+# Operands are exact, so only fp32 additions differ from float64: at most K * 2**-24 of the sum of magnitudes.
+GEMM_TOLERANCE = 1e-5
+
+
+def to_stored(values: Any, weight_format: WeightFormat) -> HostArray:
+    """Round to a float format, in its storage dtype."""
+    if weight_format is WeightFormat.BF16:
+        return np.asarray(values, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    return np.asarray(values).astype(weight_format.storage_dtype)
+
+
+def to_float64(stored: HostArray, weight_format: WeightFormat) -> Any:
+    """The exact values of a float format."""
+    return (stored.view(ml_dtypes.bfloat16) if weight_format is WeightFormat.BF16 else stored).astype(
+        np.float64
+    )
+
+
+def random_stored(rng: np.random.Generator, shape: tuple[int, int], weight_format: WeightFormat) -> HostArray:
+    """Normal values in a float format."""
+    return to_stored(rng.standard_normal(shape), weight_format)
+
+
+def upload(
+    device: Any, stream: Any, allocation: Any, offset_bytes: int, stored: HostArray, form: WeightFormat
+) -> Any:
+    """Copy a matrix to a place on the device."""
+    array = DeviceArray(allocation, offset_bytes, stored.shape, form)
+    pinned = device.allocate_pinned(stored.nbytes)
+    pinned[:] = stored.reshape(-1).view(np.uint8)
+    stream.copy_to_device(array, pinned)
+    stream.synchronize()
+    return array
+
+
+def download(device: Any, stream: Any, array: DeviceArray) -> HostArray:
+    """Copy a matrix back, in its storage dtype."""
+    pinned = device.allocate_pinned(array.nbytes)
+    stream.copy_to_host(pinned, array)
+    stream.synchronize()
+    return pinned.view(array.format.storage_dtype).reshape(array.shape).copy()
+
+
+def linear(
+    name: str,
+    group: str,
+    in_features: int,
+    out_features: int,
+    weight_format: WeightFormat = WeightFormat.FP16,
+    layout: Layout = Layout.NK,
+) -> LinearSpec:
+    """A LinearSpec with the usual byte count."""
+    return LinearSpec(
+        name=name,
+        in_features=in_features,
+        out_features=out_features,
+        format=weight_format,
+        layout=layout,
+        weight_bytes=in_features * out_features * weight_format.itemsize_bytes,
+        kind=name,
+        layer="0",
+        group=group,
+    )
+
+
+def place(spec: LinearSpec, resident: float, streamed: float) -> LinearPlacement:
+    """Give the first columns to the device, by fractions; the rest is host."""
+    first = round(resident * spec.out_features)
+    second = first + round(streamed * spec.out_features)
+    return LinearPlacement(
+        spec,
+        ColumnRange(0, first),
+        ColumnRange(first, second),
+        ColumnRange(second, spec.out_features),
+        "test",
+    )
+
+
+def make_plan(placements: Sequence[LinearPlacement], chunk_tokens: int, slots: int, slot_bytes: int) -> Plan:
+    """A plan that only says what execution needs."""
+    return Plan(
+        model="test",
+        machine={},
+        budget_bytes=0,
+        chunk_tokens=chunk_tokens,
+        ring=StreamRing(slots, slot_bytes),
+        vram_bytes={},
+        ram_bytes={},
+        placements=tuple(placements),
+        predicted=Prediction(1.0, 1.0, "bus", 0),
+    )
+
+
+class NumpyHost:
+    """A host backend of plain NumPy."""
+
+    def group(self, columns: Sequence[HostColumns]) -> "NumpyHostGroup":
+        return NumpyHostGroup(columns)
+
+
+class NumpyHostGroup:
+    def __init__(self, columns: Sequence[HostColumns]) -> None:
+        self._columns = columns
+
+    def multiply(self, x: Any, outputs: Sequence[Any]) -> None:
+        for part, output in zip(self._columns, outputs, strict=True):
+            weight = to_float64(part.weight, part.format)
+            weight = weight if part.layout is Layout.KN else weight.T
+            output[:, part.start : part.stop] = x @ weight[:, part.start : part.stop]

@@ -1,0 +1,121 @@
+"""Every wait of the ring and the runner, left out on purpose: the simulated device must find out.
+
+Each is tried with rates that let the mistake show and with rates that hide it, where timing alone would give the
+right numbers. A control run without the happens-before check proves that the hiding rates do hide it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offload.devices.happens_before import AccessHistory, StreamOrderError
+from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.runner import LinearRunner
+from tests.device.support import NumpyHost, linear, make_plan, place
+from tests.device.test_ring import Stage
+
+FAST_COPIES = SimulatedRates(copy_bytes_per_s=1e15, copy_latency_s=1e-12, launch_s=1e-3)
+SLOW_COPIES = SimulatedRates(copy_bytes_per_s=1e6, copy_latency_s=1e-3, launch_s=1e-12)
+
+
+def ignore(*_: object) -> None:
+    """In the place of a wait."""
+
+
+def stream_pieces(rates: SimulatedRates, break_it: Callable[[Stage], None]) -> None:
+    """Two steps over five pieces through two slots, with the results checked."""
+    stage = Stage(SimulatedDevice(1 << 20, rates=rates), pieces=5, uses=10, slots=2)
+    break_it(stage)
+    for use in range(10):
+        stage.use(use % 5)
+    stage.check()
+
+
+def no_ready_wait(stage: Stage) -> None:
+    stage.compute.wait = ignore
+
+
+def no_free_wait(stage: Stage) -> None:
+    stage.ring._copies.wait = ignore  # type: ignore[method-assign]
+
+
+def stale_free_event(stage: Stage) -> None:
+    """The copy waits for what the slot's last user but one recorded."""
+    copies = stage.ring._copies
+    stage.compute.record, copies.wait, copies_wait = ignore, copies.wait, copies.wait
+    recorded = stage.device.event()
+    copies.wait = lambda event: copies_wait(recorded)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("rates", [FAST_COPIES, SLOW_COPIES, SimulatedRates()])
+def test_streaming_is_ordered(rates: SimulatedRates) -> None:
+    stream_pieces(rates, ignore)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "hiding", "showing"),
+    [
+        (no_ready_wait, FAST_COPIES, SLOW_COPIES),
+        (no_free_wait, SLOW_COPIES, FAST_COPIES),
+        (stale_free_event, SLOW_COPIES, FAST_COPIES),
+    ],
+)
+def test_a_missing_wait_of_the_ring_is_found(
+    break_it: Callable[[Stage], None],
+    hiding: SimulatedRates,
+    showing: SimulatedRates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rates in (hiding, showing):
+        with pytest.raises(StreamOrderError, match="without waiting for"):
+            stream_pieces(rates, break_it)
+    monkeypatch.setattr(AccessHistory, "add", ignore)
+    stream_pieces(hiding, break_it)  # right numbers, by luck
+    with pytest.raises(AssertionError):
+        stream_pieces(showing, break_it)
+
+
+def make_runner(device: Any) -> LinearRunner:
+    spec = linear("q", "q", 32, 64)
+    weights = {"q": np.ones((64, 32), np.float16)}
+    plan = make_plan([place(spec, 0.5, 0.25)], chunk_tokens=2, slots=1, slot_bytes=512)
+    return LinearRunner([["q"]], plan, weights, device, NumpyHost())
+
+
+@pytest.mark.parametrize("rates", [FAST_COPIES, SLOW_COPIES])
+def test_outputs_read_too_early_are_nan(rates: SimulatedRates) -> None:
+    device = SimulatedDevice(1 << 20, rates=rates)
+    runner = make_runner(device)
+    assert runner._work is not None
+    # Let all the time in the world pass, but without learning that the compute stream is done.
+    runner._work.compute.synchronize = device._clock.finish  # type: ignore[method-assign]
+    y = np.zeros((1, 64), np.float32)
+    runner.run(0, {"q": np.ones((1, 32), np.float32)}, {"q": y})
+    assert np.all(np.isnan(y[:, :48]))
+    assert np.all(y[:, 48:] == 32)
+
+
+@pytest.mark.parametrize("rates", [FAST_COPIES, SLOW_COPIES])
+def test_inputs_rewritten_too_early_are_found(rates: SimulatedRates) -> None:
+    device = SimulatedDevice(1 << 20, rates=rates)
+    runner = make_runner(device)
+    assert runner._work is not None
+    compute = runner._work.compute
+    synchronize, compute.synchronize = compute.synchronize, device._clock.finish  # type: ignore[method-assign]
+    for value in (1, 2):
+        x = np.full((1, 32), value, np.float32)
+        runner.run(0, {"q": x}, {"q": np.zeros((1, 64), np.float32)})
+    with pytest.raises(StreamOrderError, match="the host wrote to the source of the copy-in"):
+        synchronize()
+    with pytest.raises(StreamOrderError):
+        runner_without_wait_at_close(device)
+
+
+def runner_without_wait_at_close(device: SimulatedDevice) -> None:
+    runner = make_runner(device)
+    assert runner._work is not None
+    runner._work.compute.synchronize = ignore  # type: ignore[method-assign]
+    runner._work.queue(runner._work.bind(runner._levels[0].device, 1), {"q": np.ones((1, 32), np.float32)})
+    runner.close()

@@ -1,0 +1,98 @@
+"""Engines for tests: any model under any placement, on the simulated device, without the command line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hybrid.config import RunSettings
+from hybrid.graph.find import Linear
+from hybrid.runtime.engine import Engine
+from hybrid.runtime.loading import linears_outside, load
+from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
+from hybrid.runtime.target import choose_target, look_in_profile
+from offload.devices.simulated import SimulatedDevice
+from offload.planner import Shares, place
+from offload.specs import LinearSpec
+
+SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
+_BUDGET_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A way to place the Linears of a model; `shares` gets each Linear and its number."""
+
+    name: str
+    shares: Callable[[int, LinearSpec], Shares]
+
+
+PLACEMENTS = (
+    Placement("all resident", lambda number, linear: Shares(resident=1.0)),
+    Placement("all streamed", lambda number, linear: Shares(streamed=1.0)),
+    Placement("none", lambda number, linear: Shares()),
+    Placement("half of the Linears", lambda number, linear: Shares(resident=1.0 if number % 2 else 0.0)),
+    Placement("half of the columns", lambda number, linear: Shares(resident=0.5)),
+    Placement("three ways", lambda number, linear: Shares(resident=0.4, streamed=0.3)),
+)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a model has to generate."""
+
+    prompt_ids: list[int]
+    greedy_ids: list[int]
+    first_step_logits: npt.NDArray[np.float64]
+
+
+def read_golden(path: Path) -> Golden:
+    """The golden tokens of a model, or what plain onnxruntime makes of an export (`ort.json`)."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    prefix = "ort_" if "ort_greedy_ids" in content else ""
+    return Golden(
+        content["prompt_ids"],
+        content[f"{prefix}greedy_ids"],
+        np.asarray(content[f"{prefix}first_step_logits"], np.float64),
+    )
+
+
+def open_settings(model: Path) -> OpenedModel:
+    """Open a model with its default context."""
+    return open_for_run(RunSettings(model=model))
+
+
+def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
+    """The engine of `--cuda 0`; `whole` leaves every Linear in one onnxruntime session."""
+    target = choose_target(RunSettings(cuda="0"), look_in_profile)
+    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
+    outside: list[Linear] = [] if whole else linears_outside(opened.linears, plan)
+    return load(opened, plan, outside, None, threads=2)
+
+
+def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
+    """An engine with this placement on a simulated device, every float Linear outside its island."""
+    target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
+    numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
+    plan = place(
+        plan_request(opened, target, {}), lambda linear: placement.shares(numbers[linear.name], linear)
+    )
+    outside = [
+        linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason
+    ]
+    return load(opened, plan, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
+
+
+def greedy(engine: Engine, prompt_ids: list[int], count: int) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """`count` greedy ids after the prompt, and the logits after the prompt."""
+    logits = first = engine.prefill(prompt_ids)
+    ids: list[int] = []
+    while True:
+        ids.append(int(logits.argmax()))
+        if len(ids) == count:
+            return ids, first
+        logits = engine.decode(ids[-1])

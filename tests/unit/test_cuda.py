@@ -1,0 +1,161 @@
+"""CudaDevice without a GPU: what it says when there is none, and the calls it makes."""
+
+import importlib.util
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offload.devices import nvml
+from offload.devices.base import DeviceArray
+from offload.devices.cuda import CudaDevice
+from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.specs import Layout, WeightFormat
+from tests.device.emulated_cupy import EmulatedCupy
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> EmulatedCupy:
+    emulation = EmulatedCupy()
+    emulation.install(monkeypatch)
+    return emulation
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+def test_says_how_to_install_cupy() -> None:
+    with pytest.raises(DeviceUnavailableError, match=r"pip install 'hybrid-run\[cu12\]'"):
+        CudaDevice()
+
+
+def test_says_why_cupy_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "cupy":
+                raise ImportError("libcuda\n\n   is odd")
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(DeviceUnavailableError, match="CuPy cannot be imported: libcuda is odd"):
+        CudaDevice()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"driver": 0}, "no NVIDIA driver"),
+        ({"driver": 11_080}, r"serves CUDA 11\.8 and CuPy was built for CUDA 12\.9; update the driver$"),
+        ({"driver": 12_020, "runtime": 13_020}, r"built for CUDA 13\.2; .* 'hybrid-run\[cu12\]'"),
+        ({"devices": 0}, "no CUDA device is visible"),
+    ],
+)
+def test_says_what_is_missing(settings: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    EmulatedCupy(**settings).install(monkeypatch)
+    with pytest.raises(DeviceUnavailableError, match=message) as error:
+        CudaDevice()
+    assert "\n" not in str(error.value)
+
+
+def test_an_older_minor_version_of_the_driver_will_do(emulated: EmulatedCupy) -> None:
+    assert emulated.driver < emulated.built_for
+    assert CudaDevice().name == "Emulated GPU"
+
+
+def test_says_which_devices_there_are(emulated: EmulatedCupy) -> None:
+    with pytest.raises(DeviceUnavailableError, match="no CUDA device 1: 1 are visible"):
+        CudaDevice(1)
+
+
+def test_says_that_cublas_is_missing(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys.modules["cupy_backends.cuda.libs"], "cublas")
+    with pytest.raises(DeviceUnavailableError, match="cuBLAS library cannot be loaded"):
+        CudaDevice()
+
+
+def test_formats_are_tried(emulated: EmulatedCupy) -> None:
+    assert [CudaDevice().supports(form) for form in WeightFormat if form.is_float] == ["", "", ""]
+    emulated.refused_types = {14}
+    device = CudaDevice()
+    assert device.supports(WeightFormat.FP16) == ""
+    assert device.supports(WeightFormat.BF16) == "cuBLAS refuses bf16 on Emulated GPU: CUBLAS_STATUS 15"
+
+
+def test_wrong_values_are_noticed(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off_by_a_bit(*arguments: Any) -> None:
+        emulated.gemmEx(*arguments)
+        *_, address = (c for name, c in emulated.calls if name == "gemmEx")
+        emulated._column_major(address[9], np.dtype(np.float32), 1, 1, 1)[:] += 1
+
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].cublas, "gemmEx", off_by_a_bit)
+    device = CudaDevice()
+    assert device.supports(WeightFormat.FP32) == ""
+    assert device.supports(WeightFormat.BF16) == "cuBLAS gives wrong values for bf16 on Emulated GPU"
+
+
+@pytest.mark.parametrize("weight_format", [WeightFormat.FP16, WeightFormat.FP32])
+def test_gemm_arguments(emulated: EmulatedCupy, weight_format: WeightFormat) -> None:
+    """M=2, K=3, N=5; ta, tb, m, n, k, A, lda, B, ldb, C, ldc as the identities for row-major operands have it."""
+    device = CudaDevice()
+    stream, block = device.stream("s"), device.allocate(4096)
+    x = DeviceArray(block, 256, (2, 3), weight_format)
+    y = DeviceArray(block, 512, (2, 5), WeightFormat.FP32)
+    at = block.address
+    name = "sgemm" if weight_format is WeightFormat.FP32 else "gemmEx"
+    stream.gemm(x, DeviceArray(block, 1024, (3, 5), weight_format), y, Layout.KN)
+    assert emulated.calls[-1] == (name, (0, 0, 5, 2, 3, at + 1024, 5, at + 256, 3, at + 512, 5))
+    stream.gemm(x, DeviceArray(block, 2048, (5, 3), weight_format), y, Layout.NK)
+    assert emulated.calls[-1] == (name, (1, 0, 5, 2, 3, at + 2048, 3, at + 256, 3, at + 512, 5))
+
+
+def test_waits_and_records_name_stream_and_event(emulated: EmulatedCupy) -> None:
+    device = CudaDevice()
+    stream, event = device.stream("s"), device.event()
+    stream.record(event)
+    stream.wait(event)
+    assert emulated.calls[-2] == ("eventRecord", (event.address, stream._address))
+    assert emulated.calls[-1] == ("streamWaitEvent", (stream._address, event.address))
+
+
+def test_out_of_memory_has_one_type(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CudaDevice()
+    with pytest.raises(OutOfDeviceMemoryError, match="device memory: asked for"):
+        device.allocate(emulated.memory_bytes + 1)
+    emulated.synchronize_error = 2  # as when lazy loading of a kernel finds no memory
+    for wait in (device.event().synchronize, device.stream("s").synchronize):
+        with pytest.raises(OutOfDeviceMemoryError):
+            wait()
+    emulated.synchronize_error = 700  # an illegal address is not about memory running out
+    with pytest.raises(RuntimeError, match="700"):
+        device.stream("s").synchronize()
+    emulated.synchronize_error = 0
+
+    def refuse(nbytes: int) -> None:
+        raise device.runtime.CUDARuntimeError(2)
+
+    monkeypatch.setattr(sys.modules["cupy.cuda"], "PinnedMemory", refuse)
+    with pytest.raises(OutOfDeviceMemoryError, match="pinned RAM: asked for 4096"):
+        device.allocate_pinned(4096)
+
+
+def test_close_frees_everything_once(emulated: EmulatedCupy) -> None:
+    device = CudaDevice()
+    device.allocate(100)
+    device.close()
+    device.close()
+    assert emulated.blocks == {}
+    assert [name for name, _ in emulated.calls].count("destroy") == 1
+
+
+def test_context_is_measured_by_nvml_where_it_can(
+    emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([1_000, 5_000])
+    monkeypatch.setattr(nvml, "used_bytes", lambda bus: next(readings))
+    assert CudaDevice().fixed_bytes == {"context": 4_000, "workspace": 0}
+    monkeypatch.setattr(nvml, "used_bytes", lambda bus: None)
+    emulated.malloc(7_000)  # somebody's: without NVML it counts as ours
+    assert CudaDevice().fixed_bytes["context"] >= 7_000
+
+
+def test_nvml_without_a_driver_says_nothing() -> None:
+    assert nvml.used_bytes("ffff:ff:1f.0") is None

@@ -1,0 +1,182 @@
+"""What the simulated device is strict about, and its clock."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offload.devices.base import DeviceArray
+from offload.devices.happens_before import Access, AccessHistory, StreamOrderError
+from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.devices.simulated_memory import DeviceMisuseError
+from offload.errors import OutOfDeviceMemoryError
+from offload.specs import Layout, WeightFormat
+
+FP32 = WeightFormat.FP32
+
+
+@pytest.fixture
+def device() -> SimulatedDevice:
+    return SimulatedDevice(memory_bytes=10_000, context_bytes=1_000, workspace_bytes=500)
+
+
+def row(allocation: Any, start: int, stop: int) -> DeviceArray:
+    return DeviceArray(allocation, start, (1, (stop - start) // 4), FP32)
+
+
+def test_memory_is_capped(device: SimulatedDevice) -> None:
+    assert device.memory().free_bytes == 8_500
+    block = device.allocate(8_000)
+    with pytest.raises(OutOfDeviceMemoryError, match="asked for 501 bytes with 9500 in use of 10000"):
+        device.allocate(501)
+    device.allocate(500)
+    device.free(block)
+    device.allocate(8_000)
+
+
+def test_fresh_memory_is_nan(device: SimulatedDevice) -> None:
+    stream = device.stream("s")
+    pinned = device.allocate_pinned(64)
+    assert np.all(np.isnan(pinned.view(np.float16)))
+    pinned[:] = 0
+    stream.copy_to_host(pinned, row(device.allocate(64), 0, 64))
+    stream.synchronize()
+    assert np.all(np.isnan(pinned.view(np.float32)))
+
+
+def test_misuse_is_refused(device: SimulatedDevice) -> None:
+    stream = device.stream("s")
+    block, pinned = device.allocate(256), device.allocate_pinned(256)
+    with pytest.raises(DeviceMisuseError, match=r"bytes 128\.\.384 of a block of 256"):
+        stream.copy_to_device(row(block, 128, 384), pinned)
+    with pytest.raises(DeviceMisuseError, match="not pinned"):
+        stream.copy_to_device(row(block, 0, 256), np.zeros(256, np.uint8))
+    with pytest.raises(DeviceMisuseError, match="contiguous"):
+        stream.copy_to_device(row(block, 0, 128), pinned[::2])
+    with pytest.raises(DeviceMisuseError, match="256 device bytes and 128 host bytes"):
+        stream.copy_to_host(pinned[:128], row(block, 0, 256))
+    w, y = row(block, 0, 64), row(block, 64, 128)
+    with pytest.raises(DeviceMisuseError, match="gemm of x"):
+        stream.gemm(w, w, y, Layout.KN)
+    with pytest.raises(DeviceMisuseError, match="fp16"):
+        x = DeviceArray(block, 128, (1, 16), WeightFormat.FP16)
+        stream.gemm(x, DeviceArray(block, 0, (1, 16), FP32), DeviceArray(block, 64, (1, 1), FP32), Layout.NK)
+    device.free(block)
+    with pytest.raises(DeviceMisuseError, match="freed"):
+        stream.copy_to_device(row(block, 0, 256), pinned)
+    with pytest.raises(DeviceMisuseError, match="freed twice"):
+        device.free(block)
+
+
+def test_pinned_memory_lives_as_long_as_its_views(device: SimulatedDevice) -> None:
+    pinned = device.allocate_pinned(64)
+    view = pinned[:16].view(np.float32)
+    del pinned
+    device.stream("s").copy_to_device(row(device.allocate(64), 0, 16), view)
+
+
+def test_freeing_what_is_in_use_is_found(device: SimulatedDevice) -> None:
+    stream, block = device.stream("s"), device.allocate(64)
+    stream.copy_to_device(row(block, 0, 64), device.allocate_pinned(64))
+    with pytest.raises(StreamOrderError, match="free of a device allocation of 64 bytes without waiting"):
+        device.free(block)
+    stream.synchronize()
+    device.free(block)
+
+
+def test_order_is_checked_by_bytes(device: SimulatedDevice) -> None:
+    one, other, block = device.stream("one"), device.stream("other"), device.allocate(128)
+    pinned = device.allocate_pinned(128)
+    one.copy_to_device(row(block, 0, 64), pinned[:64])
+    other.copy_to_device(row(block, 64, 128), pinned[64:])  # other bytes: no order needed
+    other.copy_to_host(device.allocate_pinned(64), row(block, 64, 128))
+    with pytest.raises(StreamOrderError, match=r"reads bytes 60\.\.68 .* without waiting for the copy-in"):
+        other.copy_to_host(device.allocate_pinned(8), row(block, 60, 68))
+
+
+def test_pinned_bytes_are_checked_too(device: SimulatedDevice) -> None:
+    one, other, block = device.stream("one"), device.stream("other"), device.allocate(128)
+    pinned = device.allocate_pinned(64)
+    one.copy_to_device(row(block, 0, 64), pinned)
+    with pytest.raises(StreamOrderError, match="writes bytes 0..64 of a pinned block"):
+        other.copy_to_host(pinned, row(block, 64, 128))
+
+
+def test_a_wait_binds_to_the_record_before_it(device: SimulatedDevice) -> None:
+    one, other, block = device.stream("one"), device.stream("other"), device.allocate(64)
+    pinned, event = device.allocate_pinned(64), device.event()
+    one.record(event)
+    other.wait(event)
+    one.copy_to_device(row(block, 0, 64), pinned)
+    one.record(event)  # too late for the wait above
+    with pytest.raises(StreamOrderError):
+        other.copy_to_host(device.allocate_pinned(64), row(block, 0, 64))
+    other.wait(event)
+    other.copy_to_host(device.allocate_pinned(64), row(block, 0, 64))
+
+
+def test_order_passes_through_the_host_and_other_streams(device: SimulatedDevice) -> None:
+    streams = [device.stream(name) for name in "abc"]
+    block, pinned, event = device.allocate(64), device.allocate_pinned(64), device.event()
+    streams[0].copy_to_device(row(block, 0, 64), pinned)
+    for first, second in ((0, 1), (1, 2)):
+        streams[first].record(event)
+        streams[second].wait(event)
+    streams[2].copy_to_device(row(block, 0, 64), pinned)
+    streams[2].synchronize()
+    streams[1].copy_to_device(row(block, 0, 64), pinned)
+
+
+def test_history_keeps_the_parts_that_were_not_overwritten() -> None:
+    history = AccessHistory("a block")
+    history.add(Access(0, 100, actor=1, number=1, writes=True, what="first"), {1: 1})
+    history.add(Access(40, 60, actor=1, number=2, writes=True, what="second"), {1: 2})
+    knows_first = {1: 1}
+    for start, stop in ((0, 40), (60, 100)):
+        history.add(Access(start, stop, actor=2, number=1, writes=False, what="read"), knows_first)
+    with pytest.raises(StreamOrderError, match="second"):
+        history.add(Access(39, 41, actor=3, number=1, writes=False, what="read"), knows_first)
+
+
+def test_engines_work_side_by_side_and_each_in_turn() -> None:
+    """Copies of 1000 bytes at 1000 bytes/s take 1 s; one engine each way."""
+    rates = SimulatedRates(copy_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
+    device = SimulatedDevice(1 << 20, rates=rates)
+    device.start_trace()
+    block = device.allocate(4000)
+    copies = [device.stream(name) for name in ("in 1", "in 2", "out")]
+    for number, stream in enumerate(copies[:2]):
+        stream.copy_to_device(row(block, number * 1000, number * 1000 + 1000), device.allocate_pinned(1000))
+    copies[2].copy_to_host(device.allocate_pinned(1000), row(block, 2000, 3000))
+    spans = {span.track: (span.start_s, span.duration_s) for span in device.take_trace()}
+    assert spans == {"modelled in 1": (0, 1), "modelled in 2": (1, 1), "modelled out": (0, 1)}
+
+
+def test_an_engine_takes_what_is_ready_first() -> None:
+    """A copy that has to wait does not hold up one that need not, though it was queued earlier."""
+    rates = SimulatedRates(copy_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
+    device = SimulatedDevice(1 << 20, rates=rates)
+    block, event = device.allocate(4000), device.event()
+    waiting, out, ready = device.stream("waiting"), device.stream("out"), device.stream("ready")
+    device.start_trace()
+    out.copy_to_host(device.allocate_pinned(1000), row(block, 0, 1000))
+    out.record(event)
+    waiting.wait(event)
+    waiting.copy_to_device(row(block, 0, 1000), device.allocate_pinned(1000))
+    ready.copy_to_device(row(block, 2000, 2500), device.allocate_pinned(500))
+    starts = {span.track: span.start_s for span in device.take_trace()}
+    assert starts == {"modelled out": 0, "modelled ready": 0, "modelled waiting": 1}
+
+
+def test_runs_are_deterministic() -> None:
+    def trace() -> list[Any]:
+        device = SimulatedDevice(1 << 20)
+        device.start_trace()
+        block = device.allocate(4096)
+        for number in range(8):
+            stream = device.stream(str(number))
+            part = row(block, number * 256, number * 256 + 256)
+            stream.copy_to_device(part, device.allocate_pinned(256))
+        return device.take_trace()
+
+    assert trace() == trace()
