@@ -2,9 +2,9 @@
 
     python -m bench.host_kernels [--quick] [--threads 2] [--json FILE]
 
-Decode is compared with a sum over as many bytes on the same threads, prefill with numpy's fp32 sgemm of 128 rows on
-as many threads. Contestants take turns, ratios are taken inside a round and their median is shown. Nothing else
-should run on the machine.
+Decode is compared with a sum over as many bytes on the same threads, prefill with numpy's fp32 sgemm of 128
+rows on as many threads. Contestants take turns and ratios are taken inside a round; their median is shown,
+and beside it the ratio of the fastest runs, which says more on a machine that is not idle.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bench.interleave import interleave, timed
+from bench.interleave import Comparison, interleave, timed
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.specs import Layout, WeightFormat
 
@@ -41,7 +43,7 @@ SETTLE_S = 0.1  # idle threads of one pool spin on for a while, to the cost of t
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: `rate` is in GB/s or GFLOP/s, `of_roof` a median of ratios to the roof's rate."""
+    """One line of a table: `rate` is GB/s or GFLOP/s, `of_roof` a median of ratios, `best` the fastest's."""
 
     table: str
     format: str
@@ -50,9 +52,9 @@ class Row:
     seconds: float
     rate: float
     of_roof: float
+    best: float
 
 
-@numba.njit(parallel=True, fastmath=True)
 def read_all(values: Array, sums: Array) -> None:
     """One sum for each thread over its part of `values`: as fast as these threads can read memory."""
     for thread in numba.prange(len(sums)):
@@ -63,14 +65,16 @@ def read_all(values: Array, sums: Array) -> None:
         sums[thread] = total
 
 
-def turns(actions: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """Each call does the next of `actions`, over and over."""
-    endless: Iterator[Callable[[], object]] = itertools.cycle(actions)
-    return lambda: next(endless)()
+read_compiled = numba.njit(parallel=True, fastmath=True)(read_all)
+
+
+def turns(actions: Sequence[Callable[[], object]], turn: Iterator[int]) -> Callable[[], object]:
+    """Each call does one of `actions`. Contestants share `turn`, so that none finds its weight cached."""
+    return lambda: actions[next(turn) % len(actions)]()
 
 
 def write_weights(path: Path) -> Array:
-    """Small fp16 numbers, whose bits are finite as bf16 and fp32 too, in a mapped file: halves[WEIGHTS, 2 K N]."""
+    """Small fp16 numbers, finite as bf16 and fp32 too, in a mapped file: halves[WEIGHTS, 2 K N]."""
     random = np.random.default_rng(0)
     with path.open("wb") as file:
         for _ in range(WEIGHTS):
@@ -88,13 +92,30 @@ def columns(flat: Array, weight_format: WeightFormat, layout: Layout, n: int = N
 
 
 def multiplier(
-    backend: NumbaBackend, groups: Sequence[Sequence[HostColumns]], rows: int
+    backend: NumbaBackend, groups: Sequence[Sequence[HostColumns]], rows: int, turn: Iterator[int]
 ) -> Callable[[], object]:
     """Multiplies by one group after the other, always with the same x and outputs."""
     x = np.random.default_rng(rows).standard_normal((rows, K), np.float32)
     outputs = [np.zeros((rows, one.out_features), np.float32) for one in groups[0]]
-    prepared = [backend.group(group) for group in groups]
-    return turns([lambda group=group: group.multiply(x, outputs) for group in prepared])
+    return turns([partial(backend.group(group).multiply, x, outputs) for group in groups], turn)
+
+
+def row(
+    table: str,
+    weight_format: WeightFormat,
+    layout: str,
+    rows: int,
+    result: Comparison,
+    name: str,
+    roof: str,
+    work: float,
+    roof_work: float | None = None,
+) -> Row:
+    """The line of contestant `name`, which does `work` (bytes, operations) to the roof's `roof_work`."""
+    seconds, share = result.median(name), work / (roof_work or work)
+    best = share * min(result.readings(roof)) / min(result.readings(name))
+    ratio = share * result.ratio(roof, name)
+    return Row(table, str(weight_format), str(layout), rows, seconds, work / seconds / 1e9, ratio, best)
 
 
 def bench_decode(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[Row]:
@@ -103,30 +124,25 @@ def bench_decode(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], 
     for weight_format in FORMATS:
         nbytes, sums = K * N * weight_format.itemsize_bytes, np.zeros(backend.threads, np.float32)
         reads = [flat.view(np.float32)[: nbytes // 4] for flat in halves]
-        contestants = {
-            "read": timed(turns([lambda values=values: read_all(values, sums) for values in reads]))
-        }
+        turn = itertools.count()
+        contestants = {"read": timed(turns([partial(read_compiled, values, sums) for values in reads], turn))}
         kinds = {f"{layout} {rows}": (layout, rows) for layout in Layout for rows in all_rows}
         for name, (layout, rows) in kinds.items():
             groups = [[columns(flat, weight_format, layout)] for flat in halves]
-            contestants[name] = timed(multiplier(backend, groups, rows))
+            contestants[name] = timed(multiplier(backend, groups, rows, turn))
         result = interleave(contestants, rounds, warmup=WEIGHTS)
-        seconds = result.median("read")
-        found.append(Row("decode", str(weight_format), "read", 0, seconds, nbytes / seconds / 1e9, 1.0))
+        found.append(row("decode", weight_format, "read", 0, result, "read", "read", nbytes))
         for name, (layout, rows) in kinds.items():
-            seconds, ratio = result.median(name), result.ratio("read", name)
-            found.append(
-                Row("decode", str(weight_format), str(layout), rows, seconds, nbytes / seconds / 1e9, ratio)
-            )
+            found.append(row("decode", weight_format, layout, rows, result, name, "read", nbytes))
     return found
 
 
 def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[Row]:
     """GFLOP/s for many rows of x, beside numpy's sgemm of 128 rows with fp32 weights [N, K]."""
-    found = []
+    found, flops, turn = [], 2 * K * N * SGEMM_ROWS, itertools.count()
     x, y = np.ones((SGEMM_ROWS, K), np.float32), np.empty((SGEMM_ROWS, N), np.float32)
     weights = [flat.view(np.float32).reshape(N, K).T for flat in halves]
-    multiply = turns([lambda weight=weight: np.matmul(x, weight, out=y) for weight in weights])
+    multiply = turns([partial(np.matmul, x, weight, out=y) for weight in weights], turn)
 
     def sgemm() -> float:
         with threadpoolctl.threadpool_limits(limits=backend.threads, user_api="blas"):
@@ -145,28 +161,47 @@ def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int],
         contestants = {"sgemm": sgemm}
         for name, (weight_format, layout) in kinds.items():
             groups = [[columns(flat, weight_format, layout)] for flat in halves]
-            contestants[name] = settled(multiplier(backend, groups, rows))
+            contestants[name] = settled(multiplier(backend, groups, rows, turn))
         result = interleave(contestants, rounds, warmup=1)
         if rows == all_rows[0]:
-            seconds, flops = result.median("sgemm"), 2 * K * N * SGEMM_ROWS
-            found.append(Row("prefill", "fp32", "sgemm", SGEMM_ROWS, seconds, flops / seconds / 1e9, 1.0))
+            found.append(
+                row("prefill", WeightFormat.FP32, "sgemm", SGEMM_ROWS, result, "sgemm", "sgemm", flops)
+            )
         for name, (weight_format, layout) in kinds.items():
-            seconds, ratio = result.median(name), result.ratio("sgemm", name) * rows / SGEMM_ROWS
-            rate = 2 * K * N * rows / seconds / 1e9
-            found.append(Row("prefill", str(weight_format), str(layout), rows, seconds, rate, ratio))
+            line = row(
+                "prefill",
+                weight_format,
+                layout,
+                rows,
+                result,
+                name,
+                "sgemm",
+                flops * rows / SGEMM_ROWS,
+                flops,
+            )
+            found.append(line)
     return found
 
 
 def bench_group(backend: NumbaBackend, halves: Array, rounds: int) -> tuple[float, float, float]:
     """Seconds of q, k and v in one launch and in three, and the median of three / one."""
-    kind = (WeightFormat.FP16, Layout.NK)
-    starts = np.cumsum([0, *QKV[:-1]]) * K
-    groups = [
-        [columns(flat[start:], *kind, n=n) for start, n in zip(starts, QKV, strict=True)] for flat in halves
+    starts = np.cumsum([0, *QKV]) * K
+
+    def groups(weights: Array) -> list[list[HostColumns]]:
+        return [
+            [
+                columns(flat[start:], WeightFormat.FP16, Layout.NK, n)
+                for start, n in zip(starts, QKV, strict=False)
+            ]
+            for flat in weights
+        ]
+
+    together, apart = groups(halves), groups(halves[:, K * N :])  # two sets: neither warms the other
+    each = [
+        multiplier(backend, [[group[i]] for group in apart], 1, itertools.count()) for i in range(len(QKV))
     ]
-    each = [multiplier(backend, [[group[i]] for group in groups], 1) for i in range(len(QKV))]
     contestants = {
-        "one": timed(multiplier(backend, groups, 1)),
+        "one": timed(multiplier(backend, together, 1, itertools.count())),
         "three": timed(lambda: [multiply() for multiply in each]),
     }
     result = interleave(contestants, 4 * rounds, warmup=WEIGHTS)
@@ -175,11 +210,11 @@ def bench_group(backend: NumbaBackend, halves: Array, rounds: int) -> tuple[floa
 
 def show(console: Console, title: str, unit: str, rows: Sequence[Row]) -> None:
     """Print one table."""
-    table = Table(title=title)
-    for name in ("format", "layout", "rows", "ms", unit, "of roof"):
+    table = Table(title=escape(title))
+    for name in ("format", "layout", "rows", "ms", unit, "of roof", "best"):
         table.add_column(name, justify="left" if name in ("format", "layout") else "right")
     for row in rows:
-        numbers = (f"{row.seconds * 1e3:.2f}", f"{row.rate:.1f}", f"{row.of_roof:.2f}")
+        numbers = (f"{row.seconds * 1e3:.2f}", f"{row.rate:.1f}", f"{row.of_roof:.2f}", f"{row.best:.2f}")
         table.add_row(row.format, row.layout, str(row.rows or ""), *numbers)
     console.print(table)
 
@@ -203,7 +238,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         halves = write_weights(Path(folder) / "weights")
         decode = bench_decode(backend, halves, (1, 4) if options.quick else (1, 2, 4, 8), decode_rounds)
-        show(console, f"decode, [rows, {K}] x [{K}, {N}], weights in a mapped file", "GB/s", decode)
+        show(console, f"decode, [rows, {K}] x [{K}, {N}], mapped file", "GB/s", decode)
         prefill = bench_prefill(
             backend, halves, (128,) if options.quick else (16, 64, 128, 512), prefill_rounds
         )

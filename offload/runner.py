@@ -43,14 +43,15 @@ class LinearRunner:
         plan: Plan,
         weights: Mapping[str, HostArray],
         device: Device | None,
-        host: HostBackend,
+        host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
         `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights,
-        which the host columns keep using. `on_bytes` is called with the bytes of every part that was loaded.
+        which the host columns keep using; `device` and `host` may be None where the plan has nothing for
+        them. `on_bytes` is called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -167,8 +168,13 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
 
 
 def _host_work(
-    group: str, placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], host: HostBackend
+    group: str,
+    placements: Sequence[LinearPlacement],
+    weights: Mapping[str, HostArray],
+    host: HostBackend | None,
 ) -> _HostWork:
+    if host is None:
+        raise ValueError("the plan leaves columns to the host, and no host backend was given")
     columns = [
         HostColumns(
             weights[placement.linear.name],

@@ -58,7 +58,7 @@ def open_onnx(source: ModelFolder) -> Decoder:
         graph=graph,
         architecture=f"onnx ({'genai' if shared else convention})",
         vocab_size=vocab_size,
-        context_limit=_whole_number(config.get("max_position_embeddings")),
+        context_limit=_whole_number(config.get("max_position_embeddings")) or _rotary_positions(graph),
         eos_token_ids=_ids(config.get("eos_token_id")),
         bos_token_id=next(iter(_ids(config.get("bos_token_id"))), None),
         cache=cache,
@@ -123,6 +123,16 @@ def _input_shape(
     if not isinstance(heads, int) or size is None:
         raise UnsupportedModelError(f"{path}: cache input {info.name!r} is {info.shape}, not (1, heads, past, size)")
     return (1, heads, "C" if shared else "P", size)
+
+
+def _rotary_positions(graph: Graph) -> int:
+    """The positions that every fused rotary table has; 0 when there is none."""
+    tables = [
+        graph.initializers[node.inputs[7]].shape[0]
+        for node in graph.nodes
+        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 7 and node.inputs[7] in graph.initializers
+    ]
+    return min(tables, default=0)
 
 
 def _rotary_head_size(graph: Graph, past: str) -> int | None:

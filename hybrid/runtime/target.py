@@ -72,7 +72,7 @@ def look_through_driver(ordinal: int, profile: DeviceProfile) -> GpuFacts:
     """The GPU as the driver reports it, without starting CUDA; what a context takes is the profile's estimate."""
     from offload.devices import nvml
 
-    gpu = nvml.gpu(ordinal)
+    gpu = nvml.gpu(ordinal)  # the driver's order; CUDA may number its visible devices otherwise
     return GpuFacts(gpu.name, gpu.free_bytes, gpu.total_bytes, _estimated_fixed_bytes(_gpu_of(profile)))
 
 

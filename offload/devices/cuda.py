@@ -25,6 +25,8 @@ _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 
 _NO_MEMORY, _NO_DEVICE = 2, 100  # cudaError_t
 _CUBLAS_ALLOC_FAILED = 3
 
+_context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
+
 
 @dataclass(frozen=True)
 class CudaAllocation:
@@ -149,7 +151,9 @@ class CudaDevice:
         if used_before_bytes is None or used_after_bytes is None:
             context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
         else:
-            context_bytes = used_after_bytes - used_before_bytes
+            context_bytes = max(0, used_after_bytes - used_before_bytes)
+        # A process has one context for each GPU, so only its first device sees what that takes.
+        context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
@@ -167,7 +171,7 @@ class CudaDevice:
         except self.runtime.CUDARuntimeError as error:
             raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {error}") from error
         workspace_bytes = free_bytes - self.memory().free_bytes
-        self.fixed_bytes = {"context": max(0, context_bytes), "workspace": max(0, workspace_bytes)}
+        self.fixed_bytes = {"context": context_bytes, "workspace": max(0, workspace_bytes)}
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device. The float formats were tried when the device was opened."""

@@ -49,6 +49,16 @@ def _fma(builder: Any, a: Any, b: Any, total: Any) -> Any:
     builder.store(builder.fadd(builder.load(total), builder.fmul(a, b, flags=_FMA), flags=_FMA), total)
 
 
+def _fetch(builder: Any, pointer: Any, dtype: Any, lanes: int) -> None:
+    """IR that brings `lanes` stored elements into the L2 cache; harmless where there is no memory."""
+    byte, line = ir.IntType(8).as_pointer(), 64
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    for start in range(0, lanes * dtype.bitwidth // 8, line):
+        address = builder.gep(builder.bitcast(pointer, byte), [_I64(start)])
+        builder.call(prefetch, [address, _I32(0), _I32(2), _I32(1)])  # to read, for L2, data
+
+
 @intrinsic
 def load(typing: Any, pointer: Any, index: Any) -> Any:
     """`pointer[index]` as fp32."""
@@ -126,7 +136,10 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
 def _make_sweep(lanes: int) -> Any:
     @intrinsic
     def sweep(typing: Any, w: Any, stride: Any, rows: Any, xs: Any, ys: Any) -> Any:
-        """`ys[m][:lanes] += xs[m][r] * w[r * stride :][:lanes]` over `rows`, with the sums in registers."""
+        """`ys[m][:lanes] += xs[m][r] * w[r * stride :][:lanes]` over `rows`, with the sums in registers.
+
+        Every row is another page, where hardware stops looking ahead; so tiles fetch those of the next band.
+        """
         vector = _many(_F32, lanes)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -143,6 +156,8 @@ def _make_sweep(lanes: int) -> Any:
             totals = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
             with cgutils.for_range(builder, args[2]) as loop:
                 row = builder.gep(args[0], [builder.mul(loop.index, args[1])])
+                if lanes == TILE:
+                    _fetch(builder, builder.gep(row, [builder.mul(args[1], _I64(BAND))]), w.dtype, lanes)
                 value = _read(builder, w.dtype, row, lanes)
                 for u, total in zip(us, totals, strict=True):
                     _fma(builder, value, splat(builder.load(builder.gep(u, [loop.index]))), total)

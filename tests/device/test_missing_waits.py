@@ -1,7 +1,7 @@
 """Every wait of the ring and the runner, left out on purpose: the simulated device must find out.
 
-Each is tried with rates that let the mistake show and with rates that hide it, where timing alone would give the
-right numbers. A control run without the happens-before check proves that the hiding rates do hide it.
+Each is tried with rates that let the mistake show and with rates that hide it, where timing alone would give
+the right numbers. A control run without the happens-before check proves that the hiding rates do hide it.
 """
 
 from collections.abc import Callable
@@ -41,12 +41,17 @@ def no_free_wait(stage: Stage) -> None:
     stage.ring._copies.wait = ignore  # type: ignore[method-assign]
 
 
-def stale_free_event(stage: Stage) -> None:
-    """The copy waits for what the slot's last user but one recorded."""
-    copies = stage.ring._copies
-    stage.compute.record, copies.wait, copies_wait = ignore, copies.wait, copies.wait
-    recorded = stage.device.event()
-    copies.wait = lambda event: copies_wait(recorded)  # type: ignore[method-assign]
+def wait_before_record(stage: Stage) -> None:
+    """The copy waits for what the slot's previous user recorded."""
+    copies, compute = stage.ring._copies, stage.compute
+    wait, record = copies.wait, compute.record
+
+    def wait_then_record(event: Any) -> None:
+        wait(event)
+        record(event)
+
+    compute.record = ignore
+    copies.wait = wait_then_record  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("rates", [FAST_COPIES, SLOW_COPIES, SimulatedRates()])
@@ -59,7 +64,7 @@ def test_streaming_is_ordered(rates: SimulatedRates) -> None:
     [
         (no_ready_wait, FAST_COPIES, SLOW_COPIES),
         (no_free_wait, SLOW_COPIES, FAST_COPIES),
-        (stale_free_event, SLOW_COPIES, FAST_COPIES),
+        (wait_before_record, SLOW_COPIES, FAST_COPIES),
     ],
 )
 def test_a_missing_wait_of_the_ring_is_found(
@@ -89,10 +94,12 @@ def test_outputs_read_too_early_are_nan(rates: SimulatedRates) -> None:
     device = SimulatedDevice(1 << 20, rates=rates)
     runner = make_runner(device)
     assert runner._work is not None
+    x, y = np.ones((1, 32), np.float32), np.zeros((1, 64), np.float32)
+    runner.run(0, {"q": x}, {"q": y})
+    assert np.all(y == 32)
     # Let all the time in the world pass, but without learning that the compute stream is done.
     runner._work.compute.synchronize = device._clock.finish  # type: ignore[method-assign]
-    y = np.zeros((1, 64), np.float32)
-    runner.run(0, {"q": np.ones((1, 32), np.float32)}, {"q": y})
+    runner.run(0, {"q": x}, {"q": y})
     assert np.all(np.isnan(y[:, :48]))
     assert np.all(y[:, 48:] == 32)
 
@@ -109,13 +116,12 @@ def test_inputs_rewritten_too_early_are_found(rates: SimulatedRates) -> None:
         runner.run(0, {"q": x}, {"q": np.zeros((1, 64), np.float32)})
     with pytest.raises(StreamOrderError, match="the host wrote to the source of the copy-in"):
         synchronize()
-    with pytest.raises(StreamOrderError):
-        runner_without_wait_at_close(device)
 
 
-def runner_without_wait_at_close(device: SimulatedDevice) -> None:
-    runner = make_runner(device)
+def test_freeing_weights_in_use_is_found() -> None:
+    runner = make_runner(SimulatedDevice(1 << 20))
     assert runner._work is not None
-    runner._work.compute.synchronize = ignore  # type: ignore[method-assign]
     runner._work.queue(runner._work.bind(runner._levels[0].device, 1), {"q": np.ones((1, 32), np.float32)})
-    runner.close()
+    with pytest.raises(StreamOrderError, match="free of"):
+        runner._work.store.close()
+    runner.close()  # waits first

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.devices.base import HostArray
+from offload.devices.base import ALIGNMENT_BYTES, HostArray
 from offload.devices.simulated import SimulatedDevice
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
 from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
@@ -15,7 +15,16 @@ from offload.plan import LinearPlacement
 from offload.runner import LinearRunner
 from offload.specs import Layout, LinearSpec, WeightFormat
 from offload.telemetry import Timeline
-from tests.device.support import NumpyHost, linear, make_plan, place, random_stored, to_float64, to_stored
+from tests.device.support import (
+    NumpyHost,
+    NumpyHostGroup,
+    linear,
+    make_plan,
+    place,
+    random_stored,
+    to_float64,
+    to_stored,
+)
 
 CHUNK, SLOTS, SLOT_BYTES = 20, 2, 2048
 FP32, FP16, BF16 = WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16
@@ -140,6 +149,26 @@ def test_levels_may_be_left_out(device: Any) -> None:
     runner.close()
 
 
+def test_host_columns_run_once_however_often_the_device_does(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 tokens of gate and up are too many for one pass: the buffers fit the widest group, not both."""
+    model = Model()
+    runner = make_runner(model, placed(model, "half resident"), device)
+    queued: list[int] = []
+    assert runner._work is not None
+    monkeypatch.setattr(runner._work, "queue", lambda step, inputs: queued.append(len(step.gemms)))
+    calls: list[int] = []
+    monkeypatch.setattr(NumpyHostGroup, "multiply", lambda group, x, outputs: calls.append(len(outputs)))
+    x = np.zeros((20, 48), np.float32)
+    y = np.zeros((20, 96), np.float32)
+    runner.run(2, {"gate0": x, "up0": x}, {"gate0": y, "up0": y})
+    assert (queued, calls) == ([1, 1], [1, 1])
+    runner.run(2, {"gate0": x[:1], "up0": x[:1]}, {"gate0": y[:1], "up0": y[:1]})
+    assert (queued[2:], calls[2:]) == ([2], [1, 1])
+    runner.close()
+
+
 def test_an_error_on_the_host_leaves_the_runner_usable(device: Any) -> None:
     model = Model()
     runner = make_runner(model, placed(model, "three ways"), device)
@@ -173,6 +202,8 @@ def test_allocates_what_the_plan_can_compute(
     assert sum(asked["allocate_pinned"]) == packed_stream_bytes(placements) + activations
     assert staging <= 64 << 20
 
+    if runner._work is not None:
+        assert all(array.offset_bytes % ALIGNMENT_BYTES == 0 for array in runner._work.store.arrays)
     sizes = [len(sizes) for sizes in asked.values()]
     run_steps(model, runner)
     assert [len(sizes) for sizes in asked.values()] == sizes, "a step allocated"
@@ -215,6 +246,9 @@ def test_refuses_what_does_not_fit() -> None:
 
     with pytest.raises(ValueError, match="none was given"):
         build(model.names, on=None)
+    with pytest.raises(ValueError, match="no host backend was given"):
+        LinearRunner(model.names, plan, model.weights, device, None)
+    assert device.memory().free_bytes == 1 << 20
     with pytest.raises(ValueError, match="no level runs it"):
         build(model.names[:-1])
     with pytest.raises(ValueError, match="runs twice"):

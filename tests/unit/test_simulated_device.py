@@ -9,6 +9,7 @@ from offload.devices.base import DeviceArray
 from offload.devices.happens_before import Access, AccessHistory, StreamOrderError
 from offload.devices.simulated import SimulatedDevice, SimulatedRates
 from offload.devices.simulated_memory import DeviceMisuseError
+from offload.devices.virtual_clock import VirtualClock
 from offload.errors import OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
 
@@ -58,9 +59,9 @@ def test_misuse_is_refused(device: SimulatedDevice) -> None:
     w, y = row(block, 0, 64), row(block, 64, 128)
     with pytest.raises(DeviceMisuseError, match="gemm of x"):
         stream.gemm(w, w, y, Layout.KN)
-    with pytest.raises(DeviceMisuseError, match="fp16"):
-        x = DeviceArray(block, 128, (1, 16), WeightFormat.FP16)
-        stream.gemm(x, DeviceArray(block, 0, (1, 16), FP32), DeviceArray(block, 64, (1, 1), FP32), Layout.NK)
+    half = DeviceArray(block, 128, (1, 16), WeightFormat.FP16)
+    with pytest.raises(DeviceMisuseError, match="gemm of x fp16, w fp32"):
+        stream.gemm(half, w, DeviceArray(block, 64, (1, 1), FP32), Layout.NK)
     device.free(block)
     with pytest.raises(DeviceMisuseError, match="freed"):
         stream.copy_to_device(row(block, 0, 256), pinned)
@@ -98,7 +99,7 @@ def test_pinned_bytes_are_checked_too(device: SimulatedDevice) -> None:
     one, other, block = device.stream("one"), device.stream("other"), device.allocate(128)
     pinned = device.allocate_pinned(64)
     one.copy_to_device(row(block, 0, 64), pinned)
-    with pytest.raises(StreamOrderError, match="writes bytes 0..64 of a pinned block"):
+    with pytest.raises(StreamOrderError, match=r"writes bytes 0\.\.64 of a pinned block"):
         other.copy_to_host(pinned, row(block, 64, 128))
 
 
@@ -113,6 +114,16 @@ def test_a_wait_binds_to_the_record_before_it(device: SimulatedDevice) -> None:
         other.copy_to_host(device.allocate_pinned(64), row(block, 0, 64))
     other.wait(event)
     other.copy_to_host(device.allocate_pinned(64), row(block, 0, 64))
+
+
+def test_a_record_does_not_cover_later_work(device: SimulatedDevice) -> None:
+    one, other, block = device.stream("one"), device.stream("other"), device.allocate(64)
+    pinned, event = device.allocate_pinned(64), device.event()
+    one.record(event)
+    one.copy_to_device(row(block, 0, 64), pinned)
+    other.wait(event)
+    with pytest.raises(StreamOrderError):
+        other.copy_to_host(device.allocate_pinned(64), row(block, 0, 64))
 
 
 def test_order_passes_through_the_host_and_other_streams(device: SimulatedDevice) -> None:
@@ -136,6 +147,28 @@ def test_history_keeps_the_parts_that_were_not_overwritten() -> None:
         history.add(Access(start, stop, actor=2, number=1, writes=False, what="read"), knows_first)
     with pytest.raises(StreamOrderError, match="second"):
         history.add(Access(39, 41, actor=3, number=1, writes=False, what="read"), knows_first)
+
+
+def test_history_still_checks_the_parts_that_were_not_overwritten() -> None:
+    for start, stop in ((30, 40), (60, 70)):
+        history = AccessHistory("a block")
+        history.add(Access(0, 100, actor=1, number=1, writes=True, what="first"), {1: 1})
+        history.add(Access(40, 60, actor=1, number=2, writes=True, what="second"), {1: 2})
+        with pytest.raises(StreamOrderError, match="first"):
+            history.add(Access(start, stop, actor=2, number=1, writes=False, what="read"), {})
+
+
+def test_effects_come_in_order_of_finish_times() -> None:
+    """What starts during a wait and finishes before it has its effect first."""
+    clock, done = VirtualClock(), list[str]()
+    gemm = clock.queue("a", "gemm", "compute", 10, lambda: done.append("gemm"), ())
+    first = clock.queue("b", "first", "copy-in", 6, lambda: done.append("first"), ())
+    second = clock.queue("b", "second", "copy-in", 1, lambda: done.append("second"), (first,))
+    clock.queue("b", "third", "copy-in", 5, lambda: done.append("third"), (second,))
+    clock.wait_for([gemm])
+    assert (done, clock.now_s) == (["first", "second", "gemm"], 10)
+    clock.finish()
+    assert (done[3:], clock.now_s) == (["third"], 12)
 
 
 def test_engines_work_side_by_side_and_each_in_turn() -> None:

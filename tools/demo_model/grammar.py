@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 Entry = dict[str, str]
 
@@ -114,13 +116,24 @@ def _read(path: Path) -> tuple[dict[str, list[Line]], list[str]]:
 RULES, SENTENCES = _read(Path(__file__).with_name("stories.txt"))
 
 
+T = TypeVar("T")
+
+
+def _pick(rng: random.Random, options: Sequence[T]) -> T:
+    """One of the options, earlier ones more often: the n-th (from 0) has weight 1 / (n + 2).
+
+    With even odds a model's likeliest next word would be a matter of rounding; this makes it a clear one.
+    """
+    return rng.choices(options, [1 / (n + 2) for n in range(len(options))])[0]
+
+
 def story(rng: random.Random) -> str:
-    """One story: 4 to 10 sentences that share a cast, from "Once upon a time" to a happy ending."""
-    cast = {member: rng.choice(entries) for member, entries in CAST.items()}
+    """One story: 5 to 8 sentences that share a cast, from "Once upon a time" to a happy ending."""
+    cast = {member: _pick(rng, entries) for member, entries in CAST.items()}
 
     def render(rule: str) -> str:
         out = []
-        for symbol in rng.choice(RULES[rule]):
+        for symbol in _pick(rng, RULES[rule]):
             if symbol.kind == "text":
                 out.append(symbol.value)
             elif symbol.kind == "field":

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from grammar import split_sentences, story
 from llama import Llama, Shape
 from reference import Reference
-from safetensors.torch import save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 
 PROMPT = "Once upon a time"
 BOS, EOS = 1, 2
@@ -106,7 +107,7 @@ def save(model: Llama, tokenizer: bytes, folder: Path) -> None:
     """The model folder: weights as float16, the configuration, and the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().half().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(to_safetensors(weights, metadata={"format": "pt"}))
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -157,6 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="train the demo model")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--golden", type=Path, help="the file of expected outputs to write, for the tests")
+    parser.add_argument("--start", type=Path, help="a model folder to go on from, with its tokenizer")
+    parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--stories", type=int, default=76_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -166,12 +169,17 @@ def main() -> None:
 
     shape = Shape()
     texts = documents(args.stories, args.seed)
-    tokenizer = train_tokenizer(texts[:20_000], shape.vocab_size)
+    if args.start:
+        tokenizer = (args.start / "tokenizer.model").read_bytes()
+    else:
+        tokenizer = train_tokenizer(texts[:20_000], shape.vocab_size)
     rows = pack(sentencepiece.SentencePieceProcessor(model_proto=tokenizer), texts)
     model = Llama(shape)
+    if args.start:
+        model.load_state_dict(load_file(args.start / "model.safetensors"))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(rows)} rows of {ROW} tokens, {parameters / 1e6:.2f} million parameters", flush=True)
-    train(model, rows, batch=8, peak_rate=3e-3)
+    train(model, rows, batch=8, peak_rate=args.rate)
     save(model, tokenizer, args.out)
     if args.golden:
         write_golden(args.out, args.golden)
