@@ -22,9 +22,7 @@ class StepShape:
     concat_cache: bool  # True: every step also rewrites the whole cache
 
 
-def predict(
-    placements: Sequence[LinearPlacement], step: StepShape, profile: DeviceProfile, depth: int
-) -> Prediction:
+def predict(placements: Sequence[LinearPlacement], step: StepShape, profile: DeviceProfile, depth: int) -> Prediction:
     """The predicted decode step with `depth` tokens in the cache. Assumes a GPU where columns are placed on one."""
     parts = {"gpu": 0.0, "ram": 0.0}
     for group in _groups(placements):

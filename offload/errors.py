@@ -1,10 +1,10 @@
 """Errors of the offload machinery.
 
-    OffloadError                    base
-    ├── BudgetError                 a VRAM budget that cannot be read or cannot be
-    ├── DeviceUnavailableError      no usable GPU; says why
-    ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
-    └── ProfileError                a device profile that cannot be read
+OffloadError                    base
+├── BudgetError                 a VRAM budget that cannot be read or cannot be
+├── DeviceUnavailableError      no usable GPU; says why
+├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
+└── ProfileError                a device profile that cannot be read
 """
 
 

@@ -20,7 +20,9 @@ class LinearPlacement:
         edges = (self.resident.start, self.resident.stop, self.streamed.stop, self.host.stop)
         joined = self.resident.stop == self.streamed.start and self.streamed.stop == self.host.start
         if not joined or edges[0] != 0 or edges[-1] != self.linear.out_features or list(edges) != sorted(edges):
-            raise ValueError(f"{self.linear.name}: column ranges {edges} do not tile {self.linear.out_features} columns")
+            raise ValueError(
+                f"{self.linear.name}: column ranges {edges} do not tile {self.linear.out_features} columns"
+            )
 
     @property
     def on_device(self) -> bool:

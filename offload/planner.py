@@ -68,7 +68,7 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
     placements = tuple(_place_linear(request, linear, shares(linear)) for linear in request.linears)
     on_device = any(placement.on_device for placement in placements)
     ring = _ring(placements) if ring is None else ring
-    vram = {name: 0 for name in (*request.fixed_vram_bytes, "staging", "activations", "weights")}
+    vram = dict.fromkeys((*request.fixed_vram_bytes, "staging", "activations", "weights"), 0)
     if on_device:
         vram |= request.fixed_vram_bytes
         vram |= {

@@ -78,12 +78,8 @@ def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
     """An engine with this placement on a simulated device, every float Linear outside its island."""
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
-    plan = place(
-        plan_request(opened, target, {}), lambda linear: placement.shares(numbers[linear.name], linear)
-    )
-    outside = [
-        linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason
-    ]
+    plan = place(plan_request(opened, target, {}), lambda linear: placement.shares(numbers[linear.name], linear))
+    outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
     return load(opened, plan, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
 
 

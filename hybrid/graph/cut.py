@@ -47,7 +47,9 @@ def cut(graph: Graph, outside: Sequence[Linear]) -> Program:
         graph=graph,
         levels=tuple(
             Level(
-                _island(graph, f"island {level}", islands[level], constant, shared, read_later) if level in islands else None,
+                _island(graph, f"island {level}", islands[level], constant, shared, read_later)
+                if level in islands
+                else None,
                 tuple(linears.get(level, ())),
             )
             for level in range(count)

@@ -78,7 +78,11 @@ def _gemm(graph: Graph, node: Node) -> Linear | None:
     stored = _stored_weight(graph, node.inputs[1])
     if stored is None or node.inputs[0] in graph.initializers:
         return None
-    factors = (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0), node.attributes.get("transA", 0))
+    factors = (
+        node.attributes.get("alpha", 1.0),
+        node.attributes.get("beta", 1.0),
+        node.attributes.get("transA", 0),
+    )
     host_only = "" if factors == (1.0, 1.0, 0) else "a Gemm with alpha, beta or transA"
     linear = _linear(graph, node, stored, bool(node.attributes.get("transB", 0)), host_only=host_only)
     bias = node.inputs[2] if len(node.inputs) > 2 else ""

@@ -8,8 +8,8 @@ Conventions are told apart by the names that their exporters use:
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,7 @@ def _attention_shares_cache(graph: Graph, cache: Sequence[CachePair]) -> bool:
     return True
 
 
-def _input_shape(
-    graph: Graph, info: TensorInfo, cache: Sequence[CachePair], shared: bool, path: Path
-) -> Shape | None:
+def _input_shape(graph: Graph, info: TensorInfo, cache: Sequence[CachePair], shared: bool, path: Path) -> Shape | None:
     if info.name in ("input_ids", "position_ids"):
         return (1, "S")
     if info.name == "attention_mask":

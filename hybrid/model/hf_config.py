@@ -81,13 +81,9 @@ def parse_config(
     layers = values.whole("num_hidden_layers", 4096)
     heads = values.whole("num_attention_heads", 2**14)
     # Only the first Llama models left it out.
-    kv_heads = values.whole(
-        "num_key_value_heads", 2**14, heads if family == "llama" else _REQUIRED, null=heads
-    )
+    kv_heads = values.whole("num_key_value_heads", 2**14, heads if family == "llama" else _REQUIRED, null=heads)
     if heads % kv_heads:
-        raise ModelConfigError(
-            f"{where}: num_key_value_heads is {kv_heads}, must divide num_attention_heads, {heads}"
-        )
+        raise ModelConfigError(f"{where}: num_key_value_heads is {kv_heads}, must divide num_attention_heads, {heads}")
     head_dim = _head_dim(values, family, hidden, heads)
     max_positions = values.whole("max_position_embeddings", 2**28)
     vocab = values.whole("vocab_size", _MAX_TOKEN_ID)
@@ -197,9 +193,7 @@ def _family(values: _Values) -> str:
         raise UnsupportedModelError(f"{where}: hidden_act is {show(activation)}, must be 'silu'")
     partial = table.get("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedModelError(
-            f"{where}: partial_rotary_factor is {show(partial)}, only 1.0 is supported"
-        )
+        raise UnsupportedModelError(f"{where}: partial_rotary_factor is {show(partial)}, only 1.0 is supported")
     return family
 
 
@@ -216,9 +210,7 @@ def _head_dim(values: _Values, family: str, hidden: int, heads: int) -> int:
     else:
         head_dim = hidden // heads
     if head_dim % 2:
-        raise ModelConfigError(
-            f"{values.where}: head_dim is {head_dim}, must be even (rotary positions take pairs)"
-        )
+        raise ModelConfigError(f"{values.where}: head_dim is {head_dim}, must be even (rotary positions take pairs)")
     return head_dim
 
 
@@ -234,14 +226,10 @@ def _rope_table(values: _Values) -> dict[str, Any]:
         if not isinstance(table, dict):
             raise values.error(key, "an object or null")
         if any(isinstance(value, dict) for value in table.values()):
-            raise UnsupportedModelError(
-                f"{values.where}: {key} differs by layer type, which is not supported"
-            )
+            raise UnsupportedModelError(f"{values.where}: {key} differs by layer type, which is not supported")
         merged |= table
     if "original_max_position_embeddings" in values.table:
-        merged.setdefault(
-            "original_max_position_embeddings", values.table["original_max_position_embeddings"]
-        )
+        merged.setdefault("original_max_position_embeddings", values.table["original_max_position_embeddings"])
     return merged
 
 
@@ -259,9 +247,7 @@ def _rope_scaling(rope: _Values) -> RopeScaling:
     low = rope.number("low_freq_factor", 0.0, 1e6)
     high = rope.number("high_freq_factor", 0.0, 1e6)
     if low >= high:
-        raise ModelConfigError(
-            f"{rope.where}: low_freq_factor is {low:g}, must be below high_freq_factor, {high:g}"
-        )
+        raise ModelConfigError(f"{rope.where}: low_freq_factor is {low:g}, must be below high_freq_factor, {high:g}")
     original = rope.whole("original_max_position_embeddings", 2**28)
     return RopeScaling("llama3", factor, low, high, original)
 

@@ -79,7 +79,7 @@ def serialize(
     folder: Path,
 ) -> bytes:
     """A model of these nodes as ONNX bytes; weights in files are named relative to `folder`, never copied."""
-    return _model(name, nodes, inputs, outputs, initializers, opsets, folder).SerializeToString()
+    return bytes(_model(name, nodes, inputs, outputs, initializers, opsets, folder).SerializeToString())
 
 
 def common_folder(initializers: Iterable[Initializer]) -> Path:
@@ -169,7 +169,12 @@ def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:
             return _initializer(named, {}, path)
         array = _inline_array(value, where)
         return Initializer(name, ElementType(value.data_type), tuple(value.dims), array)
-    dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    dtypes = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
     if attribute.name not in dtypes:
         raise UnsupportedModelError(f"{where}: attribute {attribute.name} is not supported")
     plain = np.asarray(value, dtypes[attribute.name])
@@ -191,7 +196,13 @@ def _node(proto: onnx.NodeProto) -> Node:
             captured |= dict.fromkeys(_captured(attribute.g))
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     return Node(
-        proto.op_type, tuple(proto.input), tuple(proto.output), attributes, domain, proto.name, tuple(captured)
+        proto.op_type,
+        tuple(proto.input),
+        tuple(proto.output),
+        attributes,
+        domain,
+        proto.name,
+        tuple(captured),
     )
 
 

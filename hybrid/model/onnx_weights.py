@@ -43,7 +43,9 @@ def strip_weights(path: Path) -> tuple[bytes, dict[str, FileRange]]:
         ranges: dict[str, FileRange] = {}
         try:
             parts = [
-                _strip_graph(data, field, path, ranges) if field.number == _MODEL_GRAPH else data[field.start : field.stop]
+                _strip_graph(data, field, path, ranges)
+                if field.number == _MODEL_GRAPH
+                else data[field.start : field.stop]
                 for field in _fields(data, 0, len(data))
             ]
         except (IndexError, ValueError) as error:
@@ -53,7 +55,9 @@ def strip_weights(path: Path) -> tuple[bytes, dict[str, FileRange]]:
 
 def _strip_graph(data: mmap.mmap, graph: _Field, path: Path, ranges: dict[str, FileRange]) -> bytes:
     parts = [
-        _strip_tensor(data, field, path, ranges) if field.number == _GRAPH_INITIALIZER else data[field.start : field.stop]
+        _strip_tensor(data, field, path, ranges)
+        if field.number == _GRAPH_INITIALIZER
+        else data[field.start : field.stop]
         for field in _fields(data, graph.body, graph.stop)
     ]
     return _message(_MODEL_GRAPH, b"".join(parts))

@@ -67,9 +67,7 @@ def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
     for path in files:
         for name, tensor in _read_header(path).items():
             if name in index:
-                raise ModelFileError(
-                    f"{show(path)}: tensor {show(name)} is also in {show(Path(home[name].name))}"
-                )
+                raise ModelFileError(f"{show(path)}: tensor {show(name)} is also in {show(Path(home[name].name))}")
             index[name] = tensor
             home[name] = path
     if files and not index:
@@ -114,17 +112,13 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(
-            f"{show(path)}: the header is not valid JSON; not a safetensors file?"
-        ) from error
+        raise ModelFileError(f"{show(path)}: the header is not valid JSON; not a safetensors file?") from error
     if not isinstance(parsed, dict) or not header.startswith(b"{"):
         raise ModelFileError(f"{show(path)}: the header must be a JSON object that starts at its first byte")
     return parsed
 
 
-def _tensor(
-    path: Path, real: Path, name: str, entry: object, data_start: int, data_bytes: int
-) -> StoredTensor:
+def _tensor(path: Path, real: Path, name: str, entry: object, data_start: int, data_bytes: int) -> StoredTensor:
     where = f"{show(path)}: tensor {show(name)}"
     if not isinstance(entry, dict):
         raise ModelFileError(f"{where} is {show(entry)}, must have dtype, shape and data_offsets")
@@ -133,20 +127,10 @@ def _tensor(
         raise UnsupportedModelError(f"{where} has dtype {dtype}, a quantised type that is not supported")
     if not isinstance(dtype, str) or dtype not in _TYPES:
         raise ModelFileError(f"{where} has dtype {show(dtype)}, must be one of {', '.join(_TYPES)}")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > _MAX_DIMS
-        or not all(_is_count(dim, _MAX_DIM) for dim in shape)
-    ):
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(_is_count(dim, _MAX_DIM) for dim in shape):
         raise ModelFileError(f"{where} has shape {show(shape)}, must be a list of sizes")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(_is_count(end, data_bytes) for end in offsets)
-    ):
-        raise ModelFileError(
-            f"{where} has data_offsets {show(offsets)}, must lie within {data_bytes} data bytes"
-        )
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(end, data_bytes) for end in offsets):
+        raise ModelFileError(f"{where} has data_offsets {show(offsets)}, must lie within {data_bytes} data bytes")
     begin, end = offsets
     bits = prod(shape) * _TYPES[dtype].bits
     if (end - begin) * 8 != bits:
@@ -164,9 +148,7 @@ def _is_count(value: object, most: int) -> bool:
 def _check_overlap(path: Path, tensors: dict[str, StoredTensor]) -> None:
     """Two tensors must not share bytes. Holes between them are fine."""
     end, before = 0, ""
-    for name, tensor in sorted(
-        tensors.items(), key=lambda item: (item[1].source.offset, item[1].source.nbytes)
-    ):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].source.offset, item[1].source.nbytes)):
         if tensor.source.nbytes and tensor.source.offset < end:
             raise ModelFileError(f"{show(path)}: tensors {show(before)} and {show(name)} overlap")
         if tensor.source.nbytes:

@@ -87,9 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         size = real.stat().st_size
         if size > _MAX_JSON_BYTES:
-            raise ModelFileError(
-                f"{show(path)}: {size} bytes, more than the {_MAX_JSON_BYTES} a JSON file may have"
-            )
+            raise ModelFileError(f"{show(path)}: {size} bytes, more than the {_MAX_JSON_BYTES} a JSON file may have")
         value = json.loads(real.read_bytes().decode("utf-8"))
     except OSError as error:
         raise ModelFileError(f"{show(path)}: cannot be read ({_reason(error)})") from error
@@ -154,9 +152,7 @@ def _check_huggingface(
 ) -> None:
     """Say what is wrong with a folder that has no ONNX file, unless it has what is needed."""
     if "adapter_config.json" in names and config is None:
-        raise UnsupportedModelError(
-            f"{show(folder)}: a LoRA adapter, not a model; merge it into its base model first"
-        )
+        raise UnsupportedModelError(f"{show(folder)}: a LoRA adapter, not a model; merge it into its base model first")
     if weights and config is None:
         raise ModelFileError(f"{show(folder)}: has {show(Path(weights[0].name))} but no {CONFIG}")
     others = [name for name in names if name.lower().endswith(_OTHER_WEIGHTS)]
@@ -189,9 +185,7 @@ def _onnx_model(path: Path) -> ModelFolder:
         safetensors_files=(),
         config=read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None,
         tokenizer_model=_optional(folder, "tokenizer.model"),
-        generation_config=read_json(folder / GENERATION_CONFIG)
-        if (folder / GENERATION_CONFIG).is_file()
-        else None,
+        generation_config=read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None,
     )
 
 
@@ -230,8 +224,7 @@ def _weight_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
         totals = {(part[1], part[3]) if part else None for part in parts}
         if len(totals) > 1 or None in totals:
             raise ModelFileError(
-                f"{show(folder)}: several safetensors files ({listed(found)}),"
-                f" no {WEIGHTS_INDEX} to say which belong"
+                f"{show(folder)}: several safetensors files ({listed(found)}), no {WEIGHTS_INDEX} to say which belong"
             )
         stem, total = next(iter(totals - {None})) or ("", "")
         wanted = (f"{stem}-{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1))
@@ -249,8 +242,7 @@ def _indexed_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
         # A plain name only: a path could reach any file of the machine.
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
             raise ModelFileError(
-                f"{show(index)}: weight_map[{show(tensor)}] is {show(name)},"
-                " must be a .safetensors file of this folder"
+                f"{show(index)}: weight_map[{show(tensor)}] is {show(name)}, must be a .safetensors file of this folder"
             )
     shards = sorted(set(weight_map.values()))
     _check_none_missing(folder, [name for name in shards if name not in names])

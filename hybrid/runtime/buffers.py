@@ -7,7 +7,13 @@ from math import prod
 from hybrid.graph.graph import ElementType, Shape
 from hybrid.graph.program import Program
 
-_PASSED_TYPES = (ElementType.FLOAT, ElementType.FLOAT16, ElementType.INT64, ElementType.INT32, ElementType.BOOL)
+_PASSED_TYPES = (
+    ElementType.FLOAT,
+    ElementType.FLOAT16,
+    ElementType.INT64,
+    ElementType.INT32,
+    ElementType.BOOL,
+)
 
 
 @dataclass(frozen=True)

@@ -109,4 +109,5 @@ class Engine:
         self._cache.update(outputs)
         self.position += len(token_ids)
         logits = array_of(outputs["logits"])
-        return logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
+        last: Logits = logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
+        return last

@@ -16,7 +16,7 @@ from hybrid.model.onnx_graph import common_folder, serialize
 
 Value = Any  # an onnxruntime OrtValue on the CPU
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(double)": np.dtype(np.float64),
@@ -37,9 +37,7 @@ class IslandSession:
     def __init__(self, island: Island, opsets: Mapping[str, int], threads: int, spin: bool) -> None:
         folder = common_folder(island.initializers)
         options = _session_options(island, folder, threads if island.has_matmul else 1, spin)
-        model = serialize(
-            island.name, island.nodes, island.inputs, island.outputs, island.initializers, opsets, folder
-        )
+        model = serialize(island.name, island.nodes, island.inputs, island.outputs, island.initializers, opsets, folder)
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -98,7 +96,7 @@ def value_of(array: npt.NDArray[Any], element_type: ElementType) -> Value:
 
 def constant_value(initializer: Initializer) -> Value:
     """An OrtValue over a constant, mapped when it lies in a file."""
-    return value_of(initializer.array(), initializer.element_type)
+    return value_of(np.asarray(initializer.array()), initializer.element_type)
 
 
 def array_of(value: Value) -> npt.NDArray[Any]:
@@ -108,8 +106,8 @@ def array_of(value: Value) -> npt.NDArray[Any]:
     count = int(np.prod(shape, dtype=np.int64))
     if count == 0:
         return np.empty(shape, dtype)
-    memory = (ctypes.c_byte * (count * dtype.itemsize)).from_address(value.data_ptr())
-    return np.frombuffer(memory, dtype).reshape(shape)
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * (count * dtype.itemsize)).from_address(value.data_ptr()))
+    return memory.view(dtype).reshape(shape)
 
 
 def _session_options(island: Island, folder: Path, threads: int, spin: bool) -> ort.SessionOptions:

@@ -10,7 +10,8 @@ from hybrid.runtime.cache_shape import cache_bytes
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.cost_model import StepShape
 from offload.plan import Plan
-from offload.planner import PlanRequest, make_plan as fill_budget
+from offload.planner import PlanRequest
+from offload.planner import make_plan as fill_budget
 from offload.units import format_bytes
 
 
@@ -62,9 +63,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
             "other weights": _other_weight_bytes(opened),
             "kv cache": opened.context_tokens * per_token,
         },
-        step=StepShape(
-            islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache
-        ),
+        step=StepShape(islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache),
         unsupported=unsupported,
         notes=tuple(notes),
     )

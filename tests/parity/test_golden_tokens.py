@@ -23,9 +23,8 @@ from tests.engines import (
 DEMO_GOLDEN = Path(__file__).parents[1] / "data" / "demo_golden.json"
 _TOKENS = 40
 
-# Bounds on the largest error of a first-step logit, by what the model computes with. fp32: a different order of
-# summation. fp16 activations between the operators, on either side of the comparison, or on the device: 2**-11
-# relative at every Linear. Dynamic quantisation: the same arithmetic, in onnxruntime on both sides.
+# Bounds on the largest error of a first-step logit, by what the model computes with. fp32: another order of
+# summation. fp16: activations rounded between operators, or on their way to the device, 2**-11 each time.
 _FP32_BOUND = 5e-5
 _FP16_BOUND = 0.05
 
@@ -60,7 +59,7 @@ def test_the_cpu_alone(case: tuple[Path, Golden, float]) -> None:
     with closing(engine_on_cpu(open_settings(folder))) as engine:
         ids, first = greedy(engine, golden.prompt_ids, min(_TOKENS, len(golden.greedy_ids)))
     assert ids == golden.greedy_ids[: len(ids)]
-    if "qdq" not in folder.name:  # these are multiplied exactly here, and with rounded activations in ort.json
+    if "qdq" not in folder.name:  # multiplied exactly here; in ort.json with rounded activations
         assert np.abs(first - golden.first_step_logits).max() < bound
 
 

@@ -59,9 +59,7 @@ def reference_logits(config: Mapping[str, Any], weights: Mapping[str, Array], id
     count, positions = len(ids), np.arange(len(ids))
 
     def norm(x: Array, name: str) -> Array:
-        return (
-            x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weights[f"{name}.weight"]
-        )
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weights[f"{name}.weight"]
 
     def linear(x: Array, name: str) -> Array:
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
@@ -94,9 +92,7 @@ def reference_logits(config: Mapping[str, Any], weights: Mapping[str, Array], id
         x = x + linear(attended.reshape(count, -1), f"{prefix}.self_attn.o_proj")
         normed = norm(x, f"{prefix}.post_attention_layernorm")
         gate = linear(normed, f"{prefix}.mlp.gate_proj")
-        x = x + linear(
-            gate / (1 + np.exp(-gate)) * linear(normed, f"{prefix}.mlp.up_proj"), f"{prefix}.mlp.down_proj"
-        )
+        x = x + linear(gate / (1 + np.exp(-gate)) * linear(normed, f"{prefix}.mlp.up_proj"), f"{prefix}.mlp.down_proj")
     head = "model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head"
     return norm(x, "model.norm") @ weights[f"{head}.weight"].T
 
