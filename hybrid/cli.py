@@ -19,14 +19,14 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.errors import OffloadError, TokenizerError, UsageError
+from hybrid.errors import OffloadError, UsageError
 
 if TYPE_CHECKING:
-    from hybrid.model.decoder import Decoder
     from hybrid.text.generate import Generation
-    from hybrid.text.tokenizer import TextStream, Tokenizer
+    from hybrid.text.tokenizer import TextStream
     from offload.telemetry import Timeline
 
+_TRACED_TOKENS = 8
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 # The base of what typer raises for a wrong command line. Where it is defined differs from version to version.
@@ -77,26 +77,23 @@ def run(
 
     from hybrid import report
     from hybrid.runtime.loading import open_engine
-    from hybrid.text.generate import generate
     from hybrid.text.sampling import SamplingSettings
-    from hybrid.text.tokenizer import TextStream, load_tokenizer
+    from hybrid.text.text_model import TextModel
+    from hybrid.text.tokenizer import load_tokenizer
     from offload.telemetry import Timeline
 
     sampling = SamplingSettings(temperature, top_k, top_p, seed)
     tokenizer = load_tokenizer(model)
-    prompt_ids = tokenizer.encode(text)
     recorder = Timeline() if timeline is not None else None
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         engine = open_engine(settings, on_stage, on_bytes, recorder)
-    with closing(engine):
-        _check_vocabulary(prompt_ids, engine.decoder)
+    with TextModel(engine, tokenizer) as text_model:
+        generation, stream = text_model.begin(text, sampling, max_tokens)
         _say(report.opening_line(engine, cuda))
         if verbose:
             _say(report.plan_text(engine.plan, cuda, _width(sys.stderr)))
-        stop_ids = _stop_ids(engine.decoder, tokenizer)
-        generation = generate(engine, prompt_ids, sampling, max_tokens, stop_ids)
         with _interrupt_stops(generation):
-            _write_text(generation, TextStream(tokenizer, after=prompt_ids))
+            _write_text(_traced(generation, recorder), stream)
         memory = engine.memory()
         if recorder is not None and timeline is not None:
             _write_timeline(recorder, timeline)  # before the device closes: its part is read now
@@ -250,19 +247,12 @@ def _not_writable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"--timeline {path} cannot be written: {error.strerror}")
 
 
-def _check_vocabulary(ids: Sequence[int], decoder: "Decoder") -> None:
-    largest = max(ids, default=0)
-    if decoder.vocab_size and largest >= decoder.vocab_size:
-        raise TokenizerError(
-            f"{decoder.folder}: the tokenizer gives token {largest} but the model's vocabulary is "
-            f"{decoder.vocab_size}; it is another model's tokenizer"
-        )
-
-
-def _stop_ids(decoder: "Decoder", tokenizer: "Tokenizer") -> tuple[int, ...]:
-    if decoder.eos_token_ids or tokenizer.eos_id is None:
-        return decoder.eos_token_ids
-    return (tokenizer.eos_id,)
+def _traced(ids: Iterable[int], timeline: "Timeline | None") -> Iterator[int]:
+    """Token ids as they come; the timeline sees the first few steps, which are like all others."""
+    for number, token_id in enumerate(ids):
+        if timeline is not None and number == _TRACED_TOKENS:
+            timeline.stop()
+        yield token_id
 
 
 def _write_text(ids: Iterable[int], stream: "TextStream") -> None:

@@ -68,8 +68,7 @@ def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
         f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}",
     ]
     if budget := memory.get("vram_budget_bytes"):
-        peak = memory.get("vram_peak_bytes", memory.get("vram_planned_bytes", 0))
-        parts.append(f"VRAM peak {format_bytes(peak)} of {format_bytes(budget)}")
+        parts.append(f"VRAM peak {format_bytes(memory['vram_peak_bytes'])} of {format_bytes(budget)}")
     if ram := memory.get("ram_peak_bytes"):
         parts.append(f"RAM peak {format_bytes(ram)}")
     if stats.stop_reason is not None:

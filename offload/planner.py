@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from offload.cost_model import StepShape, predict
 from offload.device_profile import DeviceProfile
+from offload.devices.base import aligned
 from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
 from offload.plan import LinearPlacement, Plan, StreamRing
 from offload.specs import ColumnRange, LinearSpec
@@ -13,7 +14,8 @@ from offload.units import format_bytes
 DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
 CHUNK_TOKENS = 256  # the most tokens of one prefill step
 _TILE_COLUMNS = 16
-_MOST_SLOT_BYTES = 64 << 20  # larger groups cross the bus in several pieces
+# Small slots: the activations of a level share the copy engine with the weights, and wait for the copy in flight.
+_SLOTS, _MOST_SLOT_BYTES = 2, 8 << 20
 _SEARCH_STEPS = 24
 
 
@@ -63,7 +65,7 @@ def make_plan(request: PlanRequest) -> Plan:
 def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: StreamRing | None = None) -> Plan:
     """The plan with these shares, rounded to tiles of columns, whether or not it fits the budget.
 
-    Without a `ring`, streamed columns get two slots that each hold the largest group's, or 64 MiB of it.
+    Without a `ring`, streamed columns get two slots that each hold the largest group's, or 8 MiB of it.
     """
     placements = tuple(_place_linear(request, linear, shares(linear)) for linear in request.linears)
     on_device = any(placement.on_device for placement in placements)
@@ -137,7 +139,8 @@ def _ring(placements: Sequence[LinearPlacement]) -> StreamRing:
     for placement in placements:
         groups.setdefault(placement.linear.group, []).append(placement)
     largest = max((packed_stream_bytes(group) for group in groups.values()), default=0)
-    return StreamRing(slots=2 if largest else 0, slot_bytes=min(largest, _MOST_SLOT_BYTES))
+    columns = [aligned(round(p.linear.column_bytes)) for p in placements if len(p.streamed)]
+    return StreamRing(slots=_SLOTS if columns else 0, slot_bytes=min(largest, max([_MOST_SLOT_BYTES, *columns])))
 
 
 def _notes(request: PlanRequest, on_device: bool, vram: Mapping[str, int]) -> list[str]:

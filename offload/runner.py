@@ -9,8 +9,6 @@ from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
-from offload.packing import activation_bytes as activation_bytes
-from offload.packing import resident_bytes as resident_bytes
 from offload.plan import LinearPlacement, Plan
 from offload.telemetry import Timeline, span
 

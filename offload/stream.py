@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offload.devices.base import ALIGNMENT_BYTES, Device, DeviceArray, DeviceEvent, DeviceStream, HostArray
-from offload.packing import packed_stream_bytes as packed_stream_bytes
 from offload.specs import WeightFormat
 
 

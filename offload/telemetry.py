@@ -19,9 +19,10 @@ def span(timeline: "Timeline | None", track: str, name: str) -> AbstractContextM
 
 
 class Timeline:
-    """Collects spans; start one, hand it to what should be seen, and write it at the end."""
+    """Collects spans until it is stopped; hand it to what should be seen, and write it at the end."""
 
     def __init__(self) -> None:
+        self._recording = True
         self._began_s = perf_counter()
         self._spans: dict[str, list[Span]] = {"host": []}  # by process
         self._devices: list[tuple[Device, float]] = []  # and when their trace began
@@ -29,6 +30,9 @@ class Timeline:
     @contextmanager
     def span(self, track: str, name: str) -> Iterator[None]:
         """Put the body of a `with` on a track of the host."""
+        if not self._recording:
+            yield
+            return
         start_s = perf_counter()
         try:
             yield
@@ -42,7 +46,8 @@ class Timeline:
         self._devices.append((device, perf_counter() - self._began_s))
 
     def stop(self) -> None:
-        """Wait for the traced devices and take over their spans."""
+        """Record no more: wait for the traced devices and take over their spans."""
+        self._recording = False
         for device, start_s in self._devices:
             spans = [
                 Span(done.track, done.name, start_s + done.start_s, done.duration_s)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,7 @@ class Initializer:
     @property
     def nbytes(self) -> int:
         """Bytes of the stored elements; 4-bit elements are packed two to a byte."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return (count * self.element_type.bits + 7) // 8
+        return (prod(self.shape) * self.element_type.bits + 7) // 8
 
     def array(self) -> npt.NDArray[Any]:
         """The elements, memory-mapped when they lie in a file. bfloat16 comes as uint16."""

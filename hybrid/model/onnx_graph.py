@@ -18,6 +18,7 @@ from hybrid.graph.element_types import propagate_types
 from hybrid.graph.graph import Dim, ElementType, FileRange, Graph, Initializer, Node, Shape, TensorInfo
 from hybrid.model.onnx_weights import strip_weights
 from hybrid.model.paths import resolve_in_folder
+from hybrid.model.source import show
 
 IR_VERSION = 10  # onnxruntime refuses the one that onnx writes by default
 
@@ -37,22 +38,10 @@ def read_graph(path: Path) -> Graph:
         raise ModelFileError(f"{path}: holds no graph")
     if model.functions:
         raise UnsupportedModelError(f"{path}: has {len(model.functions)} local functions; export it with them inlined")
-    initializers = {tensor.name: _initializer(tensor, inline, path) for tensor in model.graph.initializer}
-    nodes = []
-    for proto in model.graph.node:
-        if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
-            constant = _constant(proto, path)
-            initializers[constant.name] = constant
-        else:
-            nodes.append(_node(proto))
-    return Graph(
-        name=path.stem,
-        nodes=tuple(nodes),
-        inputs=tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers),
-        outputs=tuple(_tensor_info(v) for v in model.graph.output),
-        initializers=initializers,
-        opsets={opset.domain: opset.version for opset in model.opset_import},
-    )
+    try:
+        return _graph(model, inline, path)
+    except (IndexError, TypeError, ValueError) as error:  # parts that are absent, or numbers and text that cannot be
+        raise ModelFileError(f"{path}: not a well-formed ONNX file ({show(str(error))})") from None
 
 
 def with_types_and_shapes(graph: Graph, input_shapes: Mapping[str, Shape | None]) -> Graph:
@@ -106,6 +95,25 @@ def _model(
     return onnx.ModelProto(ir_version=IR_VERSION, graph=graph, opset_import=opset_ids)
 
 
+def _graph(model: onnx.ModelProto, inline: Mapping[str, FileRange], path: Path) -> Graph:
+    initializers = {tensor.name: _initializer(tensor, inline, path) for tensor in model.graph.initializer}
+    nodes = []
+    for proto in model.graph.node:
+        if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
+            constant = _constant(proto, path)
+            initializers[constant.name] = constant
+        else:
+            nodes.append(_node(proto))
+    return Graph(
+        name=path.stem,
+        nodes=tuple(nodes),
+        inputs=tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers),
+        outputs=tuple(_tensor_info(v) for v in model.graph.output),
+        initializers=initializers,
+        opsets={opset.domain: opset.version for opset in model.opset_import},
+    )
+
+
 def _initializer(tensor: onnx.TensorProto, inline: Mapping[str, FileRange], path: Path) -> Initializer:
     where = f"{path}: tensor {tensor.name!r}"
     try:
@@ -120,7 +128,7 @@ def _initializer(tensor: onnx.TensorProto, inline: Mapping[str, FileRange], path
     elif tensor.name in inline:
         source = inline[tensor.name]
     else:
-        return replace(empty, source=_inline_array(tensor, where))
+        source = _inline_array(tensor, where)
     if source.nbytes != empty.nbytes:
         raise ModelFileError(f"{where}: {source.nbytes} bytes stored, its shape and type take {empty.nbytes}")
     return replace(empty, source=source)
@@ -132,8 +140,11 @@ def _external_range(tensor: onnx.TensorProto, nbytes: int, path: Path, where: st
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", nbytes))
     except ValueError:
         raise ModelFileError(f"{where}: offset or length of its external data is no number") from None
-    file = resolve_in_folder(path.parent, entries.get("location", ""), where)
-    size = file.stat().st_size
+    try:
+        file = resolve_in_folder(path.parent, entries.get("location", ""), where)
+        size = file.stat().st_size
+    except (OSError, RuntimeError) as error:  # a name that is too long, no permission, links in a circle
+        raise ModelFileError(f"{where}: its external data cannot be opened ({show(str(error))})") from None
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelFileError(f"{where}: bytes {offset} to {offset + length} lie outside {file}, which has {size}")
     return FileRange(file, offset, length)
@@ -162,13 +173,8 @@ def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:
     attribute = proto.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
-        if value.data_location == onnx.TensorProto.EXTERNAL:
-            named = onnx.TensorProto()
-            named.CopyFrom(value)
-            named.name = name
-            return _initializer(named, {}, path)
-        array = _inline_array(value, where)
-        return Initializer(name, ElementType(value.data_type), tuple(value.dims), array)
+        value.name = name
+        return _initializer(value, {}, path)
     dtypes = {
         "value_float": np.float32,
         "value_floats": np.float32,
@@ -176,7 +182,7 @@ def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:
         "value_ints": np.int64,
     }
     if attribute.name not in dtypes:
-        raise UnsupportedModelError(f"{where}: attribute {attribute.name} is not supported")
+        raise UnsupportedModelError(f"{where}: attribute {attribute.name!r} is not supported")
     plain = np.asarray(value, dtypes[attribute.name])
     element_type = ElementType.FLOAT if plain.dtype == np.float32 else ElementType.INT64
     return Initializer(name, element_type, plain.shape, plain)

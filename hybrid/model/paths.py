@@ -13,7 +13,7 @@ def resolve_in_folder(folder: Path, name: str, where: str) -> Path:
     that leaves the folder and for a file that is not there.
     """
     plain = PurePosixPath(name)
-    if not name or plain.is_absolute() or ".." in plain.parts or "\\" in name or "\0" in name:
+    if not name or plain.is_absolute() or ".." in plain.parts or "\\" in name or not name.isprintable():
         raise ModelFileError(f"{where}: file name {name!r} must be a plain relative path inside {folder}")
     real = (folder / plain).resolve()
     if not real.is_file():

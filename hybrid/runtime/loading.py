@@ -20,6 +20,7 @@ from hybrid.runtime.target import GpuFacts, Target, choose_target
 from hybrid.runtime.threads import default_threads
 from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
+from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend
 from offload.plan import LinearPlacement, Plan
 from offload.planner import make_plan
@@ -120,6 +121,8 @@ def load(
     )
     for placement in placements:
         _read_ahead(placement, weights[placement.linear.name], progress.on_bytes)
+    if timeline is not None and device is not None:
+        timeline.start(device)
     progress.on_stage("Preparing islands", 0)
     sessions = _sessions(program, threads)
     cache: KvCache = (
@@ -140,9 +143,14 @@ class _DeviceOpener:
 
     def look(self, ordinal: int, _: DeviceProfile) -> GpuFacts:
         """What the device says of itself, its fixed costs measured. Raises DeviceUnavailableError."""
+        from offload.devices import nvml
         from offload.devices.cuda import CudaDevice
 
-        device = self._cuda = CudaDevice(ordinal)
+        try:
+            device = self._cuda = CudaDevice(ordinal)
+        except DeviceUnavailableError:
+            nvml.gpu(ordinal)  # where no driver answers, that is the truer reason
+            raise
         memory, fixed = device.memory(), device.fixed_bytes
         # What this process has taken already is part of its budget.
         return GpuFacts(device.name, memory.free_bytes + sum(fixed.values()), memory.total_bytes, fixed)

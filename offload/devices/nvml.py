@@ -23,7 +23,7 @@ def gpu(ordinal: int) -> GpuMemory:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise DeviceUnavailableError(f"no NVIDIA driver answers ({error})") from None
+        raise DeviceUnavailableError(f"no NVIDIA driver found ({error})") from None
     try:
         count = pynvml.nvmlDeviceGetCount()
         if ordinal >= count:

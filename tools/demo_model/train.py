@@ -2,7 +2,8 @@
 
     python tools/demo_model/train.py --out hybrid/demo --golden tests/data/demo_golden.json
 
-Needs torch, numpy and sentencepiece, and 15 to 20 minutes on two CPU cores.
+Needs torch, numpy and sentencepiece, and about 15 minutes on two idle CPU cores.
+`--start` goes on from an earlier folder with new stories.
 """
 
 from __future__ import annotations

@@ -12,15 +12,13 @@ from hybrid.model.source import CONFIG, ModelFolder, listed, show
 def open_huggingface(folder: ModelFolder, context_tokens: int) -> Decoder:
     """The decoder in a folder with `config.json`; without safetensors its weights have no source.
 
-    The context is cut, with a note, to what the model was made for. Raises ModelError.
+    The context is cut to what the model was made for. Raises ModelError.
     """
     if folder.config is None:
         raise ModelFileError(f"{show(folder.folder)}: no {CONFIG}")
     config = parse_config(folder.config, show(folder.folder / CONFIG), folder.generation_config)
     tensors = read_index(folder.safetensors_files) if folder.safetensors_files else None
     notes = []
-    if context_tokens > config.max_positions:
-        notes.append(f"context is {config.max_positions} tokens, the most this model was made for")
     if unused := unused_tensors(config, tensors or ()):
         notes.append(f"left out what is not part of the model: {listed(unused)}")
     graph = build(config, tensors, min(context_tokens, config.max_positions), folder.name)

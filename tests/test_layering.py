@@ -1,0 +1,61 @@
+"""Who may import whom. Imports are read at any depth of a file, inside functions too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "hybrid").rglob("*.py"), *(ROOT / "offload").rglob("*.py")])
+
+# Each heavy library enters through one place.
+ENTRANCES = {
+    "onnx": {"hybrid/model/onnx_graph.py"},
+    "onnxruntime": {"hybrid/runtime/island.py"},
+    "cupy": {"offload/devices/cuda.py"},
+    "cupy_backends": {"offload/devices/cuda.py"},
+    "pynvml": {"offload/devices/nvml.py"},
+}
+MAY_READ_THE_ENVIRONMENT = {"hybrid/cli.py"}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_imports_follow_the_layers(path: Path) -> None:
+    for module in _imports(path):
+        package = module.split(".")[0]
+        if _name(path).startswith("offload/"):
+            assert package != "hybrid", f"offload must not know hybrid, but imports {module}"
+        assert package not in ("tests", "bench", "tools"), f"imports {module}"
+        allowed = ENTRANCES.get(package)
+        assert allowed is None or _name(path) in allowed, f"{package} may be imported by {allowed} only"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_only_the_command_line_prints_parses_and_reads_the_environment(path: Path) -> None:
+    if _name(path) in MAY_READ_THE_ENVIRONMENT or _name(path) in ("hybrid/options.py", "hybrid/__main__.py"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "input"), f"line {node.lineno}: {node.func.id}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("argv", "environ", "getenv"), f"line {node.lineno}: {node.attr}"
+    assert not {"argparse", "typer"}.intersection(_imports(path))
+
+
+def test_every_file_is_short_enough_to_read_at_once() -> None:
+    long = {_name(path): lines for path in SOURCES if (lines := len(path.read_text().splitlines())) > 400}
+    assert not long, f"these want to be two files: {long}"
