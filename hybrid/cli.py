@@ -110,14 +110,11 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
-    threads: options.Threads = None,
     as_json: options.AsJson = False,
     verbose: options.ShowLinears = False,
 ) -> int:
     """`hybrid plan`; gives the exit code."""
-    settings = RunSettings(
-        model=model, cuda=cuda, device=device, machine=machine, context_tokens=context, threads=threads
-    )
+    settings = RunSettings(model=model, cuda=cuda, device=device, machine=machine, context_tokens=context)
 
     from hybrid import report
     from hybrid.runtime.planning import make_plan

@@ -55,7 +55,7 @@ Machine = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Tokens the cache can hold.", show_default="chosen by the plan"),
+    typer.Option(metavar="N", min=1, help="Tokens the cache can hold.", show_default="2048, or all that the model knows"),
 ]
 Threads = Annotated[
     int | None,

@@ -40,6 +40,14 @@ class Timeline:
             duration_s = perf_counter() - start_s
             self._spans["host"].append(Span(track, name, start_s - self._began_s, duration_s))
 
+    def pause(self) -> None:
+        """Leave out what the host does until `resume`."""
+        self._recording = False
+
+    def resume(self) -> None:
+        """Go on recording what the host does."""
+        self._recording = True
+
     def start(self, device: Device) -> None:
         """Trace everything queued on `device` from here on."""
         device.start_trace()

@@ -17,7 +17,7 @@ from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.graph import ElementType, Graph, Shape, TensorInfo
 from hybrid.model.decoder import CachePair, Decoder
 from hybrid.model.onnx_graph import read_graph, with_types_and_shapes
-from hybrid.model.source import ModelFolder
+from hybrid.model.source import ModelFolder, show
 
 LOGITS = "logits"
 _ID_INPUTS = ("input_ids", "attention_mask", "position_ids", "use_cache_branch")
@@ -47,7 +47,10 @@ def open_onnx(source: ModelFolder) -> Decoder:
     _check_ids(graph, path)
     shared = _attention_shares_cache(graph, cache)
     shapes = {info.name: _input_shape(graph, info, cache, shared, path) for info in graph.inputs}
-    graph = with_types_and_shapes(graph, shapes)
+    try:
+        graph = with_types_and_shapes(graph, shapes)
+    except (LookupError, ValueError) as error:
+        raise ModelFileError(f"{path}: a node lacks what its operator needs ({show(str(error), 200)})") from None
     config = source.config or {}
     logits = next(info for info in graph.outputs if info.name == LOGITS)
     last_dim = (graph.shapes.get(LOGITS) or logits.shape or (None,))[-1]
@@ -77,9 +80,9 @@ def _cache_pairs(graph: Graph, path: Path) -> tuple[str, tuple[CachePair, ...]]:
             continue
         ordered = sorted(matches, key=lambda match: (int(match[1]), match[0]))
         pairs = tuple(CachePair(match[0], names.present.format(*match.groups())) for match in ordered)
-        missing = [pair.present for pair in pairs if pair.present not in outputs]
+        missing = [pair for pair in pairs if pair.present not in outputs]
         if missing:
-            raise UnsupportedModelError(f"{path}: input {pairs[0].past} has no output {missing[0]} to carry it on")
+            raise UnsupportedModelError(f"{path}: input {missing[0].past} has no output {missing[0].present} to carry it on")
         return names.convention, pairs
     raise UnsupportedModelError(
         f"{path}: no cache inputs we know (pkv0 or past_key_values.0.key); the inputs are {_listing(inputs)}"
@@ -142,7 +145,8 @@ def _rotary_head_size(graph: Graph, past: str) -> int | None:
 
 
 def _listing(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _whole_number(value: Any) -> int:

@@ -45,13 +45,19 @@ def read_graph(path: Path) -> Graph:
 
 
 def with_types_and_shapes(graph: Graph, input_shapes: Mapping[str, Shape | None]) -> Graph:
-    """Fill in what can be known of inner tensors when the inputs have these shapes; unknown shapes are left out."""
+    """Fill in what can be known of inner tensors when the inputs have these shapes; unknown shapes are left out.
+
+    Raises ValueError or LookupError for nodes that lack what their operators need.
+    """
     inputs = tuple(replace(info, shape=input_shapes.get(info.name, info.shape)) for info in graph.inputs)
     graph = replace(graph, inputs=inputs, types=propagate_types(replace(graph, inputs=inputs)))
     bare = {n: replace(i, source=_small_or_nothing(i)) for n, i in graph.initializers.items()}
     outputs = tuple(replace(info, shape=None) for info in graph.outputs)
     model = _model(graph.name, graph.nodes, inputs, outputs, bare.values(), graph.opsets, None)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ValueError(str(error)) from None
     known = (*inferred.graph.value_info, *inferred.graph.output)
     shapes = {value.name: _shape(value) for value in known if value.type.tensor_type.HasField("shape")}
     shapes |= {info.name: info.shape for info in inputs if info.shape is not None}
@@ -104,11 +110,17 @@ def _graph(model: onnx.ModelProto, inline: Mapping[str, FileRange], path: Path) 
             initializers[constant.name] = constant
         else:
             nodes.append(_node(proto))
+    inputs = tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers)
+    outputs = tuple(_tensor_info(v) for v in model.graph.output)
+    names = [*initializers, *(info.name for info in (*inputs, *outputs))]
+    names += [name for n in nodes for name in (n.op_type, n.domain, n.name, *n.reads, *n.outputs)]
+    if not all(isinstance(name, str) for name in names):  # protobuf gives bytes that are not UTF-8 as bytes
+        raise ValueError("a name is not UTF-8 text")
     return Graph(
         name=path.stem,
         nodes=tuple(nodes),
-        inputs=tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers),
-        outputs=tuple(_tensor_info(v) for v in model.graph.output),
+        inputs=inputs,
+        outputs=outputs,
         initializers=initializers,
         opsets={opset.domain: opset.version for opset in model.opset_import},
     )

@@ -58,7 +58,8 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
             return _on_cpu(settings, f"no usable GPU: {error}")
         asked = f"--cuda {settings.cuda}" if settings.cuda is not None else f"--device {settings.device}"
         raise DeviceUnavailableError(
-            f"{asked}: {error}; use --cuda 0 for the CPU, or --device simulated to try the machinery"
+            f"{asked}: {error}; use --cuda 0 for the CPU, --device simulated to try the machinery, "
+            "or plan for another machine with --machine"
         ) from None
 
 

@@ -1,0 +1,135 @@
+"""Decode speed of one model in one way of running it, with its parts: `python -m bench.decode --model DIR`.
+
+Ways to run: `planned` as `--cuda 0` would; `cut` with every Linear outside its island, multiplied in place;
+`whole` as one onnxruntime session. Ends in one line of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hybrid.config import RunSettings
+from hybrid.graph.find import Linear
+from hybrid.runtime.engine import Engine
+from hybrid.runtime.loading import linears_outside, load
+from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
+from hybrid.runtime.target import choose_target, look_in_profile
+from hybrid.runtime.threads import default_threads
+from offload.planner import Shares, place
+from offload.telemetry import Timeline
+
+_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`step_s` is a median over steps; the parts are means over as many traced steps. Attention counts the whole
+    islands that hold it, so `other_s` is what neither matmuls nor these islands took.
+    """
+
+    mode: str
+    threads: int
+    prompt_tokens: int
+    tokens: int
+    load_s: float
+    prefill_tokens_per_s: float
+    step_s: float
+    decode_tokens_per_s: float
+    matmul_s: float
+    attention_s: float
+    other_s: float
+    ram_peak_bytes: int
+
+
+def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: int) -> Reading:
+    """Load the model, run `prompt_tokens`, then decode `tokens` one by one, untraced and then traced."""
+    timeline = Timeline()
+    timeline.pause()
+    started = time.perf_counter()
+    opened = open_for_run(RunSettings(model=model))
+    with closing(_engine(opened, mode, threads, timeline)) as engine:
+        load_s = time.perf_counter() - started
+        ids = [(7 * number) % 1000 + 3 for number in range(prompt_tokens)]
+        engine.prefill(ids)  # compiles, binds, touches
+        engine.trim(0)
+        started = time.perf_counter()
+        engine.prefill(ids)
+        prefill_s = time.perf_counter() - started
+        step_s = statistics.median(_steps(engine, tokens))
+        engine.trim(prompt_tokens)
+        timeline.resume()
+        traced_s = statistics.fmean(_steps(engine, tokens))
+        attention = {f"island {number}" for number in _attention_levels(opened, mode)}
+        islands = [span for span in timeline.spans() if span.track == "islands"]
+        matmul_s = sum(s.duration_s for s in timeline.spans() if s.track == "linears") / tokens
+        attention_s = sum(s.duration_s for s in islands if s.name in attention) / tokens
+        return Reading(
+            mode=mode,
+            threads=threads,
+            prompt_tokens=prompt_tokens,
+            tokens=tokens,
+            load_s=load_s,
+            prefill_tokens_per_s=prompt_tokens / prefill_s,
+            step_s=step_s,
+            decode_tokens_per_s=1 / step_s,
+            matmul_s=matmul_s,
+            attention_s=attention_s,
+            other_s=traced_s - matmul_s - attention_s,
+            ram_peak_bytes=engine.memory()["ram_peak_bytes"],
+        )
+
+
+def _engine(opened: OpenedModel, mode: str, threads: int, timeline: Timeline) -> Engine:
+    target = choose_target(RunSettings(cuda="0"), look_in_profile)
+    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
+    return load(opened, plan, _outside(opened, mode), None, threads, timeline=timeline)
+
+
+def _outside(opened: OpenedModel, mode: str) -> list[Linear]:
+    if mode == "whole":
+        return []
+    target = choose_target(RunSettings(cuda="0"), look_in_profile)
+    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
+    if mode == "planned":
+        return linears_outside(opened.linears, plan)
+    return [linear for linear in opened.linears if linear.spec.format.is_float]
+
+
+def _attention_levels(opened: OpenedModel, mode: str) -> list[int]:
+    from hybrid.graph.cut import cut
+
+    program = cut(opened.decoder.graph, _outside(opened, mode))
+    return [
+        number
+        for number, level in enumerate(program.levels)
+        if level.island is not None and any(node.op_type in _ATTENTION for node in level.island.nodes)
+    ]
+
+
+def _steps(engine: Engine, tokens: int) -> list[float]:
+    times = []
+    for number in range(tokens):
+        started = time.perf_counter()
+        engine.decode(100 + number)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def main() -> None:
+    """Measure as the flags say and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--mode", choices=("planned", "cut", "whole"), default="planned")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--prompt", type=int, default=16, help="tokens in the cache before the first step")
+    parser.add_argument("--tokens", type=int, default=32)
+    flags = parser.parse_args()
+    print(json.dumps(asdict(measure(flags.model, flags.mode, flags.threads, flags.prompt, flags.tokens))))
+
+
+if __name__ == "__main__":
+    main()
