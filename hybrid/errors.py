@@ -8,6 +8,7 @@
     │   └── UnsupportedModelError   well formed, but an architecture or weight format we do not run
     ├── TokenizerError              no tokenizer, or one that cannot be read
     ├── ContextFullError            the prompt or text does not fit the context
+    ├── InstallationError           packages that are missing or overwrite each other
     └── DeviceUnavailableError      the GPU that was asked for cannot be used
 
 A message says what, where, the value, the bound and what to try, on one line.
@@ -21,6 +22,7 @@ __all__ = [
     "ContextFullError",
     "DeviceUnavailableError",
     "HybridError",
+    "InstallationError",
     "ModelConfigError",
     "ModelError",
     "ModelFileError",
@@ -61,3 +63,7 @@ class TokenizerError(HybridError):
 
 class ContextFullError(HybridError):
     """The tokens do not fit into the context that was reserved."""
+
+
+class InstallationError(HybridError):
+    """Packages that are missing, or that overwrite each other."""

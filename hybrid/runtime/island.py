@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from hybrid.errors import UnsupportedModelError
 from hybrid.graph.graph import ElementType, Initializer
 from hybrid.graph.program import Island
 from hybrid.model.onnx_graph import common_folder, serialize
+from hybrid.runtime.packages import check_packages
+
+check_packages()  # first: a half-overwritten onnxruntime fails in its import, and says nothing of why
+
+import onnxruntime as ort  # noqa: E402
 
 Value = Any  # an onnxruntime OrtValue on the CPU
 
