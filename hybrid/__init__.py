@@ -1,10 +1,10 @@
 """Run language models bigger than your GPU.
 
-    from hybrid import load
+from hybrid import load
 
-    with load("models/mistral-7b", cuda=6) as model:
-        for piece in model.stream("Why is the sky blue?"):
-            print(piece, end="", flush=True)
+with load("models/mistral-7b", cuda=6) as model:
+    for piece in model.stream("Why is the sky blue?"):
+        print(piece, end="", flush=True)
 """
 
 from typing import TYPE_CHECKING, Any

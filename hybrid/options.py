@@ -40,9 +40,7 @@ class StatsFormat(StrEnum):
     JSON = "json"
 
 
-Model = Annotated[
-    Path, typer.Option(metavar="DIR", help="Model folder.", show_default="the bundled demo model")
-]
+Model = Annotated[Path, typer.Option(metavar="DIR", help="Model folder.", show_default="the bundled demo model")]
 Cuda = Annotated[str | None, typer.Option(metavar="N", help=CUDA_HELP, show_default="auto")]
 DeviceName = Annotated[str, typer.Option(metavar="NAME", help="auto, cuda, cuda:N, cpu or simulated.")]
 Machine = Annotated[
@@ -55,7 +53,9 @@ Machine = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Tokens the cache can hold.", show_default="2048, or all that the model knows"),
+    typer.Option(
+        metavar="N", min=1, help="Tokens the cache can hold.", show_default="2048, or all that the model knows"
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -63,21 +63,15 @@ Threads = Annotated[
 ]
 
 
-Prompt = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
-]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")]
 MaxTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to generate.")]
 Temperature = Annotated[
     float,
     typer.Option(metavar="T", help="0 always takes the likeliest token: the same text each time. Try 0.8."),
 ]
 TopK = Annotated[int, typer.Option(metavar="K", help="Draw from the K likeliest tokens; 0: from all.")]
-TopP = Annotated[
-    float, typer.Option(metavar="P", help="Draw from the likeliest tokens that make up this probability.")
-]
-Seed = Annotated[
-    int | None, typer.Option(metavar="N", help="Repeats what was drawn.", show_default="a new one")
-]
+TopP = Annotated[float, typer.Option(metavar="P", help="Draw from the likeliest tokens that make up this probability.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Repeats what was drawn.", show_default="a new one")]
 Stats = Annotated[
     StatsFormat | None,
     typer.Option(metavar="json", help="End with a line of JSON on standard error, not the summary."),

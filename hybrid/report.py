@@ -42,9 +42,7 @@ def budget_text(plan: Plan, asked: str | None, why: str) -> str:
     if plan.budget_bytes == 0:
         return f"CPU only ({why})"
     chosen = "budget chosen automatically" if asked in (None, "auto") else f"--cuda {asked}"
-    return (
-        f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)} ({chosen}; {why})"
-    )
+    return f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)} ({chosen}; {why})"
 
 
 def opening_line(engine: "Engine", asked: str | None) -> str:
@@ -185,9 +183,7 @@ def loading_progress(file: TextIO) -> Iterator[tuple[OnStage, OnBytes]]:
         yield on_stage, (lambda nbytes: progress.advance(task, nbytes))
 
 
-def _table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Collection[str] = ()
-) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Collection[str] = ()) -> str:
     """A table as text; the columns named in `right` are aligned there."""
     from rich import box
     from rich.console import Console
@@ -229,9 +225,7 @@ def _linear_table(plan: Plan, width: int) -> str:
 def _memory_table(plan: Plan, width: int) -> str:
     vram = {**plan.vram_bytes, "total": plan.total_vram_bytes, "budget": plan.budget_bytes}
     ram = {**plan.ram_bytes, "total": sum(plan.ram_bytes.values())}
-    names = [
-        name for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes]) if vram.get(name) or ram.get(name)
-    ]
+    names = [name for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes]) if vram.get(name) or ram.get(name)]
     rows = [
         (name, *(format_bytes(where[name]) if where.get(name) else "" for where in (vram, ram)))
         for name in (*names, "total", *(["budget"] if plan.budget_bytes else []))

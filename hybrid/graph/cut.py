@@ -25,7 +25,7 @@ def cut(graph: Graph, outside: Sequence[Linear]) -> Program:
     between stages in float32. Requires that every tensor between islands has a known element type.
     """
     graph = _with_linears_outside(graph, outside)
-    constant = _constant_tensors(graph)
+    constant = graph.constants
     live = _live_nodes(graph)
     levels = _levels(graph, [node for node in live if not constant.issuperset(node.outputs)])
     parts: dict[int, list[Node]] = {}
@@ -100,15 +100,6 @@ def _with_linears_outside(graph: Graph, outside: Sequence[Linear]) -> Graph:
 
 def _cast(source: str, target: str, element_type: ElementType) -> Node:
     return Node("Cast", (source,), (target,), {"to": int(element_type)}, name=f"{target}/cast")
-
-
-def _constant_tensors(graph: Graph) -> set[str]:
-    """Initializers and what is computed from them alone: onnxruntime folds these, in the island that reads them."""
-    constant = set(graph.initializers)
-    for node in graph.nodes:
-        if constant.issuperset(node.reads) and not node.op_type.startswith("Random"):
-            constant.update(node.outputs)
-    return constant
 
 
 def _live_nodes(graph: Graph) -> list[Node]:

@@ -65,7 +65,7 @@ def _as_linear(graph: Graph, node: Node) -> Linear | None:
 
 def _matmul(graph: Graph, node: Node) -> Linear | None:
     stored = _stored_weight(graph, node.inputs[1])
-    if stored is None or node.inputs[0] in graph.initializers:
+    if stored is None or node.inputs[0] in graph.constants:
         return None
     plain = node.attributes.get("transA", 0) == 0 and node.attributes.get("alpha", 1.0) == 1.0
     batch = node.attributes.get("transBatchA", 0) or node.attributes.get("transBatchB", 0)
@@ -76,7 +76,7 @@ def _matmul(graph: Graph, node: Node) -> Linear | None:
 
 def _gemm(graph: Graph, node: Node) -> Linear | None:
     stored = _stored_weight(graph, node.inputs[1])
-    if stored is None or node.inputs[0] in graph.initializers:
+    if stored is None or node.inputs[0] in graph.constants:
         return None
     factors = (
         node.attributes.get("alpha", 1.0),
@@ -193,10 +193,11 @@ def _kind_of(name: str) -> str:
 
 
 def _unique_names(found: Iterable[Linear]) -> list[str]:
-    seen: Counter[str] = Counter()
-    names = []
+    names: dict[str, None] = {}
     for linear in found:
-        name = linear.spec.name
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
+        name, number = linear.spec.name, 1
+        while name in names:
+            number += 1
+            name = f"{linear.spec.name}#{number}"
+        names[name] = None
+    return list(names)

@@ -165,6 +165,15 @@ class Graph:
         return {output: node for node in self.nodes for output in node.outputs if output}
 
     @cached_property
+    def constants(self) -> set[str]:
+        """Initializers and what is computed from them alone: onnxruntime folds these, in the session that reads them."""
+        found = set(self.initializers)
+        for node in self.nodes:
+            if found.issuperset(node.reads) and not node.op_type.startswith("Random"):
+                found.update(node.outputs)
+        return found
+
+    @cached_property
     def consumers(self) -> dict[str, list[Node]]:
         """The nodes that read each tensor."""
         readers: dict[str, list[Node]] = {}

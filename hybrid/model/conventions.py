@@ -82,7 +82,9 @@ def _cache_pairs(graph: Graph, path: Path) -> tuple[str, tuple[CachePair, ...]]:
         pairs = tuple(CachePair(match[0], names.present.format(*match.groups())) for match in ordered)
         missing = [pair for pair in pairs if pair.present not in outputs]
         if missing:
-            raise UnsupportedModelError(f"{path}: input {missing[0].past} has no output {missing[0].present} to carry it on")
+            raise UnsupportedModelError(
+                f"{path}: input {missing[0].past} has no output {missing[0].present} to carry it on"
+            )
         return names.convention, pairs
     raise UnsupportedModelError(
         f"{path}: no cache inputs we know (pkv0 or past_key_values.0.key); the inputs are {_listing(inputs)}"

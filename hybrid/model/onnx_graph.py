@@ -184,7 +184,7 @@ def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:
     where = f"{path}: constant {name!r}"
     attribute = proto.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)
-    if attribute.name == "value":
+    if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
         value.name = name
         return _initializer(value, {}, path)
     dtypes = {

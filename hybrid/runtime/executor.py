@@ -9,7 +9,7 @@ import numpy.typing as npt
 from hybrid.graph.graph import ElementType
 from hybrid.graph.program import Level, OutsideLinear, Program
 from hybrid.runtime.buffers import BufferPlan, plan_buffers
-from hybrid.runtime.island import IslandBinding, IslandSession, Value, array_of, constant_value, value_of
+from hybrid.runtime.island import IslandBinding, LoadedIsland, Value, array_of, constant_value, value_of
 from offload.runner import LinearRunner
 from offload.telemetry import Timeline, span
 
@@ -20,14 +20,14 @@ class Executor:
     def __init__(
         self,
         program: Program,
-        sessions: Sequence[IslandSession | None],
+        islands: Sequence[LoadedIsland | None],
         linears: LinearRunner,
         cache: Mapping[str, Value],
         timeline: Timeline | None,
     ) -> None:
         """`cache` holds the tensors, inputs and outputs by name, that stay in one place for the whole run."""
         self._program = program
-        self._sessions = sessions
+        self._islands = islands
         self._linears = linears
         self._fixed = dict(cache) | {name: constant_value(c) for name, c in program.constants.items()}
         self._buffers = plan_buffers(program)
@@ -42,7 +42,7 @@ class Executor:
         if new_tokens not in self._steps:
             self._steps = {count: step for count, step in self._steps.items() if count == 1}
             self._steps[new_tokens] = _Step(
-                self._program, self._sessions, self._linears, self._fixed, self._buffers, new_tokens
+                self._program, self._islands, self._linears, self._fixed, self._buffers, new_tokens
             )
         return self._steps[new_tokens].run(inputs, self._timeline)
 
@@ -53,7 +53,7 @@ class _Step:
     def __init__(
         self,
         program: Program,
-        sessions: Sequence[IslandSession | None],
+        islands: Sequence[LoadedIsland | None],
         linears: LinearRunner,
         fixed: Mapping[str, Value],
         buffers: BufferPlan,
@@ -69,8 +69,8 @@ class _Step:
         values = {name: value_of(array, program.element_type(name)) for name, array in self._arrays.items()}
         bound = {**fixed, **values}
         self._stations = [
-            _Station(number, level, session, linears, bound, self._arrays)
-            for number, (level, session) in enumerate(zip(program.levels, sessions, strict=True))
+            _Station(number, level, loaded, linears, bound, self._arrays)
+            for number, (level, loaded) in enumerate(zip(program.levels, islands, strict=True))
         ]
         self._kept = {info.name: bound[info.name] for info in program.outputs if info.name in values}
         self._wanted = [info.name for info in program.outputs if info.name not in bound]
@@ -95,7 +95,7 @@ class _Station:
         self,
         number: int,
         level: Level,
-        session: IslandSession | None,
+        loaded: LoadedIsland | None,
         linears: LinearRunner,
         bound: Mapping[str, Value],
         arrays: Mapping[str, npt.NDArray[Any]],
@@ -105,14 +105,14 @@ class _Station:
         self._arrays = arrays
         self._binding: IslandBinding | None = None
         self._passed: list[str] = []
-        if session is not None:
-            self._binding = session.bind()
-            for info in session.island.inputs:
+        if loaded is not None:
+            self._binding = loaded.bind()
+            for info in loaded.island.inputs:
                 if info.name in bound:
                     self._binding.feed(info.name, bound[info.name])
                 else:
                     self._passed.append(info.name)
-            for info in session.island.outputs:
+            for info in loaded.island.outputs:
                 if info.name in bound:
                     self._binding.write_to(info.name, bound[info.name])
         in_place = all(linear.input in arrays and linear.output in arrays for linear in level.linears)

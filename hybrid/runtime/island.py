@@ -1,7 +1,7 @@
 """The only importer of onnxruntime: sessions, and the bindings that feed them without copying."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hybrid.errors import UnsupportedModelError
+from hybrid.graph.canonical import CanonicalIsland, canonical
 from hybrid.graph.graph import ElementType, Initializer
-from hybrid.graph.program import Island
+from hybrid.graph.program import Island, Program
 from hybrid.model.onnx_graph import common_folder, serialize
 from hybrid.runtime.packages import check_packages
 
@@ -30,27 +31,22 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-class IslandSession:
-    """One island, loaded. Weights are mapped from their files; what onnxruntime prepacks it holds in RAM.
+class LoadedIsland:
+    """An island whose session may serve other layers too."""
 
-    Islands of a cut graph run on one thread: they alternate with kernels that use every core, and two pools that
-    spin on the same cores slow each other down several times over. An island that multiplies weights itself gets
-    all threads.
-    """
-
-    def __init__(self, island: Island, opsets: Mapping[str, int], threads: int, spin: bool) -> None:
-        folder = common_folder(island.initializers)
-        options = _session_options(island, folder, threads if island.has_matmul else 1, spin)
-        model = serialize(island.name, island.nodes, island.inputs, island.outputs, island.initializers, opsets, folder)
-        try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no public base
-            raise UnsupportedModelError(f"onnxruntime cannot load {island.name}: {_one_line(error)}") from None
+    def __init__(self, island: Island, canonical_island: CanonicalIsland, session: ort.InferenceSession) -> None:
         self.island = island
+        self._canonical = canonical_island
+        self._session = session
+        self._parameters = {name: constant_value(p) for name, p in canonical_island.parameters.items()}
 
     def bind(self) -> "IslandBinding":
         """A new set of bindings; each keeps its own inputs and outputs."""
-        return IslandBinding(self._session, self.island)
+        outputs = [info.name for info in self.island.outputs]
+        binding = IslandBinding(self._session, self.island.name, self._canonical.names, outputs)
+        for name, value in self._parameters.items():
+            binding.feed_parameter(name, value)
+        return binding
 
 
 class IslandBinding:
@@ -59,28 +55,35 @@ class IslandBinding:
     What is fed or written in place stays bound for the following runs; other outputs are allocated every run.
     """
 
-    def __init__(self, session: ort.InferenceSession, island: Island) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, name: str, names: Mapping[str, str], outputs: Sequence[str]
+    ) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._name = island.name
-        self._outputs = [info.name for info in island.outputs]
-        self._allocated = list(self._outputs)
-        for name in self._outputs:  # get_outputs answers in the order of the first binding
-            self._binding.bind_output(name)
+        self._name = name
+        self._names = names
+        self._outputs = outputs
+        self._allocated = list(outputs)
+        for output in outputs:  # get_outputs answers in the order of the first binding
+            self._binding.bind_output(names[output])
 
     def feed(self, name: str, value: Value) -> None:
         """Read input `name` from `value`, in place."""
-        self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_input(self._names[name], value)
+
+    def feed_parameter(self, canonical_name: str, value: Value) -> None:
+        """Read a parameter, which has no other name, from `value`."""
+        self._binding.bind_ortvalue_input(canonical_name, value)
 
     def write_to(self, name: str, value: Value) -> None:
         """Write output `name` into `value`, in place."""
         self._allocated.remove(name)
-        self._binding.bind_ortvalue_output(name, value)
+        self._binding.bind_ortvalue_output(self._names[name], value)
 
     def run(self) -> dict[str, Value]:
         """Run the island; gives the outputs that are not written in place."""
         for name in self._allocated:
-            self._binding.bind_output(name)
+            self._binding.bind_output(self._names[name])
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -89,6 +92,39 @@ class IslandBinding:
             return {}
         values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
         return {name: values[name] for name in self._allocated}
+
+
+def load_islands(program: Program, threads: int) -> list[LoadedIsland | None]:
+    """A loaded island for every level that has one. Weights are mapped; what onnxruntime prepacks it holds in RAM.
+
+    Islands of a cut graph run on one thread: they alternate with kernels that use every core, and two pools that
+    spin on the same cores slow each other down several times over. An island that multiplies weights itself gets
+    all threads, and may spin only where nothing runs beside it.
+    """
+    spin = not any(level.linears for level in program.levels)
+    sessions: dict[tuple[bytes, Path], ort.InferenceSession] = {}
+    loaded: list[LoadedIsland | None] = []
+    for level in program.levels:
+        if level.island is None:
+            loaded.append(None)
+            continue
+        renamed = canonical(level.island)
+        part = renamed.island
+        folder = common_folder(part.initializers)
+        opsets = program.graph.opsets
+        model = serialize("island", part.nodes, part.inputs, part.outputs, part.initializers, opsets, folder)
+        if (model, folder) not in sessions:
+            sessions[model, folder] = _session(part, model, folder, threads, spin)
+        loaded.append(LoadedIsland(level.island, renamed, sessions[model, folder]))
+    return loaded
+
+
+def _session(island: Island, model: bytes, folder: Path, threads: int, spin: bool) -> ort.InferenceSession:
+    options = _session_options(island, folder, threads if island.has_matmul else 1, spin)
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise UnsupportedModelError(f"onnxruntime cannot load {island.name}: {_one_line(error)}") from None
 
 
 def value_of(array: npt.NDArray[Any], element_type: ElementType) -> Value:

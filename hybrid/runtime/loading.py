@@ -9,10 +9,9 @@ from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
-from hybrid.graph.program import Program
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
-from hybrid.runtime.island import IslandSession
+from hybrid.runtime.island import load_islands
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.step_inputs import StepInputs
@@ -124,14 +123,14 @@ def load(
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
-    sessions = _sessions(program, threads)
+    islands = load_islands(program, threads)
     cache: KvCache = (
         SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
         if decoder.shared_cache
         else GrowingCache(decoder.graph, decoder.cache)
     )
     inputs = StepInputs(decoder.graph)
-    executor = Executor(program, sessions, linears, {**cache.fixed, **inputs.fixed}, timeline)
+    executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
     return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target)
 
 
@@ -209,15 +208,6 @@ def _host_backend(placements: Sequence[LinearPlacement], threads: int, progress:
     backend = NumbaBackend(threads)
     backend.warm_up(sorted(kinds))
     return backend
-
-
-def _sessions(program: Program, threads: int) -> list[IslandSession | None]:
-    # A lone pool may spin between its jobs; one that takes turns with other kernels must not.
-    spin = not any(level.linears for level in program.levels)
-    return [
-        IslandSession(level.island, program.graph.opsets, threads, spin) if level.island is not None else None
-        for level in program.levels
-    ]
 
 
 def _read_ahead(placement: LinearPlacement, weight: HostArray, on_bytes: Callable[[int], None]) -> None:

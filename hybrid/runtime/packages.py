@@ -25,4 +25,6 @@ def check_packages(find_version: Callable[[str], str] = version) -> None:
                 f"and cu13: pip uninstall -y {one} {other} && pip install 'hybrid-run[cpu]' (or cu12, cu13)"
             )
     if not any(installed(name) for name in ("onnxruntime", "onnxruntime-gpu")):
-        raise InstallationError("onnxruntime is not installed: pip install 'hybrid-run[cpu]' (or cu12, cu13 with a GPU)")
+        raise InstallationError(
+            "onnxruntime is not installed: pip install 'hybrid-run[cpu]' (or cu12, cu13 with a GPU)"
+        )

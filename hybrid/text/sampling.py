@@ -1,123 +1,147 @@
-"""From logits to the next token id: small functions, composed once by the Sampler."""
+"""From logits to the next token id: the settings, and the Sampler that composes the transforms once."""
 
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from hybrid.errors import ModelError, UsageError
+from hybrid.errors import UsageError
+from hybrid.text.occurrences import Occurrences
+from hybrid.text.transforms import (
+    Logits,
+    Weights,
+    check,
+    draw_first,
+    greedy,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_counts,
+    penalise_repetition,
+    typicality,
+    weigh,
+)
 
-Logits = npt.NDArray[np.floating]
-Ids = npt.NDArray[np.int64]
-Probabilities = npt.NDArray[np.floating]
+__all__ = ["Logits", "Sampler", "SamplingSettings"]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the next token is chosen. Temperature 0 is greedy: the likeliest token, whatever the rest says.
+    """How the next token is chosen. Temperature 0 is greedy: the likeliest token after bias and penalties.
 
-    `top_k` keeps the k likeliest tokens (0: all). `top_p` then keeps the fewest likeliest tokens that make up
-    that probability (1: all). `seed` repeats a text; None draws a new one.
+    The rules apply in this order, which is that of transformers; each sees what the one before it left:
+
+    - `logit_bias` is added to the logits of single ids; -inf bans one.
+    - `repetition_penalty` divides positive and multiplies negative logits of ids in the prompt or the text so far
+      (1: none).
+    - `presence_penalty` is subtracted once, `frequency_penalty` for each time, from logits of ids in the text so far;
+      the prompt does not count, as in OpenAI's API (0: none).
+    - `temperature` divides the logits.
+    - `top_k` keeps the k likeliest tokens (0: all).
+    - `top_p` keeps the fewest likeliest tokens that make up that probability (1: all).
+    - `min_p` keeps tokens of at least that share of the likeliest one's probability (0: all).
+    - `typical_p` keeps the fewest most typical tokens that make up that probability (1: all).
+
+    `seed` repeats a text; None draws a new one.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature must be a number from 0 up, not {self.temperature}")
         if self.top_k < 0:
             raise UsageError(f"top-k must be a whole number from 0 (all tokens) up, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+        for name, share in (("top-p", self.top_p), ("typical-p", self.typical_p)):
+            if not 0 < share <= 1:
+                raise UsageError(f"{name} must be above 0 and at most 1, not {share}")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"min-p must be between 0 and 1, not {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UsageError(f"repetition-penalty must be a number above 0, not {self.repetition_penalty}")
+        for name, penalty in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
+            if not math.isfinite(penalty):
+                raise UsageError(f"{name}-penalty must be a number, not {penalty}")
+        for token_id, bias in self.logit_bias.items():
+            if token_id < 0 or math.isnan(bias) or bias == math.inf:
+                raise UsageError(f"logit-bias must give ids from 0 up a number or -inf, not {token_id} {bias}")
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"seed must be a whole number from 0 up, not {self.seed}")
 
 
 class Sampler:
-    """Chooses token ids under one set of settings; `seed` is the one in use, drawn when none was given."""
+    """Chooses the token ids of one text, and remembers them for the penalties.
 
-    def __init__(self, settings: SamplingSettings) -> None:
+    `seed` is the one in use, drawn when none was given. The same seed and logits give the same ids.
+    """
+
+    def __init__(self, settings: SamplingSettings, prompt_ids: Sequence[int] = ()) -> None:
         self.settings = settings
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._generator = np.random.Generator(np.random.PCG64(self.seed))
+        self._seen = Occurrences(prompt_ids)
+        self._generated = Occurrences()
+        self._bias_ids = np.array(list(settings.logit_bias), np.int64)
+        self._bias = np.array(list(settings.logit_bias.values()), np.float64)
+        self._changes_logits = bool(
+            settings.logit_bias
+            or settings.repetition_penalty != 1
+            or settings.presence_penalty
+            or settings.frequency_penalty
+        )
 
     def __call__(self, logits: Logits) -> int:
-        """The next token id, from logits [vocab]."""
+        """The next token id, from logits [vocab], which stay as they are."""
         check(logits)
+        if not self._changes_logits:
+            return self._choose(logits)
+        token_id = self._choose(self._changed(logits))
+        self._seen.add(token_id)
+        self._generated.add(token_id)
+        return token_id
+
+    def _changed(self, logits: Logits) -> Logits:
+        """A copy of the logits after bias and penalties."""
+        settings, vocab = self.settings, len(logits)
+        if any(token_id >= vocab for token_id in settings.logit_bias):
+            raise UsageError(f"logit-bias has token id {max(settings.logit_bias)}; the model has {vocab}, from 0 up")
+        logits = logits.copy()
+        logits[self._bias_ids] += self._bias.astype(logits.dtype)
+        if settings.repetition_penalty != 1:
+            penalise_repetition(logits, self._seen.ids, settings.repetition_penalty)
+        presence, frequency = settings.presence_penalty, settings.frequency_penalty
+        if presence or frequency:
+            penalise_counts(logits, self._generated.ids, self._generated.counts, presence, frequency)
+        if logits.max() == -math.inf:
+            raise UsageError("logit-bias bans every token that the model could go on with")
+        return logits
+
+    def _choose(self, logits: Logits) -> int:
         settings = self.settings
         if settings.temperature == 0:
             return greedy(logits)
+        if not 0 < settings.top_k < len(logits):
+            return self._draw(weigh(logits, settings.temperature))
         ids = keep_top_k(logits, settings.top_k)
-        ids, probabilities = keep_top_p(ids, softmax(logits[ids], settings.temperature), settings.top_p)
-        return draw(ids, probabilities, self._generator.random())
+        return int(ids[self._draw(weigh(logits[ids], settings.temperature))])
 
-
-def check(logits: Logits) -> None:
-    """Refuse logits that no token can be chosen from: NaN or +inf anywhere, or -inf everywhere."""
-    best = logits.max()  # NaN if any is
-    if not np.isfinite(best):
-        raise ModelError(
-            f"the largest logit of the model is {best}: its weights are damaged or its numbers overflow"
-        )
-
-
-def greedy(logits: Logits) -> int:
-    """The likeliest token; of equals, the lowest id."""
-    return int(np.argmax(logits))
-
-
-def keep_top_k(logits: Logits, k: int) -> Ids:
-    """Ids of the k largest logits, ascending; all for k = 0. Of equals at the edge, the lowest ids."""
-    vocab = logits.shape[0]
-    if k == 0 or k >= vocab:
-        return np.arange(vocab)
-    ids = np.flatnonzero(logits >= _top_k_bound(logits, k))
-    # The order that argpartition leaves equals in depends on the CPU; the k-th value does not.
-    edge = np.partition(logits[ids], len(ids) - k)[len(ids) - k]
-    above, equal = ids[logits[ids] > edge], ids[logits[ids] == edge]
-    return np.sort(np.concatenate([above, equal[: k - len(above)]]))
-
-
-def _top_k_bound(logits: Logits, k: int) -> float:
-    """A value that at least k logits reach, and few more: the k-th largest of the maxima of groups of 64."""
-    groups = logits.shape[0] // 64
-    if k > groups:
-        return -math.inf
-    maxima = logits[: groups * 64].reshape(64, groups).max(axis=0)
-    return float(np.partition(maxima, groups - k)[groups - k])
-
-
-def softmax(logits: Logits, temperature: float) -> Probabilities:
-    """Probabilities of logits divided by a temperature above 0, in the precision of the logits."""
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
-        scaled = (logits - logits.max()) / max(temperature, 1e-20)
-    weights = np.exp(scaled)
-    probabilities: Probabilities = weights / weights.sum()
-    return probabilities
-
-
-def keep_top_p(ids: Ids, probabilities: Probabilities, p: float) -> tuple[Ids, Probabilities]:
-    """The fewest likeliest ids whose probabilities reach p, likeliest first, rescaled to 1; all for p = 1."""
-    if p == 1:
-        return ids, probabilities
-    # Tokens below this share cannot hold 1 - p together, so the others hold p: only those need sorting.
-    likely = probabilities >= (1 - p) / len(ids)
-    ids, probabilities = ids[likely], probabilities[likely]
-    order = np.argsort(-probabilities, kind="stable")
-    ids, probabilities = ids[order], probabilities[order]
-    count = int(np.searchsorted(np.cumsum(probabilities.astype(np.float64)), p)) + 1
-    kept = probabilities[:count]
-    return ids[:count], kept / kept.sum()
-
-
-def draw(ids: Ids, probabilities: Probabilities, uniform: float) -> int:
-    """The id in whose share of [0, 1) a uniform number falls."""
-    ends = np.cumsum(probabilities.astype(np.float64))
-    # Scaled by the last end, which rounding leaves a little off 1, so that no number falls behind it.
-    index = int(np.searchsorted(ends, uniform * ends[-1], side="right"))
-    return int(ids[min(index, len(ids) - 1)])
+    def _draw(self, weights: Weights) -> int:
+        settings, score = self.settings, weights
+        limit = math.inf if settings.top_p == 1 else settings.top_p * float(weights.sum())
+        if settings.typical_p < 1:  # which is typical depends on all that is kept before
+            weights = keep_top_p(weights, settings.top_p)
+        keep_min_p(weights, settings.min_p)
+        if settings.typical_p < 1:
+            limit, score = settings.typical_p * float(weights.sum()), typicality(weights)
+        return draw_first(weights, score, limit, self._generator.random)

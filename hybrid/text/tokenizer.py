@@ -138,7 +138,5 @@ def _find_file(folder: Path) -> Path:
     except OSError as error:
         raise ModelFileError(f"{folder}: cannot be opened: {error.strerror}") from None
     if has_json:
-        raise TokenizerError(
-            f"{home}: tokenizer.json is not read yet; a {MODEL_FILE} (sentencepiece) is needed"
-        )
+        raise TokenizerError(f"{home}: tokenizer.json is not read yet; a {MODEL_FILE} (sentencepiece) is needed")
     raise TokenizerError(f"{home}: no {MODEL_FILE}; the model's sentencepiece file is needed there")

@@ -22,9 +22,7 @@ _HEAD_DIM_STEP = 8  # GroupQueryAttention's, on the CPU
 _FUSED_ROTARY_STEP = 16  # and with do_rotary
 
 
-def build(
-    config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, context_tokens: int, name: str
-) -> Graph:
+def build(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, context_tokens: int, name: str) -> Graph:
     """The decoder as a graph over the tensors in their files, or over nothing when `tensors` is None.
 
     In: `input_ids` int64 (1, S); `position_ids` int64 (1, S), only when head_dim is no multiple of 16;
@@ -37,9 +35,7 @@ def build(
     if context_tokens < 1:
         raise UsageError(f"context is {context_tokens} tokens, must be at least 1")
     if config.head_dim % _HEAD_DIM_STEP:
-        raise UnsupportedModelError(
-            f"{name}: head_dim is {config.head_dim}, must be a multiple of {_HEAD_DIM_STEP}"
-        )
+        raise UnsupportedModelError(f"{name}: head_dim is {config.head_dim}, must be a multiple of {_HEAD_DIM_STEP}")
     return _Llama(config, tensors, context_tokens).build(name)
 
 
@@ -53,9 +49,7 @@ def cache_pairs(config: DecoderConfig) -> tuple[CachePair, ...]:
 
 
 class _Llama:
-    def __init__(
-        self, config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, context_tokens: int
-    ) -> None:
+    def __init__(self, config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, context_tokens: int) -> None:
         self.config = config
         self.write = GraphWriter(initializers(config, tensors))
         self.rotary_apart = config.head_dim % _FUSED_ROTARY_STEP != 0
@@ -82,9 +76,7 @@ class _Llama:
         normed, _ = self._norm("model.norm", FINAL_NORM, residual, branch, last=True)
         last = write.constant("last_token", np.array([-1], np.int64))
         hidden = write.node("Gather", (normed, last), "model.last", (1, 1, config.hidden_size), axis=1)
-        write.output(
-            self._linear("lm_head", hidden, EMBEDDING if config.tie_word_embeddings else HEAD, "logits")
-        )
+        write.output(self._linear("lm_head", hidden, EMBEDDING if config.tie_word_embeddings else HEAD, "logits"))
         for pair in cache_pairs(config):
             write.output(pair.present)
         return write.graph(name)
@@ -168,9 +160,7 @@ class _Llama:
             return product
         return write.node("Add", (product, write.as_float(bias)), output, shape, name=f"{name}.add_bias")
 
-    def _norm(
-        self, name: str, weight: str, residual: str, branch: str, last: bool = False
-    ) -> tuple[str, str]:
+    def _norm(self, name: str, weight: str, residual: str, branch: str, last: bool = False) -> tuple[str, str]:
         """RMS norm of residual + branch, and that sum (empty after the last norm, where nothing reads it)."""
         write, config = self.write, self.config
         gamma, shape = write.as_float(weight), self._hidden(config.hidden_size)
@@ -205,9 +195,7 @@ class _Llama:
         write = self.write
         shape = write.shapes[source]
         heads = self.config.num_heads if heads_shape == "q_heads" else self.config.num_kv_heads
-        split = write.node(
-            "Reshape", (source, heads_shape), f"{name}.heads", (1, "S", heads, self.config.head_dim)
-        )
+        split = write.node("Reshape", (source, heads_shape), f"{name}.heads", (1, "S", heads, self.config.head_dim))
         normed = self._plain_norm(name, split, write.as_float(f"{name}.weight"))
         return write.node("Reshape", (normed, "heads_joined"), f"{name}.joined", shape)
 

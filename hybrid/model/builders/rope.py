@@ -25,9 +25,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> npt.NDArra
     return (1 - share) * slow + share * plain
 
 
-def rope_tables(
-    config: DecoderConfig, positions: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def rope_tables(config: DecoderConfig, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Cosines and sines, each (positions, head_dim / 2), float32 rounded from float64."""
     per_position = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     angles = np.arange(positions, dtype=np.float64)[:, None] * per_position

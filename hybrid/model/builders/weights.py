@@ -77,9 +77,7 @@ def initializers(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | No
                 f"{where} is {tensor.dtype.name}, must be FLOAT, FLOAT16 or BFLOAT16; {_INSTEAD}"
             )
         if tensor.shape != shape:
-            raise ModelConfigError(
-                f"{where} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
-            )
+            raise ModelConfigError(f"{where} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
         weights[name] = Initializer(name, tensor.dtype, shape, tensor.source)
     return weights
 
@@ -89,9 +87,7 @@ def unused_tensors(config: DecoderConfig, tensors: Iterable[str]) -> list[str]:
     expected = expected_shapes(config)
     # Old checkpoints store the rotary frequencies, and some store a tied head a second time.
     known = {HEAD} if config.tie_word_embeddings else set()
-    return [
-        n for n in tensors if n not in expected and n not in known and not n.endswith("rotary_emb.inv_freq")
-    ]
+    return [n for n in tensors if n not in expected and n not in known and not n.endswith("rotary_emb.inv_freq")]
 
 
 def _refuse_quantised(tensors: Mapping[str, StoredTensor]) -> None:

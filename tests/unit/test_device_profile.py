@@ -1,0 +1,105 @@
+"""Machine profiles: those that ship load, and those that lie are named with file, key and value."""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.runtime.target import find_profile
+from offload.device_profile import CpuRates, GpuRates, load_profile
+from offload.errors import ProfileError
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "machines").glob("*.json"))
+
+
+def content() -> dict[str, Any]:
+    """A profile whose every number is different."""
+    cpu = {field.name: 1000 + n for n, field in enumerate(fields(CpuRates))}
+    gpu = {field.name: 2000 + n for n, field in enumerate(fields(GpuRates))} | {"name": "Bench GPU"}
+    return {"name": "bench", "estimated": False, "cpu": cpu, "gpu": gpu}
+
+
+def write(folder: Path, value: Any) -> Path:
+    path = folder / "machine.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def refused(path: Path, *mentions: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(path)
+    message = str(caught.value)
+    assert message.isprintable()
+    for mention in (str(path), *mentions):
+        assert mention in message
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_machines_load_and_are_plausible(path: Path) -> None:
+    profile = load_profile(path)
+    assert profile.name == path.stem
+    assert find_profile(path.stem) == profile
+    assert profile.estimated
+    assert 1e9 < profile.cpu.attention_bytes_per_s <= profile.cpu.weight_bytes_per_s < 1e12
+    assert 1 << 32 <= profile.cpu.ram_bytes < 1 << 40
+    if profile.gpu is not None:
+        assert profile.gpu.bus_bytes_per_s < profile.gpu.vram_bytes_per_s < 1e13
+        assert profile.gpu.context_bytes + profile.gpu.workspace_bytes < profile.gpu.vram_bytes < 1 << 40
+        assert profile.gpu.launch_s < profile.gpu.round_trip_s < 1e-3
+
+
+def test_there_are_shipped_machines() -> None:
+    assert {"colab-t4", "generic-cpu", "generic-gpu"} <= {path.stem for path in SHIPPED}
+
+
+def test_a_profile_survives_json(tmp_path: Path) -> None:
+    profile = load_profile(write(tmp_path, content()))
+    assert profile.to_json() == content()
+    assert load_profile(write(tmp_path, profile.to_json())) == profile
+    without = content() | {"gpu": None}
+    assert load_profile(write(tmp_path, without)).to_json() == without
+
+
+def test_files_that_are_no_profiles(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.json", "cannot be read")
+    refused(tmp_path, "cannot be read")
+    path = tmp_path / "machine.json"
+    for text in ("", "{", '{"name": "x",}'):
+        path.write_text(text)
+        refused(path, "not JSON")
+    path.write_bytes(b"\xff\xfe{}")
+    refused(path, "not JSON")
+    for value in ([], 3, None, {}, content() | {"colour": "red"}):
+        refused(write(tmp_path, value), "has the keys cpu, estimated, gpu, name")
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a rate is missing": (lambda c: c["cpu"].pop("launch_s"), "cpu: has to have the keys"),
+    "a rate is unknown": (lambda c: c["gpu"].update(speed=3), "gpu: has to have the keys"),
+    "cpu is no object": (lambda c: c.update(cpu=3), "cpu: has to have the keys"),
+    "gpu is no object": (lambda c: c.update(gpu=[]), "gpu: has to have the keys"),
+    "a rate is text": (lambda c: c["cpu"].update(island_s="fast"), "cpu.island_s: 'fast'"),
+    "a rate is a bool": (lambda c: c["cpu"].update(ram_bytes=True), "cpu.ram_bytes: True"),
+    "a rate is null": (lambda c: c["gpu"].update(vram_bytes=None), "gpu.vram_bytes: None"),
+    "a rate is negative": (lambda c: c["gpu"].update(launch_s=-1e-6), "gpu.launch_s: -1e-06"),
+    "a rate is zero": (lambda c: c["gpu"].update(bus_bytes_per_s=0), "gpu.bus_bytes_per_s: 0"),
+    "a rate is infinite": (lambda c: c["gpu"].update(vram_bytes_per_s=1e999), "gpu.vram_bytes_per_s: inf"),
+    "a rate is no number": (lambda c: c["cpu"].update(launch_s=float("nan")), "cpu.launch_s: nan"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_profiles_that_lie_are_named_by_key_and_value(case: str, tmp_path: Path) -> None:
+    change, mention = CHANGES[case]
+    changed = content()
+    change(changed)
+    refused(write(tmp_path, changed), mention)
+
+
+def test_a_cost_may_be_nothing(tmp_path: Path) -> None:
+    changed = content()
+    changed["gpu"]["workspace_bytes"] = changed["cpu"]["launch_s"] = 0
+    assert load_profile(write(tmp_path, changed)).to_json() == changed

@@ -1,0 +1,77 @@
+"""Sizes and durations as people write and read them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offload.errors import BudgetError
+from offload.units import GIB, MIB, format_bytes, format_seconds, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("6", 6 * GIB),
+        ("0.5", GIB // 2),
+        (".5", GIB // 2),
+        ("6GiB", 6 * GIB),
+        ("6 GB", 6 * GIB),
+        (" 6g ", 6 * GIB),
+        ("1.5gib", 3 * GIB // 2),
+        ("800MiB", 800 * MIB),
+        ("800mb", 800 * MIB),
+        ("0.5M", MIB // 2),
+        ("0", 0),
+        ("0MiB", 0),
+        ("007", 7 * GIB),
+    ],
+)
+def test_sizes_that_can_be_read(text: str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "six", "GiB", "-6", "+6", "6.", ".", "6..5", "6 7", "6TB", "6KiB", "6B", "1e3", "0x6", "6,5", "٦", "nan", "inf"],
+)
+def test_sizes_that_cannot(text: str) -> None:
+    with pytest.raises(BudgetError, match="cannot read the size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["1073741824", "9" * 400, "1073741824GiB", "1099511627776M"])
+def test_sizes_beyond_any_device(text: str) -> None:
+    with pytest.raises(BudgetError, match="beyond any device"):
+        parse_size(text)
+
+
+@given(text=st.text(max_size=12))
+def test_any_text_is_a_size_or_an_error_of_ours(text: str) -> None:
+    try:
+        assert 0 <= parse_size(text) < 1 << 60
+    except BudgetError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (MIB, "1.00 MiB"),
+        (6 * GIB, "6.00 GiB"),
+        (190 * MIB, "190 MiB"),
+        (100 * GIB, "100 GiB"),
+        (99.5 * GIB, "99.50 GiB"),
+    ],
+)
+def test_sizes_for_people(nbytes: float, text: str) -> None:
+    assert format_bytes(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (0.001, "1 ms"), (8e-6, "8 µs"), (0, "0 µs")]
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
