@@ -1,13 +1,13 @@
 """The device profile: the rates and sizes of one machine that the cost model computes with. Plain data, JSON."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from offload.errors import ProfileError
 
+_ABSURD = 1e30  # no machine has a rate or a size like that
 _Rates = TypeVar("_Rates", "CpuRates", "GpuRates")
 
 
@@ -56,7 +56,7 @@ def load_profile(path: Path) -> DeviceProfile:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"{path}: not JSON: {error}") from None
     known = {"name", "estimated", "cpu", "gpu"}
     if not isinstance(content, dict) or content.keys() != known:
@@ -77,7 +77,7 @@ def _rates(kind: type[_Rates], content: Any, where: str) -> _Rates:
     for name, value in content.items():
         if name == "name":
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < 0 or (name.endswith("_per_s") and value == 0):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _ABSURD
+        if not number or (name.endswith("_per_s") and value == 0):
             raise ProfileError(f"{where}.{name}: {value!r} is not a positive number")
     return kind(**content)

@@ -145,7 +145,12 @@ def _ring(placements: Sequence[LinearPlacement]) -> StreamRing:
 
 def _notes(request: PlanRequest, on_device: bool, vram: Mapping[str, int]) -> list[str]:
     notes = []
-    if request.budget_bytes and not on_device:
+    movable = any(
+        not linear.host_only_reason and linear.format not in request.unsupported for linear in request.linears
+    )
+    if request.budget_bytes and not on_device and not movable:
+        notes.append("no Linear of this model can leave the CPU; the GPU is not used")
+    elif request.budget_bytes and not on_device:
         fixed = sum(request.fixed_vram_bytes.values())
         notes.append(
             f"the budget of {format_bytes(request.budget_bytes)} holds no weights: context and workspace alone take "

@@ -1,6 +1,7 @@
 """Stand-ins for tests above the engine: one that recites, a small plan, a tokenizer trained on the spot."""
 
 import io
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ class FakeEngine:
         return self._logits()
 
     def trim(self, length: int) -> None:
+        self.step = max(0, self.step - (self.position - length))
         self.position = length
 
     def memory(self) -> dict[str, int]:
@@ -140,6 +142,44 @@ def train_tokenizer(folder: Path) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+TOKENIZER_TEXTS = ["once upon a time there was a cat", "the cat sat on the mat, naïvely — 猫は座った"] * 3
+
+
+def train_json_tokenizer(folder: Path, byte_level: bool = True, begins: bool = False) -> Path:
+    """A model folder with a small tokenizer.json: byte-level as GPT-2's, or with bytes as a fallback as Llama 2's.
+
+    Ids 0 to 2 are <unk>, <s>, </s>; <|im_start|> and <|im_end|> are added at the end. `begins`: texts begin with <s>.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["<unk>", "<s>", "</s>"]
+    byte_pieces = [] if byte_level else [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=not byte_level))
+    if byte_level:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(steps)
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special + byte_pieces, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TOKENIZER_TEXTS, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]  # the byte pieces are plain tokens
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "unk_token": "<unk>", "pad_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 

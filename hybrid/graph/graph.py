@@ -166,7 +166,7 @@ class Graph:
 
     @cached_property
     def constants(self) -> set[str]:
-        """Initializers and what is computed from them alone: onnxruntime folds these, in the session that reads them."""
+        """Initializers and what is computed from them alone: onnxruntime folds these where they are read."""
         found = set(self.initializers)
         for node in self.nodes:
             if found.issuperset(node.reads) and not node.op_type.startswith("Random"):

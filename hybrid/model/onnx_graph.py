@@ -44,6 +44,17 @@ def read_graph(path: Path) -> Graph:
         raise ModelFileError(f"{path}: not a well-formed ONNX file ({show(str(error))})") from None
 
 
+def external_files(path: Path) -> set[str]:
+    """The names of the files that an .onnx file keeps weights in, as it gives them: unchecked."""
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(strip_weights(path.resolve())[0])
+    except Exception as error:  # protobuf's DecodeError is not a public name
+        raise ModelFileError(f"{path}: not an ONNX file: {error}") from None
+    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
 def with_types_and_shapes(graph: Graph, input_shapes: Mapping[str, Shape | None]) -> Graph:
     """Fill in what can be known of inner tensors when the inputs have these shapes; unknown shapes are left out.
 

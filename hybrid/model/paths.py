@@ -9,7 +9,8 @@ def resolve_in_folder(folder: Path, name: str, where: str) -> Path:
     """The real path of file `name` in `folder`, links resolved.
 
     The Hugging Face cache keeps `snapshots/<revision>/<file>` as links into the `blobs` folder of the same
-    repository, so a link may lead there. Raises ModelFileError, beginning with `where`, for a name or link
+    repository, which may be links in turn into the `blobs` folder that all repositories of the cache share; so a link
+    may lead there. Raises ModelFileError, beginning with `where`, for a name or link
     that leaves the folder and for a file that is not there.
     """
     plain = PurePosixPath(name)
@@ -26,8 +27,10 @@ def resolve_in_folder(folder: Path, name: str, where: str) -> Path:
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """The blobs folder of the hub repository that `folder` is a snapshot of, if it is one."""
+    """Where the cache keeps the files of the hub repository that `folder` is a snapshot of, if it is one."""
     for parent in folder.parents:
         if parent.name == "snapshots":
-            return [parent.parent / "blobs"]
+            repository = parent.parent
+            shared = [repository.parent / "blobs"] if repository.name.startswith("models--") else []
+            return [repository / "blobs", *shared]
     return []

@@ -15,12 +15,12 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 ONNX_NAMES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")
 
 _MAX_JSON_BYTES = 100_000_000
 _OTHER_WEIGHTS = (".bin", ".gguf", ".ggml", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".npz")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,24 @@ class ModelFolder:
 
 
 def find_model(path: str | Path) -> ModelFolder:
-    """Look at a folder or an .onnx file and say which model it is. Reads JSON files, never weights.
+    """Look at a folder, an .onnx file or a config.json and say which model it is. Reads JSON files, never weights.
 
     A folder with `config.json` and safetensors is "huggingface"; else one with an ONNX file, there or in
-    `onnx/`, is "onnx"; else one with `config.json` alone is "huggingface" without weights. Raises
-    ModelFileError (missing, empty, unreadable, ambiguous) or UnsupportedModelError (other weight formats).
+    `onnx/`, is "onnx"; else one with `config.json` alone is "huggingface" without weights, and so is that file
+    when it is named itself. Raises ModelFileError (missing, empty, unreadable, ambiguous) or UnsupportedModelError
+    (other weight formats).
     """
     given = Path(path).expanduser()
     try:
         if given.is_dir():
             return _look_into(given.resolve())
         if given.is_file():
-            return _onnx_model(given)
+            return _config_alone(given) if given.name == CONFIG else _onnx_model(given)
         there = os.path.lexists(given)
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{show(given)}: cannot be opened ({_reason(error)})") from error
     if there:
         raise ModelFileError(f"{show(given)}: neither a folder nor a file (a broken link?)")
-    if _HUB_NAME.fullmatch(str(path)):
-        raise ModelFileError(
-            f"{show(given)}: no such folder; models by hub name need a local folder: download it first"
-        )
     raise ModelFileError(f"{show(given)}: no such folder")
 
 
@@ -171,12 +168,18 @@ def _check_huggingface(
     raise ModelFileError(f"{show(folder)}: no model here; {wanted}; {found}")
 
 
+def _config_alone(path: Path) -> ModelFolder:
+    """A model to plan with, whatever weights lie beside its config."""
+    folder = path.parent.resolve()
+    return ModelFolder(folder, "huggingface", None, (), read_json(folder / CONFIG), None)
+
+
 def _onnx_model(path: Path) -> ModelFolder:
     """A model named by its ONNX file. The model's folder is the one above when the file lies in `onnx/`."""
     if path.suffix.lower() != ".onnx":
         raise ModelFileError(f"{show(path)}: a file; give an .onnx file or the folder of a model")
     folder = path.parent.resolve()
-    if folder.name == "onnx" and (folder.parent / CONFIG).is_file():
+    if folder.name == "onnx" and any((folder.parent / name).is_file() for name in (CONFIG, *TOKENIZERS)):
         folder = folder.parent
     return ModelFolder(
         folder=folder,
@@ -233,8 +236,13 @@ def _weight_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
 
 
 def _indexed_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
-    """The shards that `model.safetensors.index.json` maps tensors to."""
-    index = folder / WEIGHTS_INDEX
+    shards = shard_names(folder / WEIGHTS_INDEX)
+    _check_none_missing(folder, [name for name in shards if name not in names])
+    return tuple(folder / name for name in shards)
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a `model.safetensors.index.json` maps tensors to: plain names, sorted."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{show(index)}: weight_map is {show(weight_map)}, must map tensors to files")
@@ -244,9 +252,7 @@ def _indexed_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
             raise ModelFileError(
                 f"{show(index)}: weight_map[{show(tensor)}] is {show(name)}, must be a .safetensors file of this folder"
             )
-    shards = sorted(set(weight_map.values()))
-    _check_none_missing(folder, [name for name in shards if name not in names])
-    return tuple(folder / name for name in shards)
+    return sorted(set(weight_map.values()))
 
 
 def _check_none_missing(folder: Path, missing: list[str]) -> None:

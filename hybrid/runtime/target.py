@@ -90,9 +90,9 @@ def find_profile(name: str) -> DeviceProfile:
 
 def _parse_device(text: str) -> tuple[str, int]:
     name, _, number = text.partition(":")
-    if name == "cuda" and (not number or number.isdecimal()):
-        return name, int(number or 0)
-    if text in ("auto", "cpu", "simulated"):
+    if name == "cuda" and number.isdecimal():
+        return name, int(number)
+    if text in ("auto", "cpu", "cuda", "simulated"):
         return text, 0
     raise UsageError(f"--device {text}: must be auto, cpu, cuda, cuda:N or simulated")
 

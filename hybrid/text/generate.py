@@ -3,12 +3,14 @@
 import statistics
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
 from hybrid.errors import UsageError
 from hybrid.text.sampling import Logits, Sampler, SamplingSettings
+from hybrid.text.stop_words import StopWords
+from hybrid.text.tokenizer import TextStream
 
 
 class TokenEngine(Protocol):
@@ -28,6 +30,9 @@ class TokenEngine(Protocol):
     def decode(self, token_id: int, /) -> Logits:
         """Logits [vocab] after one more id."""
 
+    def trim(self, length: int, /) -> None:
+        """Forget all but the first `length` tokens."""
+
 
 class StopReason(StrEnum):
     """Why a text ended."""
@@ -35,6 +40,7 @@ class StopReason(StrEnum):
     END = "end"  # the model chose an end token
     MAX_TOKENS = "max_tokens"
     CONTEXT = "context"  # the cache is full
+    STOP_WORD = "stop_word"  # one of the words to stop at came up in the text
     INTERRUPTED = "interrupted"
 
 
@@ -84,6 +90,7 @@ class Generation(Iterator[int]):
         sampling: SamplingSettings,
         max_tokens: int,
         stop_ids: Collection[int],
+        prompt_logits: Logits | None = None,
     ) -> None:
         if not prompt_ids:
             raise UsageError("the prompt has no tokens; this model needs at least one character")
@@ -91,10 +98,11 @@ class Generation(Iterator[int]):
             raise UsageError(f"max-tokens must be at least 1, not {max_tokens}")
         self._engine = engine
         self._prompt_ids = prompt_ids
-        self._sampler = Sampler(sampling)
+        self._prompt_logits = prompt_logits  # None: the prompt has to be run yet
+        self._sampler = Sampler(sampling, prompt_ids)
         self._max_tokens = max_tokens
         self._stop_ids = frozenset(stop_ids)
-        self._stop_asked = False
+        self._stop_asked: StopReason | None = None
         self._generated = 0
         self._prefill_s = 0.0
         self._step_s: list[float] = []
@@ -108,6 +116,11 @@ class Generation(Iterator[int]):
         return self._sampler.seed if self._sampler.settings.temperature > 0 else None
 
     @property
+    def sampling_seed(self) -> int:
+        """The seed in use, whether or not anything is drawn."""
+        return self._sampler.seed
+
+    @property
     def stats(self) -> GenerationStats:
         """What was measured so far."""
         return GenerationStats(
@@ -119,18 +132,25 @@ class Generation(Iterator[int]):
             stop_reason=self._stop_reason,
         )
 
-    def stop(self) -> None:
+    @property
+    def prompt_logits(self) -> Logits | None:
+        """The logits after the prompt, once it has run: another text can begin with them (see `generate_several`)."""
+        return self._prompt_logits
+
+    def stop(self, reason: StopReason = StopReason.INTERRUPTED) -> None:
         """End before the next token. Safe in a signal handler: a step that runs is finished, never torn."""
-        self._stop_asked = True
+        self._stop_asked = reason
 
     def __next__(self) -> int:
         return next(self._tokens)
 
     def _loop(self) -> Iterator[int]:
         started = time.perf_counter()
-        logits = self._engine.prefill(self._prompt_ids)
-        self._prefill_s = time.perf_counter() - started
-        while not self._stop_asked:
+        if self._prompt_logits is None:
+            self._prompt_logits = self._engine.prefill(self._prompt_ids).copy()  # the engine's array may be used again
+            self._prefill_s = time.perf_counter() - started
+        logits = self._prompt_logits
+        while self._stop_asked is None:
             token_id = self._sampler(logits)
             if token_id in self._stop_ids:
                 self._stop_reason = StopReason.END
@@ -139,6 +159,8 @@ class Generation(Iterator[int]):
             if self._first_token_s is None:
                 self._first_token_s = time.perf_counter() - started
             yield token_id
+            if self._stop_asked is not None:
+                break
             if self._generated >= self._max_tokens:
                 self._stop_reason = StopReason.MAX_TOKENS
                 return
@@ -148,7 +170,7 @@ class Generation(Iterator[int]):
             step_started = time.perf_counter()
             logits = self._engine.decode(token_id)
             self._step_s.append(time.perf_counter() - step_started)
-        self._stop_reason = StopReason.INTERRUPTED
+        self._stop_reason = self._stop_asked
 
 
 def generate(
@@ -164,3 +186,44 @@ def generate(
     `Generation.stats.stop_reason` says which. A prompt that does not fit raises ContextFullError.
     """
     return Generation(engine, prompt_ids, sampling, max_tokens, stop_ids)
+
+
+def generate_several(
+    engine: TokenEngine,
+    prompt_ids: Sequence[int],
+    sampling: SamplingSettings,
+    max_tokens: int,
+    stop_ids: Collection[int] = (),
+    count: int = 1,
+) -> Iterator[Generation]:
+    """`count` texts after one prompt, one after another; the prompt runs once, in the first.
+
+    A text has to be at its end before the next is asked for: they share the cache, which is trimmed to the prompt
+    in between. The first has the seed that was given, or drawn; each further one the next number.
+    """
+    if count < 1:
+        raise UsageError(f"n must be at least 1, not {count}")
+    start = engine.position
+    generation = Generation(engine, prompt_ids, sampling, max_tokens, stop_ids)
+    seed = generation.sampling_seed
+    yield generation
+    for number in range(1, count):
+        logits = generation.prompt_logits
+        if logits is None:
+            raise UsageError("the first text must be generated before the next: the prompt has not run yet")
+        engine.trim(start + len(prompt_ids))
+        again = replace(sampling, seed=seed + number)
+        generation = Generation(engine, prompt_ids, again, max_tokens, stop_ids, logits)
+        yield generation
+
+
+def text_of(generation: Generation, stream: TextStream, stop_words: StopWords | None = None) -> Iterator[str]:
+    """The text of a generation, as soon as it is certain; ends before the first of the stop words."""
+    words = stop_words or StopWords(())
+    for token_id in generation:
+        if text := words.feed(stream.feed(token_id)):
+            yield text
+        if words.found is not None:
+            generation.stop(StopReason.STOP_WORD)
+    if text := words.feed(stream.flush()) + words.flush():
+        yield text

@@ -1,6 +1,6 @@
 """Broken, hostile and unsupported ONNX models: one line, of the right kind, with the file and the thing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -173,9 +173,7 @@ def test_an_external_file_that_cannot_be_opened(obstacle: str, tmp_path: Path) -
         ({"dims": (2**32, 2**32), "length": 0}, "0 bytes stored"),
     ],
 )
-def test_external_ranges_that_cannot_be(
-    entries: dict[str, object], mention: str, tmp_path: Path
-) -> None:
+def test_external_ranges_that_cannot_be(entries: dict[str, object], mention: str, tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(WEIGHT.tobytes())
     one_line(ModelFileError, write(tmp_path, external(**entries)), "tensor 'w'", mention)  # type: ignore[arg-type]
 
@@ -258,11 +256,13 @@ def test_a_flipped_byte_is_an_error_of_ours_or_none(data: st.DataObject, tmp_pat
         content[data.draw(st.sampled_from(telling))] = data.draw(st.integers(0, 255))
     path = tmp_path / "model.onnx"
     path.write_bytes(bytes(content))
-    _opens_or_refuses(lambda: open_path(path))
+    assert _refusal(path).isprintable()
 
 
-def _opens_or_refuses(call: Callable[[], object]) -> None:
+def _refusal(path: Path) -> str:
+    """What opening says against a file, or nothing."""
     try:
-        call()
+        open_path(path)
     except ModelError as error:
-        assert str(error).isprintable()
+        return str(error)
+    return ""

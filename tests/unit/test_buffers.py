@@ -39,9 +39,7 @@ def program_of(made: list[Made], outputs: tuple[str, ...] = ()) -> Program:
             has_matmul=False,
             dequantises=False,
         )
-        linears = tuple(
-            OutsideLinear(m.name, "", "x", m.name, 8) for m in made if m.level == number and m.by_linear
-        )
+        linears = tuple(OutsideLinear(m.name, "", "x", m.name, 8) for m in made if m.level == number and m.by_linear)
         levels.append(Level(island, linears))
     given_out = tuple(TensorInfo(name, FP32, None) for name in outputs)
     shapes = {m.name: m.shape for m in made if m.shape is not None}

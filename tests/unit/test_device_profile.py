@@ -67,12 +67,13 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
     refused(tmp_path / "absent.json", "cannot be read")
     refused(tmp_path, "cannot be read")
     path = tmp_path / "machine.json"
-    for text in ("", "{", '{"name": "x",}'):
+    for text in ("", "{", '{"name": "x",}', "[" * 100_000):
         path.write_text(text)
         refused(path, "not JSON")
     path.write_bytes(b"\xff\xfe{}")
     refused(path, "not JSON")
-    for value in ([], 3, None, {}, content() | {"colour": "red"}):
+    values: list[Any] = [[], 3, None, {}, content() | {"colour": "red"}]
+    for value in values:
         refused(write(tmp_path, value), "has the keys cpu, estimated, gpu, name")
 
 
@@ -87,6 +88,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a rate is negative": (lambda c: c["gpu"].update(launch_s=-1e-6), "gpu.launch_s: -1e-06"),
     "a rate is zero": (lambda c: c["gpu"].update(bus_bytes_per_s=0), "gpu.bus_bytes_per_s: 0"),
     "a rate is infinite": (lambda c: c["gpu"].update(vram_bytes_per_s=1e999), "gpu.vram_bytes_per_s: inf"),
+    "a rate is absurd": (lambda c: c["gpu"].update(vram_bytes=10**400), "gpu.vram_bytes: 1000"),
     "a rate is no number": (lambda c: c["cpu"].update(launch_s=float("nan")), "cpu.launch_s: nan"),
 }
 

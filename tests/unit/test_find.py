@@ -16,9 +16,7 @@ INT8, UINT8, INT4 = ElementType.INT8, ElementType.UINT8, ElementType.INT4
 MS = "com.microsoft"
 
 
-def node(
-    op_type: str, inputs: str, output: str, name: str = "", domain: str = "", **attributes: Any
-) -> Node:
+def node(op_type: str, inputs: str, output: str, name: str = "", domain: str = "", **attributes: Any) -> Node:
     return Node(op_type, tuple(inputs.split()), tuple(output.split()), attributes, domain, name)
 
 
@@ -62,7 +60,7 @@ def test_a_transposed_weight_is_nk() -> None:
 )
 @pytest.mark.parametrize("bias", ["", "b"])
 def test_a_gemm(trans_b: int | None, stored: tuple[int, int], layout: str, bias: str) -> None:
-    attributes = {} if trans_b is None else {"transB": trans_b}
+    attributes: dict[str, Any] = {} if trans_b is None else {"transB": trans_b}
     gemm = node("Gemm", f"x w {bias}", "h", alpha=1.0, beta=1.0, **attributes)
     linear = only([gemm], w=(FP32, stored), b=(FP32, (12,)))
     assert shape_of(linear) == (8, 12, "fp32", layout, 384)
@@ -178,7 +176,7 @@ def _layer(number: int) -> list[Node]:
 
 def test_kinds_layers_and_groups_of_a_stack() -> None:
     nodes = [node("Relu", "x", "x0"), *_layer(0), *_layer(1), node("MatMul", "x2 head", "l", "/lm_head/MatMul")]
-    weights = {name: (FP32, (8, 8)) for name in "qko"} | {"v": (FP16, (8, 8)), "head": (FP32, (8, 40))}
+    weights = dict.fromkeys("qko", (FP32, (8, 8))) | {"v": (FP16, (8, 8)), "head": (FP32, (8, 40))}
     linears = find_linears(graph_of(nodes, weights))
     specs = [linear.spec for linear in linears]
     assert [(spec.kind, spec.layer) for spec in specs] == [

@@ -33,9 +33,7 @@ def write(
     return folder / name
 
 
-def external(
-    name: str, location: str, dims: Sequence[int], data_type: int = 1, **entries: object
-) -> TensorProto:
+def external(name: str, location: str, dims: Sequence[int], data_type: int = 1, **entries: object) -> TensorProto:
     proto = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, **entries}.items():
         proto.external_data.add(key=key, value=str(value))
@@ -82,9 +80,7 @@ def test_large_inline_weights_are_mapped_and_small_ones_read(tmp_path: Path) -> 
     ("element_type", "dtype"),
     [(ElementType.FLOAT16, "float16"), (ElementType.BFLOAT16, "uint16"), (ElementType.INT8, "int8")],
 )
-def test_element_types_keep_their_bits(
-    element_type: ElementType, dtype: str, count: int, tmp_path: Path
-) -> None:
+def test_element_types_keep_their_bits(element_type: ElementType, dtype: str, count: int, tmp_path: Path) -> None:
     bits = (np.arange(count) * 37 % 251).astype(dtype)
     proto = TensorProto(name="w", data_type=int(element_type), dims=[count, 1], raw_data=bits.tobytes())
     weight = read_graph(write(tmp_path, [identity("w")], [proto])).initializers["w"]
@@ -243,9 +239,7 @@ def test_types_and_shapes_follow_from_the_inputs(tmp_path: Path) -> None:
         ([2**32, 2**32], TensorProto.FLOAT, 0),  # 2**64 elements, which is 0 in 64 bits
     ],
 )
-def test_stored_bytes_must_fit_the_shape(
-    dims: list[int], data_type: int, nbytes: int, tmp_path: Path
-) -> None:
+def test_stored_bytes_must_fit_the_shape(dims: list[int], data_type: int, nbytes: int, tmp_path: Path) -> None:
     proto = TensorProto(name="w", data_type=data_type, dims=dims, raw_data=bytes(nbytes))
     with pytest.raises(ModelFileError, match="tensor 'w'"):
         read_graph(write(tmp_path, [identity("w")], [proto]))

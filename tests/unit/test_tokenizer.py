@@ -1,5 +1,6 @@
-"""Text and token ids: against sentencepiece itself, piece by piece and at once."""
+"""A tokenizer.model: against sentencepiece itself, piece by piece and at once; and which file is read."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid.errors import ModelFileError, TokenizerError
-from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from hybrid.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from hybrid.text.tokenizer import TextStream, load_tokenizer
 from tests.fakes import train_tokenizer
 
 MODELS = Path(__file__).parents[3] / "shared" / "models"
@@ -16,21 +18,27 @@ BYTE_0 = 3  # id of <0x00> in every model here that has byte pieces
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return load_tokenizer(train_tokenizer(tmp_path_factory.mktemp("tiny")))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
+    return load(train_tokenizer(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="session", params=("tiny", *REAL))
-def tokenizer(request: pytest.FixtureRequest, tiny: Tokenizer) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest, tiny: SentencePieceTokenizer) -> SentencePieceTokenizer:
     if request.param == "tiny":
         return tiny
     folder = MODELS / request.param
     if not folder.is_dir():
         pytest.skip(f"no {folder}: trained tokenizers are not part of the project")
-    return load_tokenizer(folder)
+    return load(folder)
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int], after: list[int] | None = None) -> list[str]:
+def load(folder: Path) -> SentencePieceTokenizer:
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    return tokenizer
+
+
+def streamed(tokenizer: SentencePieceTokenizer, ids: list[int], after: list[int] | None = None) -> list[str]:
     stream = TextStream(tokenizer, after or [])
     return [*[stream.feed(token_id) for token_id in ids], stream.flush()]
 
@@ -41,7 +49,7 @@ def byte_ids(data: bytes) -> list[int]:
 
 @given(data=st.data())
 def test_any_ids_stream_to_the_text_that_sentencepiece_gives(
-    tokenizer: Tokenizer, data: st.DataObject
+    tokenizer: SentencePieceTokenizer, data: st.DataObject
 ) -> None:
     low = st.integers(0, min(270, tokenizer.vocab_size) - 1)  # control, unknown and byte pieces
     ids = data.draw(st.lists(low | st.integers(0, tokenizer.vocab_size - 1), max_size=30))
@@ -51,7 +59,7 @@ def test_any_ids_stream_to_the_text_that_sentencepiece_gives(
 
 
 @given(data=st.data())
-def test_a_prompt_and_its_continuation_read_like_one_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_a_prompt_and_its_continuation_read_like_one_text(tokenizer: SentencePieceTokenizer, data: st.DataObject) -> None:
     prompt = tokenizer.encode(data.draw(st.text(max_size=20)))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     whole = tokenizer.decode(prompt) + "".join(streamed(tokenizer, ids, after=prompt))
@@ -59,17 +67,17 @@ def test_a_prompt_and_its_continuation_read_like_one_text(tokenizer: Tokenizer, 
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_encoding_keeps_to_the_vocabulary_and_adds_bos(tiny: Tokenizer, text: str) -> None:
+def test_encoding_keeps_to_the_vocabulary_and_adds_bos(tiny: SentencePieceTokenizer, text: str) -> None:
     ids = tiny.encode(text)
     assert ids == [tiny.bos_id, *tiny.encode(text, add_bos=False)]
     assert all(0 <= token_id < tiny.vocab_size for token_id in ids)
 
 
-def test_a_character_in_bytes_comes_whole(tiny: Tokenizer) -> None:
+def test_a_character_in_bytes_comes_whole(tiny: SentencePieceTokenizer) -> None:
     assert streamed(tiny, byte_ids("€é".encode())) == ["", "", "€", "", "é", ""]
 
 
-def test_bytes_that_are_no_text_become_replacement_characters(tiny: Tokenizer) -> None:
+def test_bytes_that_are_no_text_become_replacement_characters(tiny: SentencePieceTokenizer) -> None:
     cat = tiny.encode(" cat", add_bos=False)
     unfinished = byte_ids(b"\xe2\x82")
     assert "".join(streamed(tiny, unfinished)) == "\ufffd\ufffd"
@@ -77,14 +85,14 @@ def test_bytes_that_are_no_text_become_replacement_characters(tiny: Tokenizer) -
     assert streamed(tiny, byte_ids(b"\xff!")) == ["\ufffd", "!", ""]
 
 
-def test_control_tokens_and_padding_have_no_text(tiny: Tokenizer) -> None:
+def test_control_tokens_and_padding_have_no_text(tiny: SentencePieceTokenizer) -> None:
     ids = tiny.encode("the cat")
     assert tiny.bos_id is not None
     assert tiny.eos_id is not None
     assert tiny.decode([*ids, tiny.eos_id, tiny.vocab_size, tiny.vocab_size + 1000, -1]) == "the cat"
 
 
-def test_a_continuation_keeps_its_leading_space_and_a_beginning_does_not(tiny: Tokenizer) -> None:
+def test_a_continuation_keeps_its_leading_space_and_a_beginning_does_not(tiny: SentencePieceTokenizer) -> None:
     cat = tiny.encode("cat", add_bos=False)
     assert "".join(streamed(tiny, cat)) == "cat"
     assert "".join(streamed(tiny, cat, after=tiny.encode("the"))) == " cat"
@@ -100,12 +108,12 @@ def test_known_ids_of_a_trained_model() -> None:
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (512, 1, 2)
 
 
-def test_text_that_looks_like_a_control_token_stays_text(tiny: Tokenizer) -> None:
+def test_text_that_looks_like_a_control_token_stays_text(tiny: SentencePieceTokenizer) -> None:
     assert tiny.eos_id not in tiny.encode("</s>")
     assert tiny.decode(tiny.encode("the</s>")) == "the</s>"
 
 
-def test_half_a_surrogate_pair_is_refused(tiny: Tokenizer) -> None:
+def test_half_a_surrogate_pair_is_refused(tiny: SentencePieceTokenizer) -> None:
     with pytest.raises(TokenizerError, match=r"not valid Unicode at character 2"):
         tiny.encode("ab\udc80")
 
@@ -132,12 +140,40 @@ def test_a_cut_off_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.model"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").touch()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not read yet; a tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json and no tokenizer\.model"):
         load_tokenizer(tmp_path)
     with pytest.raises(ModelFileError, match="no such model folder"):
         load_tokenizer(tmp_path / "absent")
     with pytest.raises(ModelFileError, match="cannot be opened"):
         load_tokenizer(tmp_path / ("x" * 300))
+
+
+def test_a_huge_model_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(TokenizerError, match=r"tokenizer.model: 67108865 bytes, more than the 67108864"):
+        load_tokenizer(tmp_path)
+
+
+def test_special_tokens_are_parsed_when_asked(tiny: SentencePieceTokenizer) -> None:
+    cat, mat = tiny.encode("the cat", add_bos=False), tiny.encode("mat", add_bos=False)
+    assert tiny.encode("<s>the cat</s>mat", add_bos=False, parse_special=True) == [1, *cat, 2, *mat]
+    assert tiny.encode("the cat", parse_special=True) == [1, *cat]
+
+
+def test_tokens_that_were_added_later(tmp_path: Path) -> None:
+    train_tokenizer(tmp_path)
+    size = load(tmp_path).vocab_size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": size, "<think>": size + 1}))
+    shown = {str(size + 1): {"content": "<think>", "special": False}}
+    config = {"added_tokens_decoder": shown, "eos_token": "<|im_start|>", "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load(tmp_path)
+    cat = tokenizer.encode("cat")
+    assert cat[0] != tokenizer.bos_id
+    ids = tokenizer.encode("<|im_start|><think>cat", parse_special=True)
+    assert ids == [size, size + 1, *cat]
+    assert tokenizer.decode(ids) == "<think> cat"
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.token_id("<think>")) == (size + 2, size, size + 1)
+    assert tokenizer.token_id("never heard of") is None
+    assert size not in tokenizer.encode("<|im_start|>cat")

@@ -1,5 +1,7 @@
 """Sizes and durations as people write and read them."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,27 @@ def test_sizes_that_can_be_read(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "six", "GiB", "-6", "+6", "6.", ".", "6..5", "6 7", "6TB", "6KiB", "6B", "1e3", "0x6", "6,5", "٦", "nan", "inf"],
+    [
+        "",
+        " ",
+        "six",
+        "GiB",
+        "-6",
+        "+6",
+        "6.",
+        ".",
+        "6..5",
+        "6 7",
+        "6TB",
+        "6KiB",
+        "6B",
+        "1e3",
+        "0x6",
+        "6,5",
+        "٦",
+        "nan",
+        "inf",
+    ],
 )
 def test_sizes_that_cannot(text: str) -> None:
     with pytest.raises(BudgetError, match="cannot read the size"):
@@ -47,10 +69,8 @@ def test_sizes_beyond_any_device(text: str) -> None:
 
 @given(text=st.text(max_size=12))
 def test_any_text_is_a_size_or_an_error_of_ours(text: str) -> None:
-    try:
+    with contextlib.suppress(BudgetError):
         assert 0 <= parse_size(text) < 1 << 60
-    except BudgetError:
-        pass
 
 
 @pytest.mark.parametrize(

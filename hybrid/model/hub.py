@@ -1,0 +1,106 @@
+"""Models by name: `org/name`, or `org/name@revision`, to a path in the Hugging Face cache that `find_model` takes."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from hybrid.errors import ModelFileError, UsageError
+from hybrid.model.hf_config import parse_config
+from hybrid.model.hub_errors import Pause
+from hybrid.model.hub_files import Choice, RepositoryFile, choose_files
+from hybrid.model.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up
+from hybrid.model.source import CONFIG, read_json, shard_names, show
+
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+
+
+def resolve_model(
+    name_or_path: str | Path,
+    variant: str | None = None,
+    *,
+    config_only: bool = False,
+    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None,
+    on_bytes: Callable[[int], None] = lambda nbytes: None,
+    pause: Pause = time.sleep,
+) -> Path:
+    """The folder or ONNX file of a model, downloaded first when it is the name of one on the hub.
+
+    What lies at the path wins over the hub. `variant` names one of several ONNX files: "fp16", "q4". With
+    `config_only` a model of safetensors comes without them, which is enough to plan; an ONNX file always comes whole,
+    since it is the plan's input. `on_stage` and `on_bytes` are those of `hybrid.runtime.loading.Progress`; `pause`
+    waits some seconds before another attempt. Raises ModelError or UsageError.
+    """
+    local = Path(name_or_path).expanduser()
+    name = _HUB_NAME.fullmatch(str(name_or_path))
+    if _is_there(local) or name is None or ".." in (name[2] or ""):
+        return local if variant is None else _local_variant(local, variant)
+    on_stage(f"Looking up {name[1]}", 0)
+    snapshot = look_up(name[1], name[2] or DEFAULT_REVISION, pause)
+    choice = choose_files(snapshot.label, snapshot.files, variant)
+
+    def bring(files: tuple[RepositoryFile, ...]) -> None:
+        fetch(snapshot, files, on_stage, on_bytes, pause)
+
+    bring(choice.settings)
+    if choice.onnx is not None:
+        path = _bring_onnx(snapshot, choice, choice.onnx, bring)
+    else:
+        path = _bring_safetensors(snapshot, choice, config_only, bring)
+    # An offline run is better off with an older commit that is whole than with the config of a newer one.
+    snapshot.remember(only_if_new=path.name == CONFIG)
+    return path
+
+
+def _bring_safetensors(
+    snapshot: Snapshot, choice: Choice, config_only: bool, bring: Callable[[tuple[RepositoryFile, ...]], None]
+) -> Path:
+    # Better to know before gigabytes are downloaded than after.
+    parse_config(read_json(snapshot.folder / CONFIG), f"{snapshot.repository}/{CONFIG}")
+    if choice.index is not None:
+        bring((choice.index,))
+        names = shard_names(snapshot.folder / choice.index.name)
+        weights = tuple(snapshot.file(name) for name in names)
+    else:
+        weights = choice.weights
+    if config_only:
+        return snapshot.folder / CONFIG if snapshot.lacks(weights) else snapshot.folder
+    bring(weights)
+    return snapshot.folder
+
+
+def _bring_onnx(
+    snapshot: Snapshot,
+    choice: Choice,
+    onnx: RepositoryFile,
+    bring: Callable[[tuple[RepositoryFile, ...]], None],
+) -> Path:
+    # The file itself comes last: where it is, its weights are, unless they have names of their own.
+    bring((*choice.weights, onnx))
+    from hybrid.model.onnx_graph import external_files
+
+    path = snapshot.folder / onnx.name
+    folder = PurePosixPath(onnx.name).parent
+    named = sorted(str(folder / name) for name in external_files(path))
+    # Those that leave the folder are in no listing; opening the model says what is wrong with them.
+    bring(tuple(snapshot.file(name) for name in named if name in snapshot.files))
+    return path
+
+
+def _local_variant(path: Path, variant: str) -> Path:
+    """The ONNX file of a local folder that a variant means."""
+    if not path.is_dir():
+        kind = "is a file" if path.is_file() else "is no such folder"
+        raise UsageError(f"--variant {variant}: {show(path)} {kind}; variants are of folders and hub names")
+    paths = [file for file in sorted([*path.glob("*"), *path.glob("onnx/*")]) if file.is_file()]
+    files = [RepositoryFile(file.relative_to(path).as_posix(), file.stat().st_size) for file in paths]
+    onnx = choose_files(show(path), {file.name: file for file in files}, variant).onnx
+    assert onnx is not None  # a variant is one
+    return path / onnx.name
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{show(path)}: cannot be opened ({error})") from None

@@ -1,0 +1,167 @@
+"""A small Hugging Face hub on the loopback: listings, files with ranges, redirects to storage, refusals, bad lines."""
+
+import hashlib
+import json
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+STORED = (".safetensors", ".onnx", ".onnx_data", ".bin")  # kept in large-file storage, as on the real hub
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked for."""
+
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+
+
+@dataclass
+class StubHub:
+    """One repository and its moods. Tests change the fields as they go.
+
+    `cuts` breaks connections: for a file, how many bytes each of the next answers may have. `busy` are statuses of the
+    next answers of any kind. `refusal` is the status and error code of all files, `hidden` that of the listing.
+    """
+
+    repository: str
+    files: dict[str, bytes]
+    commit: str = "a" * 40
+    revisions: tuple[str, ...] = ("main",)
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    reset: bool = False  # break with a reset, not with an end
+    busy: list[int] = field(default_factory=list)
+    refusal: tuple[int, str] | None = None
+    hidden: tuple[int, str] | None = None
+    ignores_ranges: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)  # lies of the listing
+    requests: list[Request] = field(default_factory=list)
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+
+    def __enter__(self) -> "StubHub":
+        hub = self
+
+        class Handler(_Handler):
+            stub = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """What HF_ENDPOINT would be."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def storage(self) -> str:
+        """Another host, as far as clients can tell."""
+        return f"http://localhost:{self._server.server_port}/storage/"
+
+    def fetched(self) -> list[str]:
+        """The files whose bytes were sent, in order, each time."""
+        paths = [request.path for request in self.requests if request.method == "GET"]
+        return [path.partition(f"/{self.commit}/")[2] for path in paths if "/resolve/" in path]
+
+    def listing(self) -> dict[str, Any]:
+        """The answer of /api/models/NAME?blobs=true."""
+        siblings = []
+        for name, data in self.files.items():
+            entry: dict[str, Any] = {"rfilename": name, "size": self.sizes.get(name, len(data)), "blobId": "b" * 40}
+            if name.endswith(STORED):
+                sha256 = hashlib.sha256(data).hexdigest()
+                entry["lfs"] = {"sha256": sha256, "size": self.sizes.get(name, len(data)), "pointerSize": 130}
+            siblings.append(entry)
+        return {"_id": "1", "id": self.repository, "modelId": self.repository, "sha": self.commit, "private": False,
+                "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    stub: StubHub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        stub, path = self.stub, unquote(urlsplit(self.path).path)
+        stub.requests.append(Request(self.command, path, self.headers["Range"], self.headers["Authorization"]))
+        if stub.busy:
+            return self._send(stub.busy.pop(0))
+        api, resolve = f"/api/models/{stub.repository}", f"/{stub.repository}/resolve/"
+        if path.startswith("/storage/"):
+            return self._file(path.removeprefix("/storage/"), {})
+        if path.startswith(api):
+            revision = path.removeprefix(api).removeprefix("/revision/") or "main"
+            if stub.hidden:
+                return self._refuse(*stub.hidden)
+            if revision not in (*stub.revisions, stub.commit):
+                return self._refuse(404, "RevisionNotFound")
+            return self._send(200, json.dumps(stub.listing()).encode(), {"Content-Type": "application/json"})
+        if not path.startswith(resolve):
+            return self._refuse(404, "RepoNotFound")
+        name = path.removeprefix(resolve).partition("/")[2]
+        if stub.refusal:
+            return self._refuse(*stub.refusal)
+        if name not in stub.files:
+            return self._refuse(404, "EntryNotFound")
+        data = stub.files[name]
+        headers = {"X-Repo-Commit": stub.commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        if name.endswith(STORED):
+            linked = {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+            return self._send(302, b"", {**headers, **linked, "Location": stub.storage + name})
+        return self._file(name, headers)
+
+    def _file(self, name: str, headers: Mapping[str, str]) -> None:
+        stub, data, start = self.stub, self.stub.files[name], 0
+        asked = self.headers["Range"]
+        if asked and not stub.ignores_ranges:
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+            headers = {**headers, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        cuts = stub.cuts.get(name)
+        body = data[start:]
+        part = body[: cuts.pop(0)] if cuts and self.command == "GET" else body
+        if self.command == "GET":
+            stub.sent_bytes[name] = stub.sent_bytes.get(name, 0) + len(part)
+        self._send(206 if start else 200, part, {**headers, "Content-Length": str(len(body))})
+        if len(part) < len(body):
+            self._break_off()
+
+    def _break_off(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        if self.stub.reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

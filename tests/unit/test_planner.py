@@ -1,0 +1,224 @@
+"""Plans: within the budget, whole, monotone in the budget, the same every time, and with reasons."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offload.cost_model import StepShape
+from offload.device_profile import CpuRates, DeviceProfile, GpuRates
+from offload.packing import resident_matrices, split_columns, streamed_matrices
+from offload.plan import LinearPlacement, Plan, StreamRing
+from offload.planner import CHUNK_TOKENS, PlanRequest, Shares, make_plan, place
+from offload.specs import Layout, LinearSpec, WeightFormat
+from offload.units import GIB, MIB
+
+MACHINE = DeviceProfile(
+    "bench",
+    True,
+    CpuRates(16 * GIB, 10e9, 5e9, 1e-5, 4e-6),
+    GpuRates("Bench GPU", 8 * GIB, 200e9, 10e9, 4e-5, 8e-6, 150 * MIB, 40 * MIB),
+)
+FIXED = {"context": 3 * MIB, "workspace": MIB}
+VRAM_KEYS = ["context", "workspace", "staging", "activations", "weights"]
+
+
+def spec(
+    name: str, k: int, n: int, weight_format: str = "fp16", layout: Layout = Layout.NK, group: str = "", why: str = ""
+) -> LinearSpec:
+    itemsize = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}[weight_format]
+    return LinearSpec(
+        name, k, n, WeightFormat(weight_format), layout, int(k * n * itemsize), "kind", "0", group or name, why
+    )
+
+
+def request(linears: Sequence[LinearSpec], budget_bytes: int, **changes: Any) -> PlanRequest:
+    base = PlanRequest(
+        model="m",
+        linears=linears,
+        profile=MACHINE,
+        budget_bytes=budget_bytes,
+        fixed_vram_bytes=FIXED,
+        other_ram_bytes={"other weights": 10, "kv cache": 20},
+        step=StepShape(5, 256, False),
+    )
+    return replace(base, **changes)
+
+
+def resident(plan: Plan) -> int:
+    return sum(len(p.resident) for p in plan.placements)
+
+
+def resident_nbytes(plan: Plan) -> int:
+    return sum(round(len(p.resident) * p.linear.column_bytes) for p in plan.placements)
+
+
+def columns(placement: LinearPlacement) -> list[int]:
+    parts = (placement.resident, placement.streamed, placement.host)
+    return [column for part in parts for column in range(part.start, part.stop)]
+
+
+@st.composite
+def models(draw: st.DrawFn) -> list[LinearSpec]:
+    """Linears of every format and layout, in groups that share their input."""
+    linears = []
+    for number in range(draw(st.integers(0, 6))):
+        group, k = f"g{number}", draw(st.integers(1, 64)) * 16
+        for member in range(draw(st.integers(1, 3))):
+            name, n = f"{group}.{member}", draw(st.integers(1, 700))
+            kind = draw(st.sampled_from([*WeightFormat]))
+            why = "" if kind.is_float and draw(st.integers(0, 4)) else "not on a GPU"
+            linears.append(spec(name, k, n, kind, draw(st.sampled_from([*Layout])), group, why))
+    return linears
+
+
+BUDGETS = st.integers(0, 24 * MIB)
+
+
+@settings(max_examples=150, deadline=None)
+@given(linears=models(), budget_bytes=BUDGETS)
+def test_a_plan_keeps_the_budget_and_every_column(linears: list[LinearSpec], budget_bytes: int) -> None:
+    plan = make_plan(request(linears, budget_bytes))
+    assert plan.total_vram_bytes <= budget_bytes
+    assert [placement.linear for placement in plan.placements] == linears
+    for placement in plan.placements:
+        assert columns(placement) == list(range(placement.linear.out_features))
+        assert placement.reason
+        if placement.linear.host_only_reason:
+            assert not placement.on_device
+            assert placement.reason == "not on a GPU"
+    on_device = any(placement.on_device for placement in plan.placements)
+    assert list(plan.vram_bytes) == VRAM_KEYS
+    assert (plan.total_vram_bytes > 0) == on_device
+    if on_device:
+        assert {name: plan.vram_bytes[name] for name in FIXED} == FIXED
+        assert plan.vram_bytes["weights"] >= resident_nbytes(plan)
+        assert plan.vram_bytes["staging"] == plan.ring.nbytes
+        assert plan.vram_bytes["activations"] > 0
+    placed = resident_nbytes(plan) + plan.ram_bytes["host weights"] + plan.ram_bytes["pinned weights"]
+    assert placed >= sum(linear.weight_bytes for linear in linears) - len(linears)  # at most rounded and aligned
+
+
+@settings(max_examples=60, deadline=None)
+@given(linears=models(), budgets=st.lists(BUDGETS, min_size=2, max_size=2).map(sorted))
+def test_more_budget_is_never_fewer_resident_bytes(linears: list[LinearSpec], budgets: list[int]) -> None:
+    less, more = (make_plan(request(linears, budget_bytes)) for budget_bytes in budgets)
+    assert resident_nbytes(less) <= resident_nbytes(more)
+    assert less.predicted.decode_step_s > 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(linears=models(), budget_bytes=BUDGETS)
+def test_the_same_question_has_the_same_answer_byte_for_byte(linears: list[LinearSpec], budget_bytes: int) -> None:
+    first, second = (json.dumps(make_plan(request(list(linears), budget_bytes)).to_json()) for _ in range(2))
+    assert first == second
+    assert json.loads(first)["vram_bytes"].keys() == dict.fromkeys(VRAM_KEYS).keys()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    linears=models(),
+    resident_share=st.floats(0, 1),
+    streamed_share=st.floats(0, 1),
+)
+def test_any_shares_make_a_whole_plan_whose_ring_fits_its_pieces(
+    linears: list[LinearSpec], resident_share: float, streamed_share: float
+) -> None:
+    plan = place(request(linears, GIB), lambda _: Shares(resident_share, streamed_share))
+    for placement in plan.placements:
+        assert columns(placement) == list(range(placement.linear.out_features))
+    for matrix in streamed_matrices(plan.placements):
+        assert plan.ring.slots >= 2
+        pieces = split_columns(matrix.columns, matrix.column_bytes, plan.ring.slot_bytes)
+        assert all(len(piece) * matrix.column_bytes <= plan.ring.slot_bytes for piece in pieces)
+    if not any(len(placement.streamed) for placement in plan.placements):
+        assert plan.ring.nbytes == plan.ram_bytes["pinned weights"] == 0
+    assert sum(matrix.columns for matrix in resident_matrices(plan.placements)) == resident(plan)
+
+
+# Two Linears of 1024x512 fp16: 1 MiB each. Activations of 256 tokens: x 512 KiB, y up to 512 KiB; fixed 4 MiB.
+PAIR = [spec("a", 1024, 512), spec("b", 1024, 512)]
+WHOLE_BYTES = 4 * MIB + MIB + 2 * MIB
+
+
+def test_a_model_that_fits_is_resident_whole_to_the_byte() -> None:
+    plan = make_plan(request(PAIR, WHOLE_BYTES))
+    assert CHUNK_TOKENS == 256
+    assert plan.vram_bytes == {
+        "context": 3 * MIB, "workspace": MIB, "staging": 0, "activations": MIB, "weights": 2 * MIB
+    }  # fmt: skip
+    assert plan.total_vram_bytes == WHOLE_BYTES
+    assert {placement.reason for placement in plan.placements} == {"all columns fit the budget"}
+    assert plan.ram_bytes == {"host weights": 0, "pinned weights": 0, "other weights": 10, "kv cache": 20}
+
+
+def test_a_byte_less_leaves_a_tile_on_the_host() -> None:
+    plan = make_plan(request(PAIR, WHOLE_BYTES - 1))
+    for placement in plan.placements:
+        assert len(placement.resident) == 496
+        assert placement.reason == "496 of 512 columns fit the budget"
+    assert plan.ram_bytes["host weights"] == 2 * 16 * 2048
+
+
+def test_equal_linears_are_placed_alike() -> None:
+    plan = make_plan(request([spec(f"l{n}", 512, 512) for n in range(10)], 7 * MIB))
+    assert len({(p.resident, p.host) for p in plan.placements}) == 1
+    assert 0 < resident(plan) < 5120
+
+
+def test_a_budget_of_nothing_places_nothing_and_says_so() -> None:
+    plan = make_plan(request(PAIR, 0))
+    assert plan.total_vram_bytes == 0
+    assert not any(placement.on_device for placement in plan.placements)
+    assert {placement.reason for placement in plan.placements} == {"the budget is 0"}
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("budget_bytes", [1, MIB, 4 * MIB])
+def test_a_tiny_budget_places_nothing_and_says_why(budget_bytes: int) -> None:
+    plan = make_plan(request(PAIR, budget_bytes))
+    assert plan.total_vram_bytes == 0
+    assert {placement.reason for placement in plan.placements} == {"no tile of columns fits the budget"}
+    (note,) = plan.notes
+    assert "holds no weights" in note
+    assert "context and workspace alone take 4.00 MiB" in note
+
+
+def test_unsupported_formats_are_named_and_the_others_placed() -> None:
+    why = "bf16 needs compute capability 8.0"
+    plan = make_plan(request([spec("a", 64, 64, "bf16"), spec("b", 64, 64)], GIB, unsupported={"bf16": why}))
+    bf16, fp16 = plan.placements
+    assert (bf16.on_device, bf16.reason) == (False, why)
+    assert len(fp16.resident) == 64
+    assert f"bf16 Linears stay on the CPU: {why}" in plan.notes
+
+
+def test_linears_that_must_stay_are_named_once_per_reason() -> None:
+    linears = [spec(f"q{n}", 64, 64, "int4", why="4-bit blocks") for n in range(3)] + [spec("f", 64, 64)]
+    plan = make_plan(request(linears, GIB))
+    assert [len(p.resident) for p in plan.placements] == [0, 0, 0, 64]
+    assert "3 Linears stay on the CPU (q0, ...): 4-bit blocks" in plan.notes
+
+
+def test_a_model_that_cannot_use_the_gpu_does_not_blame_the_budget() -> None:
+    plan = make_plan(request([spec("q", 64, 64, "int4", why="4-bit blocks")], GIB))
+    assert plan.total_vram_bytes == 0
+    assert not any("holds no weights" in note for note in plan.notes)
+    assert plan.notes[0] == "no Linear of this model can leave the CPU; the GPU is not used"
+    assert "4-bit blocks" in plan.notes[1]
+
+
+def test_rounding_of_activations_is_told_for_half_weights_only() -> None:
+    for weight_format, told in (("fp16", True), ("bf16", True), ("fp32", False)):
+        plan = make_plan(request([spec("a", 64, 64, weight_format)], GIB))
+        assert any("activations are rounded" in note for note in plan.notes) is told
+
+
+def test_the_ring_can_be_given() -> None:
+    plan = place(request(PAIR, GIB), lambda _: Shares(streamed=1.0), StreamRing(3, 4096))
+    assert (plan.ring, plan.vram_bytes["staging"]) == (StreamRing(3, 4096), 3 * 4096)
+    assert plan.ram_bytes["pinned weights"] == 2 * MIB

@@ -1,0 +1,153 @@
+"""From a folder with a config alone to a plan; nothing heavy is loaded for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.config import RunSettings
+from hybrid.errors import ModelError, UsageError
+from hybrid.runtime.planning import make_plan
+from offload.units import GIB
+
+TINYLLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# q and o 2048x2048, k and v 2048x256, gate, up and down 2048x5632; the head 2048x32000.
+LAYER_PARAMETERS = 2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 5632
+LINEAR_BYTES = 2 * (22 * LAYER_PARAMETERS + 2048 * 32000)
+CACHE_BYTES_PER_TOKEN = 22 * 2 * 4 * 64 * 4  # layers, keys and values, heads, head size, fp32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "tinyllama"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(TINYLLAMA))
+    return path
+
+
+def plan_json(folder: Path, cuda: str, **changes: Any) -> dict[str, Any]:
+    settings = RunSettings(model=folder, cuda=cuda, machine="colab-t4", **changes)
+    content = make_plan(settings).to_json()
+    assert json.loads(json.dumps(content)) == content
+    return content
+
+
+def test_the_keys_of_a_plan(folder: Path) -> None:
+    content = plan_json(folder, "6")
+    assert list(content) == [
+        "model", "machine", "budget_bytes", "chunk_tokens", "ring", "vram_bytes", "ram_bytes", "linears", "predicted",
+        "notes",
+    ]  # fmt: skip
+    assert (content["model"], content["machine"]["name"]) == ("tinyllama", "colab-t4")
+    assert content["budget_bytes"] == 6 * GIB
+    assert list(content["ring"]) == ["slots", "slot_bytes"]
+    assert list(content["vram_bytes"]) == ["context", "workspace", "staging", "activations", "weights"]
+    assert list(content["ram_bytes"]) == ["host weights", "pinned weights", "other weights", "kv cache"]
+    assert list(content["linears"][0]) == [
+        "name", "shape", "format", "layout", "bytes", "kind", "layer", "resident", "streamed", "host", "reason",
+    ]  # fmt: skip
+    assert list(content["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
+
+
+def test_a_model_that_fits_is_resident_whole(folder: Path) -> None:
+    content = plan_json(folder, "6")
+    linears = content["linears"]
+    assert len(linears) == 22 * 7 + 1
+    assert sum(linear["bytes"] for linear in linears) == LINEAR_BYTES
+    assert all(linear["resident"] == [0, linear["shape"][1]] for linear in linears)
+    assert content["vram_bytes"]["weights"] == LINEAR_BYTES  # every size is a multiple of the alignment
+    assert sum(content["vram_bytes"].values()) <= 6 * GIB
+    assert content["ram_bytes"]["host weights"] == content["ram_bytes"]["pinned weights"] == 0
+    assert content["ram_bytes"]["kv cache"] == 2048 * CACHE_BYTES_PER_TOKEN
+
+
+def test_half_a_gigabyte_is_filled_and_not_exceeded(folder: Path) -> None:
+    content = plan_json(folder, "0.5")
+    used = sum(content["vram_bytes"].values())
+    assert GIB // 2 - 16 * 2 * 2048 * 155 * 3 < used <= GIB // 2  # less than a tile of each Linear is left over
+    sizes = {part: sum(_part_bytes(linear, part) for linear in content["linears"]) for part in ("resident", "host")}
+    assert sizes["resident"] + sizes["host"] == LINEAR_BYTES
+    assert sizes["host"] == content["ram_bytes"]["host weights"]
+    assert content["predicted"]["decode_step_s"] > plan_json(folder, "6")["predicted"]["decode_step_s"]
+    kinds: dict[str, set[tuple[int, int]]] = {}
+    for linear in content["linears"]:
+        kinds.setdefault(linear["kind"], set()).add(tuple(linear["resident"]))
+    assert len(kinds) == 8
+    assert {len(ranges) for ranges in kinds.values()} == {1}  # every layer alike
+
+
+def _part_bytes(linear: dict[str, Any], part: str) -> int:
+    start, stop = linear[part]
+    return int(2 * linear["shape"][0] * (stop - start))
+
+
+def test_no_budget_keeps_everything_on_the_host(folder: Path) -> None:
+    content = plan_json(folder, "0")
+    assert sum(content["vram_bytes"].values()) == 0
+    assert content["ram_bytes"]["host weights"] == LINEAR_BYTES
+    assert {linear["reason"] for linear in content["linears"]} == {"the budget is 0"}
+
+
+def test_the_context_is_reserved_as_asked_and_within_the_model(folder: Path) -> None:
+    assert plan_json(folder, "6", context_tokens=100)["ram_bytes"]["kv cache"] == 100 * CACHE_BYTES_PER_TOKEN
+    for tokens, mention in ((4096, "at most 2048 positions"), (0, "between 1 and"), (1 << 23, "between 1 and")):
+        with pytest.raises(UsageError, match=mention):
+            plan_json(folder, "6", context_tokens=tokens)
+
+
+def test_estimated_rates_and_clamped_budgets_are_told(folder: Path) -> None:
+    notes = plan_json(folder, "64")["notes"]
+    assert any("the rates are estimates" in note for note in notes)
+    assert any("asked for 64.00 GiB" in note for note in notes)
+
+
+def test_the_same_settings_give_the_same_bytes(folder: Path) -> None:
+    assert json.dumps(plan_json(folder, "1.3")) == json.dumps(plan_json(folder, "1.3"))
+
+
+def test_a_folder_without_a_model_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        make_plan(RunSettings(model=tmp_path, cuda="6", machine="colab-t4"))
+
+
+def test_a_plan_loads_no_heavy_library(folder: Path) -> None:
+    """In a fresh process: import, then plan a Hugging Face folder without a GPU library or a compiler."""
+    program = f"""
+import sys
+import hybrid.runtime.planning as planning
+heavy = {{"onnxruntime", "numba", "llvmlite", "scipy", "cupy", "torch", "sentencepiece"}}
+print(sorted(heavy & sys.modules.keys()))
+from pathlib import Path
+from hybrid.config import RunSettings
+planning.make_plan(RunSettings(model=Path({str(folder)!r}), cuda="6", machine="colab-t4"))
+print(sorted(heavy & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("[]\n[]\n", "", 0)
