@@ -5,11 +5,17 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.hf_models import random_weights, tiny_config, write_model
 
 STORED = (".safetensors", ".onnx", ".onnx_data", ".bin")  # kept in large-file storage, as on the real hub
 
@@ -91,8 +97,18 @@ class StubHub:
                 "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
 
 
+def tiny_files(folder: Path, shards: int = 3) -> dict[str, bytes]:
+    """The files of a tiny model that opens, and others that nobody needs."""
+    config = tiny_config()
+    write_model(folder, config, random_weights(config), shards=shards)
+    needed = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    others = ("README.md", "pytorch_model.bin", "consolidated.safetensors", "tiny.Q4_0.gguf", "original/params.json")
+    return needed | {"tokenizer.model": b"pieces"} | dict.fromkeys(others, b"nobody needs this")
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
     stub: StubHub
 
     def log_message(self, *_: object) -> None:
@@ -165,3 +181,32 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, hub: StubHub, home: Path) -> list[float]:
+    """Make huggingface_hub talk to a stub and keep its cache in `home`. Gives the pauses that it would have made.
+
+    It reads the environment when it is imported, which another test may have done already.
+    """
+    from huggingface_hub import constants, file_download
+
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)  # before 1.0
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "DOWNLOAD_CHUNK_SIZE": 1000,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses

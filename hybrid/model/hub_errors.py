@@ -41,10 +41,8 @@ def explain(error: Exception, endpoint: str, repository: str, revision: str, fil
     if "DisabledRepoError" in names:
         return f"{repository}: {endpoint} has disabled this repository"
     if is_unreachable(error):
-        return (
-            f"{where}: {endpoint} cannot be reached ({_reason(error)}); check the network and try again, what has "
-            "arrived is kept; models in the cache need no network"
-        )
+        hint = ", what has arrived is kept" if file else ""
+        return f"{where}: {endpoint} cannot be reached ({_reason(error)}); check the network and try again{hint}"
     if "EntryNotFoundError" in names:
         return f"{where}: listed but not there, so the repository has just changed; try again"
     if status in (401, 403):
@@ -104,7 +102,7 @@ def _local(error: OSError, where: str) -> str:
     if error.errno in _NO_SPACE:
         return f"{where}: the disk is full; make room and try again, or set HF_HOME to a folder on a larger disk"
     if error.errno in _NOT_WRITABLE:
-        return f"{where}: the cache cannot be written{place} ({_reason(error)}); set HF_HOME to a folder of yours"
+        return f"{where}: the cache cannot be written,{place} ({_reason(error)}); set HF_HOME to a folder of yours"
     return f"{where}: cannot be downloaded ({_reason(error)}); try again, what has arrived is kept"
 
 

@@ -61,7 +61,7 @@ class Snapshot:
         """A file that another one names. Raises ModelFileError when there is none to have."""
         if name in self.files:
             return self.files[name]
-        hint = "not downloaded yet; do it with a network" if self.offline else "named by another file but not there"
+        hint = "not downloaded yet; run once with a network" if self.offline else "named by another file but not there"
         raise ModelFileError(f"{self.label}: {show(Path(name))} is {hint}")
 
     def remember(self, only_if_new: bool) -> None:
@@ -78,32 +78,27 @@ class Snapshot:
 def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapshot:
     """Ask the hub for a repository's commit and files; without a network, the cache. Raises ModelFileError."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    cache = Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=repository, repo_type="model")
+    cache = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+    cached = _cached_snapshot(repository, revision, cache, why)
     if constants.HF_HUB_OFFLINE:
-        cached = _cached_snapshot(repository, revision, cache, "HF_HUB_OFFLINE is set")
         if cached is None:
             raise ModelFileError(f"{repository}: not in the cache, {cache}, and HF_HUB_OFFLINE forbids to download it")
         return cached
+
+    def ask() -> Any:  # files_metadata: their sizes and checksums
+        return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=_LOOK_UP_TIMEOUT_S)
+
     try:
-        info = with_retries(
-            lambda: HfApi().model_info(
-                repository, revision=revision, files_metadata=True, timeout=_LOOK_UP_TIMEOUT_S
-            ),
-            is_busy,
-            pause,
-        )
+        info = ask() if cached is not None else with_retries(ask, is_busy, pause)
     except Exception as error:
+        if cached is not None and (is_unreachable(error) or is_busy(error)):
+            return cached
         message = explain(error, constants.ENDPOINT, repository, revision)
         if message is None:
             raise
-        cached = None
-        if is_unreachable(error) or is_busy(error):
-            cached = _cached_snapshot(repository, revision, cache, f"{constants.ENDPOINT} cannot be reached")
-        if cached is None:
-            raise ModelFileError(message) from error
-        return cached
+        raise ModelFileError(message) from error
     if not _COMMIT.fullmatch(info.sha or ""):
         raise ModelFileError(f"{repository}: {constants.ENDPOINT} does not say at which commit it is")
     files = [_listed_file(sibling) for sibling in info.siblings or []]
@@ -123,7 +118,7 @@ def fetch(
         return
     if snapshot.offline:
         raise ModelFileError(
-            f"{snapshot.label}: {listed([file.name for file in missing])} not downloaded yet; do it with a network"
+            f"{snapshot.label}: {listed([file.name for file in missing])} not downloaded yet; run once with a network"
         )
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars, logging
@@ -160,7 +155,7 @@ class _Download:
         self._on_bytes = on_bytes
         self._name = file.sha256 or ""
         # Larger ones are not served over plain HTTP, and small ones are not worth a part.
-        self._in_parts = bool(_SHA256.fullmatch(self._name)) and file.nbytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
+        self._in_parts = file.sha256 is not None and file.nbytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
         self._blob = snapshot.cache / "blobs" / self._name
         # Not the name that huggingface_hub uses, which appends under another lock.
         self._part = self._blob.with_name(f"{self._name}.hybrid.incomplete")
@@ -221,8 +216,8 @@ class _Download:
     def _link(self) -> None:
         link = self._snapshot.folder / self.file.name
         link.parent.mkdir(parents=True, exist_ok=True)
-        if link.is_symlink():
-            link.unlink()
+        if not link.exists():
+            link.unlink(missing_ok=True)  # it led to a file that was deleted
         try:
             link.symlink_to(os.path.relpath(self._blob, link.parent))
         except FileExistsError:
@@ -232,6 +227,7 @@ class _Download:
 
     def _reached(self, position: int) -> None:
         """Count bytes once, also when some are fetched again."""
+        position = min(position, self.file.nbytes)
         if position > self._seen_bytes:
             self._on_bytes(position - self._seen_bytes)
             self._seen_bytes = position
@@ -253,7 +249,8 @@ def _cached_snapshot(repository: str, revision: str, cache: Path, offline: str) 
 def _listed_file(sibling: Any) -> RepositoryFile:
     stored = sibling.lfs
     nbytes = (stored.size if stored else sibling.size) or 0
-    return RepositoryFile(sibling.rfilename, nbytes, stored.sha256 if stored else None)
+    sha256 = str(stored.sha256) if stored else ""
+    return RepositoryFile(sibling.rfilename, nbytes, sha256 if _SHA256.fullmatch(sha256) else None)
 
 
 def _is_plain(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hybrid.errors import ModelConfigError, UsageError
 from hybrid.model.source import GENERATION_CONFIG, read_json, show
+from hybrid.text.model_files import home_of
 from hybrid.text.sampling import SamplingSettings
 
 
@@ -27,7 +28,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
     `do_sample` that is false or absent means greedy, whatever temperature stands beside it, as in transformers; the
     repetition penalty counts in both cases. Raises ModelFileError or ModelConfigError with the file, key and value.
     """
-    path = (folder if folder.is_dir() else folder.parent) / GENERATION_CONFIG
+    path = home_of(folder) / GENERATION_CONFIG
     if not path.is_file():
         return GenerationDefaults()
     content = read_json(path)

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,15 @@ class JsonTokenizer:
 
     def __init__(self, backend: "Backend", special: SpecialTokens) -> None:
         self._backend = backend
-        self.special = special
+        self.special = _named(special, backend)
         self.notes: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._add_missing()
         added = backend.get_added_tokens_decoder()
         self.vocab_size = max([backend.get_vocab_size(with_added_tokens=True), *[token_id + 1 for token_id in added]])
         self._hidden = {token_id for token_id, token in added.items() if token.special}
-        self.bos_id = self._find("bos_token", special.bos_id)
-        self.eos_id = self._find("eos_token", special.eos_id)
+        self.bos_id = self._find("bos_token")
+        self.eos_id = self._find("eos_token")
         self._begin = self._find_begin()
         self._decoder = _Decoder(_state(backend.decoder))
         self.byte_errors = "replace" if self._decoder.byte_level else "surrogateescape"
@@ -44,7 +45,10 @@ class JsonTokenizer:
         check_unicode(text)
         with self._lock:  # whether names of special tokens are text is a setting of the whole tokenizer
             self._backend.encode_special_tokens = not parse_special
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            try:
+                ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            except Exception as error:  # a vocabulary with holes and no <unk>
+                raise TokenizerError(f"the text cannot be written in this vocabulary: {_one_line(error)}") from None
         return [*self._begin, *ids] if add_bos else ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -81,11 +85,8 @@ class JsonTokenizer:
                 if given != token.token_id:
                     raise TokenizerError(f"added token {token.text!r} must get id {token.token_id}, but gets {given}")
 
-    def _find(self, role: str, other: int | None) -> int | None:
-        """The id of a special token by its name; `other` where the folder does not name it."""
+    def _find(self, role: str) -> int | None:
         name = self.special.names.get(role)
-        if name is None:
-            return other
         return self._backend.token_to_id(name) if name else None
 
     def _find_begin(self) -> list[int]:
@@ -160,6 +161,13 @@ def _state(part: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _named(special: SpecialTokens, backend: "Backend") -> SpecialTokens:
+    """Special tokens with names for the ids of generation_config.json, where the folder does not speak of them."""
+    ids = {"bos_token": special.bos_id, "eos_token": special.eos_id}
+    names = {role: backend.id_to_token(token_id) for role, token_id in ids.items() if token_id is not None}
+    return replace(special, names={role: name for role, name in names.items() if name} | dict(special.names))
+
+
 def read_json_tokenizer(path: Path, special: SpecialTokens) -> JsonTokenizer:
     """Read a tokenizer.json, or raise TokenizerError."""
     try:
@@ -183,5 +191,8 @@ def read_json_tokenizer(path: Path, special: SpecialTokens) -> JsonTokenizer:
 
 
 def _unreadable(path: Path, error: BaseException) -> TokenizerError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return TokenizerError(f"{path}: cannot be read as a tokenizer: {reason[:200]}")
+    return TokenizerError(f"{path}: cannot be read as a tokenizer: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, processor: Any, special: SpecialTokens | None = None, notes: tuple[str, ...] = ()) -> None:
         self._processor = processor
-        self.special = special or SpecialTokens()
+        self.special = _named(special or SpecialTokens(), processor)
         self.notes = notes
         self._trained_size: int = processor.vocab_size()
         self._added = {token.token_id: token for token in self.special.added if token.token_id >= self._trained_size}
@@ -104,6 +105,13 @@ class SentencePieceTokenizer:
             if isinstance(piece, str) and piece.startswith(SPACE):
                 return bool(self._processor.decode([token_id]) != piece.replace(SPACE, " "))
         return False
+
+
+def _named(special: SpecialTokens, processor: Any) -> SpecialTokens:
+    """Special tokens with the model's own names for those that the folder does not speak of."""
+    own = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
+    names = {role: str(processor.id_to_piece(token_id)) for role, token_id in own.items() if token_id >= 0}
+    return replace(special, names={**names, **special.names})
 
 
 def read_sentencepiece(path: Path, special: SpecialTokens, notes: tuple[str, ...] = ()) -> SentencePieceTokenizer:

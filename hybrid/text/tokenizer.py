@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hybrid.errors import ModelFileError, TokenizerError
+from hybrid.errors import TokenizerError
+from hybrid.text.model_files import home_of
 from hybrid.text.special_tokens import SpecialTokens, read_special_tokens
 
 JSON_FILE = "tokenizer.json"
@@ -123,7 +124,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     `tokenizer.json` wins, as in transformers; `tokenizer.model` (sentencepiece) is read when there is no such file
     or when it cannot be read, which `notes` then tells.
     """
-    home, has_json, has_model = _look(folder)
+    home = home_of(folder)
+    has_json, has_model = (home / JSON_FILE).is_file(), (home / SENTENCEPIECE_FILE).is_file()
+    if not has_json and not has_model:
+        raise TokenizerError(f"{home}: no {JSON_FILE} and no {SENTENCEPIECE_FILE}; a tokenizer is needed there")
     special = read_special_tokens(home)
     notes: tuple[str, ...] = ()
     if has_json:
@@ -138,21 +142,3 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from hybrid.text.sentencepiece_tokenizer import read_sentencepiece
 
     return read_sentencepiece(home / SENTENCEPIECE_FILE, special, notes)
-
-
-def _look(folder: Path) -> tuple[Path, bool, bool]:
-    """The folder itself, and which of the two files it has; at least one."""
-    try:
-        if not folder.exists():
-            raise ModelFileError(f"{folder}: no such model folder")
-        home = folder if folder.is_dir() else folder.parent
-        if folder.is_file() and home.name == "onnx" and not (home / JSON_FILE).is_file():
-            home = home.parent  # named by its file in onnx/: the rest of the model is one above
-        has_json, has_model = (home / JSON_FILE).is_file(), (home / SENTENCEPIECE_FILE).is_file()
-    except OSError as error:
-        raise ModelFileError(f"{folder}: cannot be opened: {error.strerror}") from None
-    if not has_json and not has_model:
-        raise TokenizerError(
-            f"{home}: no {JSON_FILE} and no {SENTENCEPIECE_FILE}; one is needed to read and write text"
-        )
-    return home, has_json, has_model

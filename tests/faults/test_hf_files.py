@@ -238,7 +238,7 @@ def test_folders_that_are_no_model(case: str, tmp_path: Path) -> None:
 def test_paths_that_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     one_line(ModelFileError, lambda: find_model(tmp_path / "nowhere"), "nowhere", "no such folder")
-    one_line(ModelFileError, lambda: find_model("mistralai/Mistral-7B-v0.1"), "hub name", "local folder")
+    one_line(ModelFileError, lambda: find_model("mistralai/Mistral-7B-v0.1"), "no such folder")
     one_line(ModelFileError, lambda: find_model("a\0b"), "a\\x00b")
     one_line(ModelFileError, lambda: find_model("x" * 300), "cannot be opened")
     (tmp_path / "model.gguf").write_text("")

@@ -1,15 +1,18 @@
 """The generation loop, with an engine that recites."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from hybrid.errors import ContextFullError, ModelError, UsageError
-from hybrid.text.generate import GenerationStats, StopReason, generate
+from hybrid.text.generate import Generation, GenerationStats, StopReason, generate, generate_several, text_of
 from hybrid.text.sampling import SamplingSettings
-from tests.fakes import EOS, FakeEngine
+from hybrid.text.stop_words import StopWords
+from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from tests.fakes import EOS, FakeEngine, train_tokenizer
 
 GREEDY = SamplingSettings()
 PROMPT = [1, 5, 6]
@@ -93,9 +96,7 @@ def test_stop_before_the_first_token() -> None:
 
 def test_times_are_those_of_the_engines_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(
-        "time.perf_counter", lambda: float(next(ticks))
-    )  # each look at the clock: a second later
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))  # each look at the clock: a second later
     generation = generate(FakeEngine([10, 11, 12]), PROMPT, GREEDY, 3, [EOS])
     list(generation)
     stats = generation.stats
@@ -144,3 +145,90 @@ def test_broken_logits_end_in_an_error() -> None:
 def test_what_cannot_be_is_refused_at_once(prompt: list[int], max_tokens: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         generate(FakeEngine([10]), prompt, GREEDY, max_tokens)
+
+
+def test_penalties_see_the_prompt() -> None:
+    settings = SamplingSettings(repetition_penalty=100.0)
+    assert list(generate(FakeEngine([5, 5]), PROMPT, settings, 1)) == [5]  # 5 / 100 is still the largest
+    settings = SamplingSettings(logit_bias={7: 1.0}, repetition_penalty=100.0)
+    assert list(generate(FakeEngine([5, 5]), PROMPT, settings, 1)) == [7]
+
+
+def test_several_texts_after_one_prompt() -> None:
+    hot = SamplingSettings(temperature=3.0, seed=5)
+    engine = FakeEngine([10] * 20, 99)
+    prefills = []
+    engine.on_step = prefills.append
+    texts, seeds = [], []
+    for generation in generate_several(engine, PROMPT, hot, 8, (), count=3):
+        assert engine.position in (0, len(PROMPT))
+        texts.append(list(generation))
+        seeds.append(generation.seed)
+    assert seeds == [5, 6, 7]
+    assert prefills == [1, 2, 3, 4, 5, 6, 7] * 3
+    alone = [list(generate(FakeEngine([10] * 20, 99), PROMPT, replace(hot, seed=seed), 8)) for seed in seeds]
+    assert texts == alone
+    assert len(set(map(tuple, texts))) == 3
+
+
+def test_several_texts_cost_one_prefill() -> None:
+    generations = list[Generation]()
+    for generation in generate_several(FakeEngine([10, 11]), PROMPT, GREEDY, 5, [EOS], count=2):
+        assert list(generation) == [10, 11]
+        generations.append(generation)
+    assert generations[0].stats.prefill_s > 0
+    assert generations[1].stats.prefill_s == 0
+    assert generations[1].stats.prefill_tokens_per_s is None
+
+
+def test_logits_after_the_prompt_are_a_copy() -> None:
+    class OneBuffer(FakeEngine):
+        buffer = np.zeros(512, np.float32)
+
+        def _logits(self) -> npt.NDArray[np.float32]:
+            self.buffer[:] = super()._logits()
+            return self.buffer
+
+    texts = [list(text) for text in generate_several(OneBuffer([10, 11]), PROMPT, GREEDY, 5, [EOS], count=2)]
+    assert texts == [[10, 11], [10, 11]]
+
+
+def test_several_texts_in_the_wrong_order_or_number() -> None:
+    generations = generate_several(FakeEngine([10]), PROMPT, GREEDY, 5, [EOS], count=2)
+    next(generations)
+    with pytest.raises(UsageError, match="must be generated before the next"):
+        next(generations)
+    with pytest.raises(UsageError, match="n must be at least 1, not 0"):
+        next(generate_several(FakeEngine([10]), PROMPT, GREEDY, 5, count=0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(train_tokenizer(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "reason"),
+    [
+        ([], "the cat sat.", StopReason.END),
+        (["t s"], "the ca", StopReason.STOP_WORD),
+        (["at", "cat"], "the ", StopReason.STOP_WORD),
+        (["sat. "], "the cat sat.", StopReason.END),  # held back, and let go at the end
+    ],
+)
+def test_stop_words_end_a_text(tokenizer: Tokenizer, words: list[str], text: str, reason: StopReason) -> None:
+    prompt = tokenizer.encode("a")
+    engine = FakeEngine(tokenizer.encode("the cat sat.", add_bos=False))
+    generation = generate(engine, prompt, GREEDY, 100, [EOS])
+    pieces = list(text_of(generation, TextStream(tokenizer, prompt), StopWords(words)))
+    assert "".join(pieces) == " " + text
+    assert generation.stats.stop_reason is reason
+    assert all(pieces)
+    if reason is StopReason.STOP_WORD:  # the step after it is never run
+        assert len(engine.fed) == generation.stats.generated_tokens - 1
+
+
+def test_text_needs_no_stop_words(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine(tokenizer.encode("the cat", add_bos=False))
+    generation = generate(engine, tokenizer.encode("a"), GREEDY, 100, [EOS])
+    assert "".join(text_of(generation, TextStream(tokenizer))) == "the cat"

@@ -1,6 +1,10 @@
 """Sampling against distributions worked by hand."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid.errors import ModelError, UsageError
-from hybrid.text.sampling import Sampler, SamplingSettings, check, draw, keep_top_k, keep_top_p, softmax
+from hybrid.text.occurrences import Occurrences
+from hybrid.text.sampling import Sampler, SamplingSettings
+from hybrid.text.transforms import (
+    Weights,
+    check,
+    draw,
+    draw_first,
+    keep_first,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_counts,
+    penalise_repetition,
+    softmax,
+    typicality,
+)
 
 # Probabilities 0.5, 0.25, 0.125, 0.125 at temperature 1, as logits, in another order.
 SHARES = np.array([0.125, 0.5, 0.125, 0.25])
 LOGITS = np.log(SHARES)
-EACH_ID = np.arange(4)
 
 
 def test_softmax_by_hand() -> None:
@@ -51,21 +69,21 @@ def test_top_k_is_a_stable_sort_cut_off(logits: list[int], k: int) -> None:
     assert keep_top_k(np.array(logits, np.float32), k).tolist() == sorted(best)
 
 
-@pytest.mark.parametrize(
-    ("p", "kept", "shares"),
-    [
-        (0.3, [1], [1.0]),
-        (0.5, [1], [1.0]),
-        (0.51, [1, 3], [2 / 3, 1 / 3]),
-        (0.8, [1, 3, 0], [4 / 7, 2 / 7, 1 / 7]),  # of ids 0 and 2, equally likely, the lower one
-        (0.99, [1, 3, 0, 2], [0.5, 0.25, 0.125, 0.125]),
-        (1.0, [0, 1, 2, 3], SHARES.tolist()),
-    ],
-)
-def test_top_p_by_hand(p: float, kept: list[int], shares: list[float]) -> None:
-    ids, probabilities = keep_top_p(EACH_ID, SHARES, p)
-    assert ids.tolist() == kept
-    np.testing.assert_allclose(probabilities, shares)
+TOP_P = [
+    (0.3, [1]),
+    (0.5, [1]),
+    (0.51, [1, 3]),
+    (0.8, [0, 1, 3]),  # of ids 0 and 2, equally likely, the lower one
+    (0.99, [0, 1, 2, 3]),
+    (1.0, [0, 1, 2, 3]),
+]
+
+
+@pytest.mark.parametrize(("p", "kept"), TOP_P)
+def test_top_p_by_hand(p: float, kept: list[int]) -> None:
+    weights = keep_top_p(SHARES, p)
+    assert np.flatnonzero(weights).tolist() == kept
+    np.testing.assert_array_equal(weights[kept], SHARES[kept])
 
 
 @given(
@@ -74,24 +92,155 @@ def test_top_p_by_hand(p: float, kept: list[int], shares: list[float]) -> None:
 )
 def test_top_p_is_the_smallest_set_that_reaches_p(weights: list[int], p: float) -> None:
     shares = np.array(weights) / sum(weights)
-    ids, kept = keep_top_p(np.arange(len(shares)), shares, p)
-    mass = shares[ids].sum()
-    assert mass >= p - 1e-9
-    assert mass - shares[ids].min() < p + 1e-9
-    assert shares[ids].min() >= np.delete(shares, ids).max(initial=0.0)
-    assert math.isclose(kept.sum(), 1.0)
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+    count = int(np.searchsorted(np.cumsum(shares[order]), p)) + 1
+    assert np.flatnonzero(keep_top_p(shares, p)).tolist() == sorted(order[:count])
+
+
+def test_min_p_by_hand() -> None:
+    for p, kept in ((0.0, [0, 1, 2, 3]), (0.25, [0, 1, 2, 3]), (0.26, [1, 3]), (0.5, [1, 3]), (1.0, [1])):
+        weights = SHARES.copy()
+        keep_min_p(weights, p)
+        assert np.flatnonzero(weights).tolist() == kept
+
+
+def test_typical_by_hand() -> None:
+    # Surprises in bits are 3, 1, 3, 2, expected is 3/8 + 1/2 + 3/8 + 2/4 = 1.75, so they are off by
+    # 1.25, 0.75, 1.25, 0.25: id 3 is the most typical, not the likeliest.
+    off = np.array([1.25, 0.75, 1.25, 0.25])
+    np.testing.assert_allclose(typicality(SHARES), -off * math.log(2))
+    for p, kept in ((0.25, [3]), (0.26, [1, 3]), (0.76, [0, 1, 3]), (1.0, [0, 1, 2, 3])):
+        assert np.flatnonzero(keep_first(SHARES, typicality(SHARES), p)).tolist() == kept
+    # A token that was removed changes nothing.
+    np.testing.assert_allclose(typicality(np.array([*SHARES, 0.0]))[:4], typicality(SHARES))
 
 
 @pytest.mark.parametrize(
     ("uniform", "token"), [(0.0, 0), (0.12, 0), (0.125, 1), (0.62, 1), (0.625, 2), (0.75, 3), (1 - 1e-16, 3)]
 )
 def test_draw_by_hand(uniform: float, token: int) -> None:
-    assert draw(EACH_ID, SHARES, uniform) == token
+    assert draw(SHARES, uniform) == token
 
 
 def test_draw_never_takes_a_token_without_a_share() -> None:
     for uniform in (0.0, 0.5, 1 - 1e-16):
-        assert draw(np.array([7, 8, 9]), np.array([0.0, 1.0, 0.0]), uniform) == 8
+        assert draw(np.array([0.0, 1.0, 0.0]), uniform) == 1
+        assert draw(np.concatenate([np.zeros(2000), [1.0], np.zeros(2000)]).astype(np.float32), uniform) == 2000
+
+
+@given(uniform=st.floats(0, 1, exclude_max=True), size=st.integers(1, 3000))
+def test_draw_in_blocks_is_draw_by_cumulative_sum(uniform: float, size: int) -> None:
+    weights = np.random.default_rng(size).integers(0, 3, size).astype(np.float32)
+    weights[size // 2] = 1
+    ends = np.cumsum(weights, dtype=np.float64)
+    assert draw(weights, uniform) == np.searchsorted(ends, uniform * ends[-1], side="right")
+
+
+@given(
+    weights=st.lists(st.integers(0, 20), min_size=1, max_size=40).filter(any),
+    p=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+    rank=st.sampled_from(["likely", "typical"]),
+)
+def test_drawing_without_sorting_stays_in_what_sorting_keeps(
+    weights: list[int], p: float, seed: int, rank: str
+) -> None:
+    exact = np.array(weights, np.float64)
+    score = exact.copy() if rank == "likely" else typicality(exact)
+    kept = keep_first(exact, score, p)
+    uniform = np.random.default_rng(seed).random
+    drawn = draw_first(exact.copy(), score, p * float(exact.sum()), uniform)
+    assert kept[drawn] > 0
+
+
+@pytest.mark.parametrize("score_of", [lambda weights: weights, typicality])
+@pytest.mark.parametrize("p", [0.2, 0.6, 0.9])
+def test_drawing_without_sorting_follows_the_weights(score_of: Callable[[Weights], Weights], p: float) -> None:
+    shares = np.arange(1, 11) / 55
+    kept = keep_first(shares, score_of(shares), p)
+    uniform = np.random.default_rng(0).random
+    counts = np.zeros(10)
+    for _ in range(4000):
+        weights = shares.copy()  # used up by each draw
+        score = weights if score_of(weights) is weights else score_of(weights)
+        counts[draw_first(weights, score, p, uniform)] += 1
+    np.testing.assert_allclose(counts / 4000, kept / kept.sum(), atol=0.03)
+
+
+def chances(settings: SamplingSettings, logits: Weights, prompt: list[int] | None = None) -> Weights:
+    """How often each token is drawn first."""
+    counts = np.zeros(len(logits))
+    for seed in range(3000):
+        counts[Sampler(replace(settings, seed=seed), prompt or [])(logits)] += 1
+    return counts / 3000
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # 1/8, 1/2, 1/8, 1/4: temperature comes first. Squared: 1, 16, 1, 4 of 22; top-p 0.9 needs 20 of 22.
+        ({"temperature": 0.5, "top_p": 0.9}, [0, 16 / 20, 0, 4 / 20]),
+        # Top-k before top-p: of 1/2 and 1/4, the first alone has 2/3.
+        ({"temperature": 1.0, "top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
+        # Top-p before min-p: 0.8 keeps ids 1, 3, 0; min-p 0.3 keeps 1 and 3 of them.
+        ({"temperature": 1.0, "top_p": 0.8, "min_p": 0.3}, [0, 2 / 3, 0, 1 / 3]),
+        # Were min-p first, id 1 alone would have 2/3 of what is left, and so make up 0.6.
+        ({"temperature": 1.0, "min_p": 0.3, "top_p": 0.6}, [0, 2 / 3, 0, 1 / 3]),
+        # Typical last: of 2/3 and 1/3 (min-p), log2 surprises 0.585 and 1.585, expected 0.918: id 1 is nearer.
+        ({"temperature": 1.0, "min_p": 0.3, "typical_p": 0.6}, [0, 1, 0, 0]),
+        # Bias before temperature: log 4 on id 0 makes it 1/2 of 11/8; temperature 0.5 squares 4, 4, 1, 2.
+        ({"temperature": 0.5, "logit_bias": {0: math.log(4)}}, [16 / 37, 16 / 37, 1 / 37, 4 / 37]),
+        ({"temperature": 1.0, "logit_bias": {1: -math.inf}}, [1 / 4, 0, 1 / 4, 1 / 2]),
+    ],
+)
+def test_rules_apply_in_their_order(settings: dict[str, Any], expected: list[float]) -> None:
+    np.testing.assert_allclose(chances(SamplingSettings(**settings), LOGITS), expected, atol=0.03)
+
+
+def test_penalties_by_hand() -> None:
+    logits = np.array([2.0, -2.0, 0.0, 3.0, -np.inf])
+    penalise_repetition(logits, np.array([0, 1, 2, 4]), 2.0)
+    np.testing.assert_array_equal(logits, [1.0, -4.0, 0.0, 3.0, -np.inf])
+    penalise_counts(logits, np.array([0, 3]), np.array([1, 3]), 0.5, 0.25)
+    np.testing.assert_array_equal(logits, [0.25, -4.0, 0.0, 1.75, -np.inf])
+
+
+def test_repetition_counts_the_prompt_and_the_others_do_not() -> None:
+    logits = np.array([1.0, 0.9, 0.8], np.float32)
+    assert Sampler(SamplingSettings(repetition_penalty=1.2), [0, 0])(logits) == 1
+    assert Sampler(SamplingSettings(presence_penalty=1.0, frequency_penalty=1.0), [0, 0])(logits) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        # 1.0, 0.9, 0.8 divided by 1.3, once and for all: 0.77, 0.69, 0.62.
+        ({"repetition_penalty": 1.3}, [0, 1, 2, 0, 0, 0]),
+        ({"presence_penalty": 0.15}, [0, 1, 0, 0, 0, 0]),  # 0.85 after the first, 0.75 after the second; once
+        ({"frequency_penalty": 0.15}, [0, 1, 0, 2, 1, 0]),  # again each time
+    ],
+)
+def test_penalties_over_a_text(settings: dict[str, float], tokens: list[int]) -> None:
+    sampler = Sampler(SamplingSettings(**settings))  # type: ignore[arg-type]
+    logits = np.array([1.0, 0.9, 0.8], np.float32)
+    assert [sampler(logits) for _ in range(6)] == tokens
+    np.testing.assert_array_equal(logits, np.array([1.0, 0.9, 0.8], np.float32))  # the engine's, untouched
+
+
+@given(ids=st.lists(st.integers(0, 50)), more=st.lists(st.integers(0, 50)))
+def test_occurrences_count(ids: list[int], more: list[int]) -> None:
+    occurrences = Occurrences(ids)
+    for token_id in more:
+        occurrences.add(token_id)
+    counts = dict(zip(occurrences.ids.tolist(), occurrences.counts.tolist(), strict=True))
+    assert counts == Counter(ids + more)
+
+
+def test_a_bias_outside_the_vocabulary_or_on_all_of_it_is_refused() -> None:
+    with pytest.raises(UsageError, match="logit-bias has token id 4; the model has 4, from 0 up"):
+        Sampler(SamplingSettings(logit_bias={4: 1.0}))(LOGITS)
+    with pytest.raises(UsageError, match="bans every token"):
+        Sampler(SamplingSettings(logit_bias=dict.fromkeys(range(4), -math.inf)))(LOGITS)
 
 
 def test_frequencies_follow_the_probabilities() -> None:
@@ -152,8 +301,15 @@ def test_masked_logits_pass_the_check() -> None:
         ({"top_p": 1.5}, "not 1.5"),
         ({"top_p": math.nan}, "not nan"),
         ({"seed": -1}, "seed must be .* not -1"),
+        ({"typical_p": 0.0}, "typical-p must be above 0 and at most 1, not 0.0"),
+        ({"min_p": 1.5}, "min-p must be between 0 and 1, not 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty must be a number above 0, not 0.0"),
+        ({"presence_penalty": math.nan}, "presence-penalty must be a number, not nan"),
+        ({"frequency_penalty": math.inf}, "frequency-penalty must be a number, not inf"),
+        ({"logit_bias": {-1: 0.0}}, "logit-bias must give .* not -1 0.0"),
+        ({"logit_bias": {1: math.inf}}, "logit-bias must give .* not 1 inf"),
     ],
 )
-def test_settings_that_cannot_be_name_value_and_bound(settings: dict[str, float], message: str) -> None:
+def test_settings_that_cannot_be_name_value_and_bound(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        SamplingSettings(**settings)  # type: ignore[arg-type]
+        SamplingSettings(**settings)

@@ -103,6 +103,7 @@ def test_more_than_is_free_is_clamped_with_a_note() -> None:
 def test_a_named_machine_stands_as_it_is() -> None:
     target = choose_target(RunSettings(cuda="6", machine="laptop-8gb"), look_in_profile)
     assert target.profile == find_profile("laptop-8gb")
+    assert choose_target(RunSettings(machine="laptop-8gb"), a_gpu).profile == target.profile
     assert target.profile.gpu is not None
     assert target.fixed_bytes == {
         "context": target.profile.gpu.context_bytes,

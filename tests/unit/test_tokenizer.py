@@ -59,7 +59,9 @@ def test_any_ids_stream_to_the_text_that_sentencepiece_gives(
 
 
 @given(data=st.data())
-def test_a_prompt_and_its_continuation_read_like_one_text(tokenizer: SentencePieceTokenizer, data: st.DataObject) -> None:
+def test_a_prompt_and_its_continuation_read_like_one_text(
+    tokenizer: SentencePieceTokenizer, data: st.DataObject
+) -> None:
     prompt = tokenizer.encode(data.draw(st.text(max_size=20)))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     whole = tokenizer.decode(prompt) + "".join(streamed(tokenizer, ids, after=prompt))

@@ -42,9 +42,7 @@ def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
 
 
 @pytest.fixture(scope="session", params=("byte-level", "byte-fallback", *REAL))
-def tokenizer(
-    request: pytest.FixtureRequest, byte_level: JsonTokenizer, byte_fallback: JsonTokenizer
-) -> JsonTokenizer:
+def tokenizer(request: pytest.FixtureRequest, byte_level: JsonTokenizer, byte_fallback: JsonTokenizer) -> JsonTokenizer:
     if request.param not in REAL:
         return byte_level if request.param == "byte-level" else byte_fallback
     folder = REAL[request.param]

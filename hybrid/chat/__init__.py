@@ -1,0 +1,1 @@
+"""Chat: a conversation on one kept cache, and the terminal around it."""

@@ -1,0 +1,84 @@
+"""Start CUDA in a process of its own: libraries that do not match may crash it, or never come back."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hybrid.doctor.cuda_libraries import LoadedLibrary, loaded_libraries
+
+_TIMEOUT_S = 30.0  # the first import of CuPy from a cold disk takes many seconds
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What became of it. `error` says why CUDA does not run; `unsupported` which weight formats it cannot multiply."""
+
+    error: str = ""
+    name: str = ""
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    libraries: tuple[LoadedLibrary, ...] = ()
+
+
+class CudaProbe:
+    """A probe under way. It runs beside the other examinations, since importing CuPy takes longer than all of them."""
+
+    def __init__(self) -> None:
+        code = f"import sys; sys.path[:] = {sys.path!r}; from hybrid.doctor.cuda_probe import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def result(self, timeout_s: float = _TIMEOUT_S) -> ProbeResult:
+        """Wait for the answer; a process that dies or hangs is an answer too."""
+        try:
+            output, _ = self._process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return ProbeResult(error=f"CUDA did not start within {timeout_s:.0f} s")
+        finally:
+            self.close()
+        code = self._process.returncode
+        if code < 0:
+            return ProbeResult(error=f"the process that starts CUDA was killed by {signal.Signals(-code).name}")
+        try:
+            return _read(json.loads(output))
+        except (ValueError, LookupError, TypeError):
+            return ProbeResult(error=f"the process that starts CUDA failed with code {code}")
+
+    def close(self) -> None:
+        """End the process if it still runs."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def main() -> None:
+    """The probing process: one JSON object for the process that asked."""
+    json.dump(probe(), sys.stdout)
+
+
+def probe() -> dict[str, Any]:
+    """Start CUDA here, multiply something, and see which libraries that took."""
+    from offload.devices.cuda import CudaDevice
+    from offload.errors import DeviceUnavailableError
+    from offload.specs import WeightFormat
+
+    answer: dict[str, Any] = {"error": "", "name": "", "unsupported": {}}
+    try:
+        device = CudaDevice()
+        answer["name"] = device.name
+        formats = [name for name in WeightFormat if name.is_float]
+        answer["unsupported"] = {str(name): reason for name in formats if (reason := device.supports(name))}
+    except DeviceUnavailableError as error:
+        answer["error"] = str(error)
+    libraries = loaded_libraries(Path("/proc/self/maps").read_text(errors="replace"))
+    answer["libraries"] = [[library.name, library.version, library.path] for library in libraries]
+    return answer
+
+
+def _read(answer: dict[str, Any]) -> ProbeResult:
+    libraries = tuple(LoadedLibrary(*map(str, fields)) for fields in answer["libraries"])
+    return ProbeResult(str(answer["error"]), str(answer["name"]), dict(answer["unsupported"]), libraries)

