@@ -6,27 +6,19 @@ Whatever is slow to import is imported inside the commands.
 
 import io
 import json
-import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.console import check_writable, discard, emit, read_stdin, say, width
 from hybrid.errors import OffloadError, UsageError
 
-if TYPE_CHECKING:
-    from hybrid.text.generate import Generation
-    from hybrid.text.tokenizer import TextStream
-    from offload.telemetry import Timeline
-
-_TRACED_TOKENS = 8
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 # The base of what typer raises for a wrong command line. Where it is defined differs from version to version.
@@ -49,61 +41,83 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 
 def run(
     prompt: options.Prompt,
-    model: options.Model = DEMO_MODEL,
+    model: options.Model = str(DEMO_MODEL),
+    variant: options.Variant = None,
     cuda: options.Cuda = None,
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
     max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
     seed: options.Seed = None,
+    stop: options.Stop = None,
+    n: options.Count = 1,
+    beams: options.Beams = 1,
+    length_penalty: options.LengthPenalty = 1.0,
+    raw: options.Raw = False,
+    chat_template: options.TemplateName = None,
     stats: options.Stats = None,
     timeline: options.TimelineFile = None,
     verbose: options.ShowPlacement = False,
     version: Version = False,
 ) -> int:
     """`hybrid run`; gives the exit code."""
-    settings = RunSettings(
-        model=model, cuda=cuda, device=device, machine=machine, context_tokens=context, threads=threads
-    )
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
     if timeline is not None:
-        _check_writable(timeline)
-    text = _read_stdin() if prompt == "-" else prompt
+        check_writable("--timeline", timeline)
+    text = read_stdin() if prompt == "-" else prompt
+    flags = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": _logit_bias(logit_bias),
+        "seed": seed,
+    }
 
     from hybrid import report
-    from hybrid.runtime.loading import open_engine
+    from hybrid.completion import Request, complete, write_timeline
+    from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
-    from hybrid.text.text_model import TextModel
-    from hybrid.text.tokenizer import load_tokenizer
+    from hybrid.text.text_model import open_text_model
     from offload.telemetry import Timeline
 
-    sampling = SamplingSettings(temperature, top_k, top_p, seed)
-    tokenizer = load_tokenizer(model)
+    merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
     recorder = Timeline() if timeline is not None else None
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
-        engine = open_engine(settings, on_stage, on_bytes, recorder)
-    with TextModel(engine, tokenizer) as text_model:
-        generation, stream = text_model.begin(text, sampling, max_tokens)
-        _say(report.opening_line(engine, cuda))
+        text_model = open_text_model(settings, chat_template, False, on_stage, on_bytes, recorder)
+    with text_model:
+        sampling = merge_sampling(text_model.defaults.sampling, **flags)
+        if beams > 1 and temperature is None:
+            sampling = replace(sampling, temperature=0.0)
+        request = Request(text, sampling, max_tokens, raw, tuple(stop or ()), n, beams, length_penalty)
+        for note in text_model.tokenizer.notes:
+            say(f"note: {note}")
+        say(report.opening_line(text_model.engine, cuda))
         if verbose:
-            _say(report.plan_text(engine.plan, cuda, _width(sys.stderr)))
-        with _interrupt_stops(generation):
-            _write_text(_traced(generation, recorder), stream)
-        memory = engine.memory()
+            say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
+        finished = complete(text_model, request, recorder, stats is options.StatsFormat.JSON)
         if recorder is not None and timeline is not None:
-            _write_timeline(recorder, timeline)  # before the device closes: its part is read now
-    if stats is options.StatsFormat.JSON:
-        _say(json.dumps(report.stats_json(generation, engine.plan, memory)))
-    else:
-        _say(report.closing_line(generation.stats, memory))
-    return INTERRUPTED if generation.stats.stop_reason == "interrupted" else 0
+            write_timeline(recorder, timeline)  # before the device closes: its part is read now
+    return 0 if finished else INTERRUPTED
 
 
 def plan(
-    model: options.Model = DEMO_MODEL,
+    model: options.Model = str(DEMO_MODEL),
+    variant: options.Variant = None,
     cuda: options.Cuda = None,
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
@@ -112,17 +126,30 @@ def plan(
     verbose: options.ShowLinears = False,
 ) -> int:
     """`hybrid plan`; gives the exit code."""
-    settings = RunSettings(model=model, cuda=cuda, device=device, machine=machine, context_tokens=context)
-
     from hybrid import report
+    from hybrid.model.hub import resolve_model
     from hybrid.runtime.planning import make_plan
 
-    made = make_plan(settings)
+    with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
+        path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
+    made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
     if as_json:
-        _emit(json.dumps(made.to_json(), indent=2) + "\n")
+        emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
-        _emit(report.plan_text(made, cuda, _width(sys.stdout), each_linear=verbose))
+        emit(report.plan_text(made, cuda, width(sys.stdout), each_linear=verbose))
     return 0
+
+
+def _logit_bias(pairs: list[str] | None) -> dict[int, float] | None:
+    """The token ids and numbers of "ID=BIAS" texts."""
+    biases = {}
+    for pair in pairs or ():
+        token_id, _, bias = pair.partition("=")
+        try:
+            biases[int(token_id)] = float(bias)
+        except ValueError:
+            raise UsageError(f"--logit-bias {pair}: must be a token id, =, and a number, as in 42=-1.5") from None
+    return biases or None
 
 
 def _no_command(context: typer.Context, version: Version = False) -> None:
@@ -177,102 +204,11 @@ def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the text has seen enough
-        _discard(sys.stdout)
-        _discard(sys.stderr)
+        discard(sys.stdout)
+        discard(sys.stderr)
         return PIPE_CLOSED
 
 
 def _fail(message: str) -> int:
-    _say(f"{options.PROGRAM}: error: {' '.join(message.split())}")
+    say(f"{options.PROGRAM}: error: {' '.join(message.split())}")
     return FAILED
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _emit(text: str) -> None:
-    """Write to standard output at once."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard(sys.stdout)
-        raise UsageError(f"standard output cannot be written: {error.strerror}") from None
-
-
-def _discard(stream: TextIO) -> None:
-    """Send a stream nowhere: what it still buffers would fail again when Python closes it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _width(file: TextIO) -> int:
-    """Columns to write tables in: the terminal's, or enough for them when it goes to a file."""
-    return shutil.get_terminal_size().columns if file.isatty() else 120
-
-
-def _read_stdin() -> str:
-    """All of standard input, without the newline that ends it."""
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse a file that could not be written at the end, before the work rather than after it."""
-    new = not os.path.lexists(path)
-    try:
-        path.open("ab").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise _not_writable(path, error) from None
-
-
-def _write_timeline(timeline: "Timeline", path: Path) -> None:
-    try:
-        timeline.write(path)
-    except OSError as error:
-        raise _not_writable(path, error) from None
-
-
-def _not_writable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"--timeline {path} cannot be written: {error.strerror}")
-
-
-def _traced(ids: Iterable[int], timeline: "Timeline | None") -> Iterator[int]:
-    """Token ids as they come; the timeline sees the first few steps, which are like all others."""
-    for number, token_id in enumerate(ids):
-        if timeline is not None and number == _TRACED_TOKENS:
-            timeline.stop()
-        yield token_id
-
-
-def _write_text(ids: Iterable[int], stream: "TextStream") -> None:
-    """Write the text of token ids as they come, and end it with a newline."""
-    last = ""
-    try:
-        for token_id in ids:
-            if text := stream.feed(token_id):
-                _emit(text)
-                last = text
-    finally:  # an error message does not start in the middle of a line
-        end = stream.flush()
-        _emit(end + "\n" if (last + end) and not (last + end).endswith("\n") else end)
-
-
-@contextmanager
-def _interrupt_stops(generation: "Generation") -> Iterator[None]:
-    """The first Ctrl-C ends the text after the step that runs; a second one ends the program."""
-
-    def stop(signal_number: int, frame: object) -> None:
-        generation.stop()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

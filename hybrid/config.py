@@ -10,12 +10,15 @@ DEMO_MODEL = Path(__file__).parent / "demo"
 class RunSettings:
     """What to run, where, and with how much.
 
+    `model` is a folder, an .onnx file, or the name of a model on the Hugging Face hub; `variant` picks one of
+    several ONNX precisions there.
     `cuda` is the text of `--cuda` (see `offload.budget.parse_budget`), None for "decide for me".
     `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
     of those that come with the package; None picks one that suits the device.
     """
 
-    model: Path = DEMO_MODEL
+    model: str | Path = DEMO_MODEL
+    variant: str | None = None
     cuda: str | None = None
     device: str = "auto"
     machine: str | None = None

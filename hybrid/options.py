@@ -17,6 +17,8 @@ Examples:
   hybrid-run "Once upon a time"
   hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
   hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
+  hybrid-run --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --cuda 80% "Why is the sky blue?"
+  hybrid-run --temperature 1 --n 3 --stop "." "Once upon a time"
   hybrid-run --cuda 0 --stats json "Hello" 2> stats.txt
 """
 
@@ -40,7 +42,18 @@ class StatsFormat(StrEnum):
     JSON = "json"
 
 
-Model = Annotated[Path, typer.Option(metavar="DIR", help="Model folder.", show_default="the bundled demo model")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|NAME",
+        help="Model folder, .onnx file, or a name on the Hugging Face hub (org/name, org/name@revision).",
+        show_default="the bundled demo model",
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which of several ONNX precisions: fp16, q4, ...", show_default="the only one"),
+]
 Cuda = Annotated[str | None, typer.Option(metavar="N", help=CUDA_HELP, show_default="auto")]
 DeviceName = Annotated[str, typer.Option(metavar="NAME", help="auto, cuda, cuda:N, cpu or simulated.")]
 Machine = Annotated[
@@ -65,13 +78,66 @@ Threads = Annotated[
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")]
 MaxTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to generate.")]
+_MODELS_OWN = "as the model recommends"
 Temperature = Annotated[
-    float,
-    typer.Option(metavar="T", help="0 always takes the likeliest token: the same text each time. Try 0.8."),
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="0 always takes the likeliest token: the same text each time. Try 0.8.",
+        show_default="as the model recommends, else 0",
+    ),
 ]
-TopK = Annotated[int, typer.Option(metavar="K", help="Draw from the K likeliest tokens; 0: from all.")]
-TopP = Annotated[float, typer.Option(metavar="P", help="Draw from the likeliest tokens that make up this probability.")]
+TopK = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Draw from the K likeliest tokens; 0: from all.", show_default=_MODELS_OWN),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="Draw from the likeliest tokens that make up this probability.", show_default=_MODELS_OWN
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="Leave out tokens below this share of the likeliest one's.", show_default=_MODELS_OWN
+    ),
+]
+TypicalP = Annotated[
+    float | None,
+    typer.Option(metavar="P", help="Draw from the most typical tokens that make this up.", show_default=_MODELS_OWN),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(metavar="R", help="Above 1: make tokens of prompt and text less likely.", show_default=_MODELS_OWN),
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option(metavar="R", help="Subtracted once from logits of tokens in the text.", show_default="0")
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(metavar="R", help="Subtracted for each time a token is in the text.", show_default="0"),
+]
+LogitBias = Annotated[
+    list[str] | None, typer.Option(metavar="ID=BIAS", help="Added to the logit of a token id; may be repeated.")
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Repeats what was drawn.", show_default="a new one")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")]
+Count = Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many completions.")]
+Beams = Annotated[int, typer.Option(metavar="N", min=1, help="Search with N beams for the likeliest text.")]
+LengthPenalty = Annotated[
+    float, typer.Option(metavar="R", help="For --beams: above 0 favours long texts, below 0 short ones.")
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Take the prompt as it is, without the model's chat template.")]
+TemplateName = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="NAME|FILE.jinja",
+        help="chatml, llama-2, llama-3, mistral, zephyr, one of the model's, or a file.",
+        show_default="the model's own, if any",
+    ),
+]
 Stats = Annotated[
     StatsFormat | None,
     typer.Option(metavar="json", help="End with a line of JSON on standard error, not the summary."),

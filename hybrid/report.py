@@ -25,6 +25,7 @@ STOPPED = {
     "end": "end of text",
     "max_tokens": "stopped at --max-tokens",
     "context": "stopped, context full",
+    "stop_word": "stopped at --stop",
     "interrupted": "interrupted",
 }
 

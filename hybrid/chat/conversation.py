@@ -26,8 +26,7 @@ class Completion:
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The messages as one text; a new line follows each but the user's, which is to be continued."""
-        text = "".join(message.content + ("" if message.role == "user" else "\n") for message in messages)
-        return text
+        return "".join(message.content + ("" if message.role == "user" else "\n") for message in messages)
 
 
 class Conversation:

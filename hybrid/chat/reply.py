@@ -117,7 +117,8 @@ class Reply(Iterator[str]):
         whole = ""  # with what a stop word cut off: the ids stand for that too
         try:
             logits: Logits | None = None
-            for logits in self._prefill():  # noqa: B007
+            for after_chunk in self._prefill():
+                logits = after_chunk
                 yield ""
             if logits is None or self._stop_asked:
                 return

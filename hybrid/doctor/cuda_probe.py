@@ -11,6 +11,7 @@ from typing import Any
 
 from hybrid.doctor.cuda_libraries import LoadedLibrary, loaded_libraries
 
+_CODE = "import sys; sys.path[:] = {path!r}; from hybrid.doctor.cuda_probe import main; main()"
 _TIMEOUT_S = 30.0  # the first import of CuPy from a cold disk takes many seconds
 
 
@@ -28,7 +29,7 @@ class CudaProbe:
     """A probe under way. It runs beside the other examinations, since importing CuPy takes longer than all of them."""
 
     def __init__(self) -> None:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from hybrid.doctor.cuda_probe import main; main()"
+        code = _CODE.format(path=sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

@@ -4,7 +4,7 @@ import textwrap
 
 from hybrid.doctor.findings import Finding, Level, Report
 
-_MARKS = {Level.OK: "  ", Level.NOTE: "- ", Level.PROBLEM: "! "}
+_MARKS = {Level.OK: "", Level.NOTE: "note: ", Level.PROBLEM: "PROBLEM: "}
 _INDENT = "    "
 _NARROWEST = 40
 

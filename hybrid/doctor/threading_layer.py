@@ -18,7 +18,7 @@ def import_error(module: str) -> str:
     """Why a module cannot be imported; empty when it can."""
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a library that is half installed may raise anything
         return str(error) or type(error).__name__
     return ""
 

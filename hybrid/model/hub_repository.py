@@ -7,9 +7,11 @@ It forgets the beginning of a file when its process ends; weights are fetched in
 
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,10 +71,12 @@ class Snapshot:
         reference = self.cache / "refs" / self.revision
         if self.offline or self.revision == self.commit or (only_if_new and reference.exists()):
             return
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        new = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
-        new.write_text(self.commit)
-        new.replace(reference)
+        with suppress(OSError):  # a cache that is read-only serves this run as well
+            if not reference.is_file() or reference.read_text() != self.commit:
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                new = reference.with_name(f"{reference.name}.{secrets.token_hex(4)}.tmp")
+                new.write_text(self.commit)
+                new.replace(reference)
 
 
 def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapshot:

@@ -1,6 +1,7 @@
 """Plan a run: model folder + machine + budget -> `Plan`. Opens headers only and touches no device."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hybrid.config import RunSettings
 from hybrid.graph.find import Linear, find_linears
@@ -26,7 +27,7 @@ class OpenedModel:
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
     """Open the model of `settings` and find its Linears."""
-    decoder, context_tokens = open_model(settings.model, settings.context_tokens)
+    decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
     return OpenedModel(decoder, find_linears(decoder.graph), context_tokens)
 
 

@@ -99,11 +99,14 @@ class ChatTemplate:
             return False
 
 
-def load_chat_template(model: Path, tokenizer: Tokenizer, name: str | None = None) -> ChatTemplate | None:
+def load_chat_template(
+    model: Path, tokenizer: Tokenizer, name: str | None = None, may_guess: bool = True
+) -> ChatTemplate | None:
     """The chat template of a model folder; None when it has none and none can be guessed.
 
     `name` is one of those that the folder has, a built-in one, or a .jinja file. Without a name: the folder's
-    `chat_template.jinja`, else the one in `tokenizer_config.json`, else a built-in one that fits the model.
+    `chat_template.jinja`, else the one in `tokenizer_config.json`, else a built-in one that fits the model. Without
+    `may_guess` the last is left out: a base model looks like the chat model made from it.
     """
     home = home_of(model)
     tokens = tokenizer.special.in_templates()
@@ -115,7 +118,7 @@ def load_chat_template(model: Path, tokenizer: Tokenizer, name: str | None = Non
         source, origin = found[wanted]
         return ChatTemplate(source, tokens, origin)
     if name is None:
-        name = _guess(home, tokenizer)
+        name = _guess(home, tokenizer) if may_guess else None
         return ChatTemplate(BUILT_IN[name], tokens, f"the {name} template") if name else None
     if name not in BUILT_IN:
         known = ", ".join(sorted({*map(str, found), *BUILT_IN}))

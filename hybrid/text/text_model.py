@@ -1,74 +1,92 @@
 """An engine with its tokenizer: text in, text out. What notebooks use, and what the command line is built on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.errors import TokenizerError
+from hybrid.model.hub import resolve_model
+from hybrid.model.source import find_model
 from hybrid.runtime.engine import Engine
-from hybrid.text.generate import Generation, GenerationStats, generate
+from hybrid.text.chat_template import ChatTemplate, Message, load_chat_template
+from hybrid.text.generate import Generation, GenerationStats, generate, text_of
+from hybrid.text.generation_defaults import GenerationDefaults, merge_sampling, read_generation_defaults
 from hybrid.text.sampling import SamplingSettings
+from hybrid.text.stop_words import StopWords
 from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from offload.telemetry import Timeline
 
 
 class TextModel:
-    """A loaded model that completes text. Close it, or use it as a context manager, to give VRAM back."""
+    """A loaded model that completes text. Close it, or use it as a context manager, to give VRAM back.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    `template` is the model's own chat template, if it has one; `defaults` what its makers recommend.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        defaults: GenerationDefaults | None = None,
+        template: ChatTemplate | None = None,
+    ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self.defaults = defaults or GenerationDefaults()
+        self.template = template
         self.last_stats: GenerationStats | None = None
 
-    def begin(self, prompt: str, sampling: SamplingSettings, max_tokens: int) -> tuple[Generation, TextStream]:
-        """Start a completion: its token ids, and what turns them into text. The cache begins anew.
+    def prompt_ids(self, prompt: str, raw: bool = False) -> list[int]:
+        """The ids of a prompt: as a user's message in the chat template, or as it is when `raw` or without one.
 
         Raises TokenizerError when the tokenizer is another model's.
         """
-        prompt_ids = self.tokenizer.encode(prompt)
-        self._check_vocabulary(prompt_ids)
+        if self.template is None or raw:
+            ids = self.tokenizer.encode(prompt)
+        else:
+            rendered = self.template.render([Message("user", prompt)])
+            ids = self.tokenizer.encode(rendered, add_bos=False, parse_special=True)
+        self._check_vocabulary(ids)
+        return ids
+
+    def begin(
+        self, prompt_ids: Sequence[int], sampling: SamplingSettings, max_tokens: int
+    ) -> tuple[Generation, TextStream]:
+        """Start a completion: its token ids, and what turns them into text. The cache begins anew."""
         self.engine.trim(0)
         generation = generate(self.engine, prompt_ids, sampling, max_tokens, self.stop_ids)
         return generation, TextStream(self.tokenizer, after=prompt_ids)
 
     def stream(
-        self,
-        prompt: str,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        self, prompt: str, max_tokens: int = 256, raw: bool = False, stop: Sequence[str] = (), **sampling: Any
     ) -> Iterator[str]:
-        """Complete `prompt`, piece by piece. Temperature 0 is greedy; `last_stats` tells afterwards what it took."""
-        sampling = SamplingSettings(temperature, top_k, top_p, seed)
-        generation, text = self.begin(prompt, sampling, max_tokens)
+        """Complete `prompt`, piece by piece, up to the first of the `stop` texts.
+
+        `sampling` takes the fields of `SamplingSettings` (temperature, top_k, top_p, seed, ...); what is not given is
+        as the model's makers recommend, greedy where they don't. `last_stats` tells afterwards what it took.
+        """
+        settings = merge_sampling(self.defaults.sampling, **sampling)
+        generation, text = self.begin(self.prompt_ids(prompt, raw), settings, max_tokens)
         try:
-            for token_id in generation:
-                if piece := text.feed(token_id):
-                    yield piece
-            if rest := text.flush():
-                yield rest
+            yield from text_of(generation, text, StopWords(stop))
         finally:
             self.last_stats = generation.stats
 
     def generate(
-        self,
-        prompt: str,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        self, prompt: str, max_tokens: int = 256, raw: bool = False, stop: Sequence[str] = (), **sampling: Any
     ) -> str:
-        """Complete `prompt`; gives the whole completion, without the prompt."""
-        return "".join(self.stream(prompt, max_tokens, temperature, top_k, top_p, seed))
+        """Complete `prompt`; gives the whole completion, without the prompt. See `stream`."""
+        return "".join(self.stream(prompt, max_tokens, raw, stop, **sampling))
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The ids that end a text: the model's, or its tokenizer's when the model does not say."""
-        if self.engine.decoder.eos_token_ids or self.tokenizer.eos_id is None:
-            return self.engine.decoder.eos_token_ids
-        return (self.tokenizer.eos_id,)
+        tokenizer_end = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+        ends = self.defaults.end_ids or self.engine.decoder.eos_token_ids or tokenizer_end
+        turn_ends = () if self.template is None else self.template.end_ids(self.tokenizer)
+        return tuple(dict.fromkeys((*ends, *turn_ends)))
 
     def close(self) -> None:
         """Give back what the device holds."""
@@ -90,6 +108,30 @@ class TextModel:
             )
 
 
+def open_text_model(
+    settings: RunSettings,
+    template_name: str | None = None,
+    may_guess_template: bool = False,
+    on_stage: Callable[[str, int], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    timeline: Timeline | None = None,
+) -> TextModel:
+    """Find, download if need be, and load the model of `settings`; see `load_chat_template` for the template.
+
+    The callbacks are those of `hybrid.runtime.loading.Progress`. Raises OffloadError.
+    """
+    from hybrid.runtime.loading import Progress, open_engine
+
+    progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
+    path = resolve_model(settings.model, settings.variant, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
+    find_model(path)  # what is wrong with the folder comes before what is wrong with its tokenizer
+    tokenizer = load_tokenizer(path)
+    defaults = read_generation_defaults(path)
+    template = load_chat_template(path, tokenizer, template_name, may_guess_template)
+    engine = open_engine(replace(settings, model=path), progress.on_stage, progress.on_bytes, timeline)
+    return TextModel(engine, tokenizer, defaults, template)
+
+
 def load(
     model: str | Path = DEMO_MODEL,
     cuda: str | float | None = None,
@@ -97,8 +139,9 @@ def load(
     machine: str | None = None,
     context_tokens: int | None = None,
     threads: int | None = None,
+    variant: str | None = None,
 ) -> TextModel:
-    """Load a model folder for use from Python.
+    """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
         from hybrid import load
 
@@ -108,9 +151,5 @@ def load(
     `cuda` is the VRAM budget: GiB, or text such as "800MiB", "80%" or "auto"; 0 keeps everything on the CPU, None
     lets the machine decide. Raises OffloadError for anything that can be put right.
     """
-    from hybrid.runtime.loading import open_engine
-
     budget = None if cuda is None else str(cuda)
-    settings = RunSettings(Path(model), budget, device, machine, context_tokens, threads)
-    tokenizer = load_tokenizer(settings.model)
-    return TextModel(open_engine(settings), tokenizer)
+    return open_text_model(RunSettings(model, variant, budget, device, machine, context_tokens, threads))

@@ -60,9 +60,7 @@ def gpu(ordinal: int) -> GpuMemory:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return GpuMemory(str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
     except pynvml.NVMLError as error:
-        raise DeviceUnavailableError(
-            f"the NVIDIA driver does not tell about GPU {ordinal} ({error})"
-        ) from None
+        raise DeviceUnavailableError(f"the NVIDIA driver does not tell about GPU {ordinal} ({error})") from None
     finally:
         pynvml.nvmlShutdown()
 

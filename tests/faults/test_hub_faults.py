@@ -16,6 +16,9 @@ from hybrid.model.hub_errors import BACKOFF_S
 from hybrid.model.open import open_model
 from tests.hub_stub import StubHub, connect, tiny_files
 
+# huggingface_hub before 1.0 leaves a thread's connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
 NAME = "org/tiny"
 WEIGHTS = "model.safetensors"
 

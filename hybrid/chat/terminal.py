@@ -1,0 +1,158 @@
+"""The chat on standard input and output: a terminal on both sides, or lines in and text out."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from hybrid.chat.commands import is_command, left_out_line, run_command, status_line
+from hybrid.chat.conversation import Conversation
+from hybrid.errors import OffloadError
+from hybrid.text.generate import StopReason
+
+if TYPE_CHECKING:
+    from hybrid.chat.reply import Reply
+
+HISTORY = Path.home() / ".local" / "state" / "hybrid-run" / "history"
+DONE, FAILED, INTERRUPTED = 0, 2, 128 + signal.SIGINT
+
+Notice = Callable[[str], None]
+
+
+def chat(conversation: Conversation, model: str = "", history: Path | None = HISTORY) -> int:
+    """Talk until the user leaves; gives the exit code. `model` is its name, for saved conversations.
+
+    Lines of standard input are turns when either side is no terminal: replies go to standard output, all else to
+    standard error, and the exit code tells whether each line could be answered.
+    """
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return _talk(conversation, model, history)
+    return _answer_lines(conversation, model)
+
+
+def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
+    from rich.console import Console
+
+    from hybrid.chat.terminal_input import CtrlC, Prompter
+    from hybrid.chat.terminal_reply import quiet_keyboard, show_reply
+
+    console = Console(highlight=False, markup=False, emoji=False)
+
+    def notice(text: str) -> None:
+        console.print(text, style="dim")
+
+    def answer(reply: "Reply") -> None:
+        with quiet_keyboard(sys.stdin), _ctrl_c_ends(reply):
+            show_reply(console, reply)
+        console.print(status_line(reply.stats), style="dim")
+        if not reply.said_something:
+            notice("stopped before the first word; the message is taken back")
+
+    prompter = Prompter(history)
+    notice("/help shows the commands, Ctrl-D leaves")
+    while True:
+        console.print()
+        try:
+            line = prompter.read()
+        except CtrlC:
+            notice("Ctrl-D or /exit leaves")
+            continue
+        except EOFError:
+            return DONE
+        try:
+            if not _turn(conversation, line, model, notice, answer):
+                return DONE
+        except OffloadError as error:
+            console.print(f"error: {error}", style="red")
+
+
+def _answer_lines(conversation: Conversation, model: str) -> int:
+    failed = interrupted = False
+
+    def notice(text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def answer(reply: "Reply") -> None:
+        nonlocal interrupted
+        with _ctrl_c_ends(reply):
+            _write(reply, sys.stdout)
+        notice(status_line(reply.stats))
+        interrupted = reply.stats.stop_reason is StopReason.INTERRUPTED
+
+    for line in _lines(sys.stdin):
+        try:
+            if not _turn(conversation, line, model, notice, answer):
+                break
+        except OffloadError as error:
+            notice(f"error: {error}")
+            failed = True
+        if interrupted:
+            return INTERRUPTED
+    return FAILED if failed else DONE
+
+
+def _turn(conversation: Conversation, line: str, model: str, notice: Notice, answer: Callable[["Reply"], None]) -> bool:
+    """One line of the user; gives whether to go on."""
+    if not line.strip():
+        return True
+    if is_command(line):
+        outcome = run_command(conversation, line, model)
+        if outcome.text:
+            notice(outcome.text)
+        if outcome.leave:
+            return False
+        reply = outcome.reply
+    else:
+        reply = conversation.send(line)
+    if reply is not None:
+        if (more := reply.prompt.left_out - conversation.left_out) > 0:
+            notice(left_out_line(more))
+        answer(reply)
+    return True
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines of a file; one that ends in a backslash goes on in the next."""
+    held = ""
+    for line in file:
+        held += line.removesuffix("\n")
+        if held.endswith("\\"):
+            held = held[:-1] + "\n"
+            continue
+        yield held
+        held = ""
+    if held:
+        yield held
+
+
+def _write(reply: "Reply", file: TextIO) -> None:
+    """Write a reply as it comes, and end it with a newline."""
+    begun, last = False, ""
+    try:
+        for piece in reply:
+            text = piece if begun else piece.lstrip()  # many models begin with a space
+            if text:
+                begun, last = True, text
+                file.write(text)
+                file.flush()
+    finally:
+        file.write("" if last.endswith("\n") else "\n")
+        file.flush()
+
+
+@contextmanager
+def _ctrl_c_ends(reply: "Reply") -> Iterator[None]:
+    """The first Ctrl-C ends the reply after the step that runs; a second one before that ends the program."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        reply.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,123 @@
+"""`hybrid run`: one prompt, its completions on standard output, what they took on standard error."""
+
+import json
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybrid import report
+from hybrid.console import emit, not_writable, say
+from hybrid.errors import UsageError
+from hybrid.text.beam import beam_search
+from hybrid.text.generate import Generation, StopReason, generate_several, text_of
+from hybrid.text.sampling import SamplingSettings
+from hybrid.text.stop_words import StopWords
+from hybrid.text.text_model import TextModel
+from hybrid.text.tokenizer import TextStream
+from offload.telemetry import Timeline
+
+_TRACED_PIECES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. `beams` above 1 is a beam search, which sampling and `count` do not go with."""
+
+    prompt: str
+    sampling: SamplingSettings
+    max_tokens: int
+    raw: bool = False
+    stop: tuple[str, ...] = ()
+    count: int = 1
+    beams: int = 1
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beams > 1 and (self.count > 1 or self.sampling.temperature > 0 or self.stop):
+            raise UsageError(
+                "--beams searches for one likeliest text; it does not go with --n, --temperature or --stop"
+            )
+        if self.count > 1 and self.sampling.temperature == 0:
+            raise UsageError(f"--n {self.count}: without a --temperature above 0 all completions would be the same")
+
+
+def complete(model: TextModel, request: Request, timeline: Timeline | None, as_json: bool) -> bool:
+    """Write the completions, then what they took; False when Ctrl-C ended them."""
+    prompt_ids = model.prompt_ids(request.prompt, request.raw)
+    if request.beams > 1:
+        _search(model, request, prompt_ids)
+        return True
+    finished = True
+    generations = generate_several(
+        model.engine, prompt_ids, request.sampling, request.max_tokens, model.stop_ids, request.count
+    )
+    for number, generation in enumerate(generations):
+        if number:
+            emit("\n")
+        with _interrupt_stops(generation):
+            pieces = text_of(generation, TextStream(model.tokenizer, after=prompt_ids), StopWords(request.stop))
+            _write(_traced(pieces, timeline))
+        memory = model.engine.memory()
+        if as_json:
+            say(json.dumps(report.stats_json(generation, model.engine.plan, memory)))
+        else:
+            say(report.closing_line(generation.stats, memory))
+        if generation.stats.stop_reason is StopReason.INTERRUPTED:
+            finished = False
+            break
+    return finished
+
+
+def write_timeline(timeline: Timeline, path: Path) -> None:
+    """Write a timeline. Raises UsageError when the file cannot be written."""
+    try:
+        timeline.write(path)
+    except OSError as error:
+        raise not_writable("--timeline", path, error) from None
+
+
+def _search(model: TextModel, request: Request, prompt_ids: list[int]) -> None:
+    best = beam_search(
+        model.engine, prompt_ids, request.beams, request.max_tokens, model.stop_ids, request.length_penalty
+    )[0]
+    stream = TextStream(model.tokenizer, after=prompt_ids)
+    _write([*(stream.feed(token_id) for token_id in best.token_ids), stream.flush()])
+    say(f"best of {request.beams} beams · {len(best.token_ids)} tokens · log probability {best.log_probability:.2f}")
+
+
+def _write(pieces: Iterable[str]) -> None:
+    """Write pieces of text as they come, and end them with a newline."""
+    last = ""
+    try:
+        for piece in pieces:
+            if piece:
+                emit(piece)
+                last = piece
+    finally:  # an error message does not start in the middle of a line
+        if last and not last.endswith("\n"):
+            emit("\n")
+
+
+def _traced(pieces: Iterable[str], timeline: Timeline | None) -> Iterator[str]:
+    """Pieces as they come; the timeline sees the first few steps, which are like all others."""
+    for number, piece in enumerate(pieces):
+        if timeline is not None and number == _TRACED_PIECES:
+            timeline.stop()
+        yield piece
+
+
+@contextmanager
+def _interrupt_stops(generation: Generation) -> Iterator[None]:
+    """The first Ctrl-C ends the text after the step that runs; a second one ends the program."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        generation.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

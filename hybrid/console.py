@@ -1,0 +1,59 @@
+"""Standard output and standard error, for the commands: results on the one, everything for people on the other."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from hybrid.errors import UsageError
+
+
+def say(line: str) -> None:
+    """Write a line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """Write a result to standard output at once. Raises UsageError when it cannot be written, BrokenPipeError."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise UsageError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def discard(stream: TextIO) -> None:
+    """Send a stream nowhere: what it still buffers would fail again when Python closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def width(file: TextIO) -> int:
+    """Columns to write tables in: the terminal's, or enough for them when it goes to a file."""
+    return shutil.get_terminal_size().columns if file.isatty() else 120
+
+
+def read_stdin() -> str:
+    """All of standard input, without the newline that ends it. Raises UsageError when it is no text."""
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Refuse a file that could not be written at the end, before the work rather than after it."""
+    new = not os.path.lexists(path)
+    try:
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise not_writable(flag, path, error) from None
+
+
+def not_writable(flag: str, path: Path, error: OSError) -> UsageError:
+    """The error for a file named by `flag` that cannot be written."""
+    return UsageError(f"{flag} {path} cannot be written: {error.strerror}")
