@@ -103,7 +103,9 @@ def run(
         sampling = merge_sampling(text_model.defaults.sampling, **flags)
         if beams > 1 and temperature is None:
             sampling = replace(sampling, temperature=0.0)
-        request = Request(text, sampling, max_tokens, raw, tuple(stop or ()), n, beams, length_penalty)
+        request = Request(
+            text_model.prompt_ids(text, raw), sampling, max_tokens, tuple(stop or ()), n, beams, length_penalty
+        )
         for note in text_model.tokenizer.notes:
             say(f"note: {note}")
         say(report.opening_line(text_model.engine, cuda))

@@ -25,10 +25,9 @@ _TRACED_PIECES = 8
 class Request:
     """What to generate. `beams` above 1 is a beam search, which sampling and `count` do not go with."""
 
-    prompt: str
+    prompt_ids: list[int]
     sampling: SamplingSettings
     max_tokens: int
-    raw: bool = False
     stop: tuple[str, ...] = ()
     count: int = 1
     beams: int = 1
@@ -45,19 +44,18 @@ class Request:
 
 def complete(model: TextModel, request: Request, timeline: Timeline | None, as_json: bool) -> bool:
     """Write the completions, then what they took; False when Ctrl-C ended them."""
-    prompt_ids = model.prompt_ids(request.prompt, request.raw)
     if request.beams > 1:
-        _search(model, request, prompt_ids)
+        _search(model, request)
         return True
     finished = True
     generations = generate_several(
-        model.engine, prompt_ids, request.sampling, request.max_tokens, model.stop_ids, request.count
+        model.engine, request.prompt_ids, request.sampling, request.max_tokens, model.stop_ids, request.count
     )
     for number, generation in enumerate(generations):
         if number:
             emit("\n")
         with _interrupt_stops(generation):
-            pieces = text_of(generation, TextStream(model.tokenizer, after=prompt_ids), StopWords(request.stop))
+            pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
             _write(_traced(pieces, timeline))
         memory = model.engine.memory()
         if as_json:
@@ -78,11 +76,11 @@ def write_timeline(timeline: Timeline, path: Path) -> None:
         raise not_writable("--timeline", path, error) from None
 
 
-def _search(model: TextModel, request: Request, prompt_ids: list[int]) -> None:
+def _search(model: TextModel, request: Request) -> None:
     best = beam_search(
-        model.engine, prompt_ids, request.beams, request.max_tokens, model.stop_ids, request.length_penalty
+        model.engine, request.prompt_ids, request.beams, request.max_tokens, model.stop_ids, request.length_penalty
     )[0]
-    stream = TextStream(model.tokenizer, after=prompt_ids)
+    stream = TextStream(model.tokenizer, after=request.prompt_ids)
     _write([*(stream.feed(token_id) for token_id in best.token_ids), stream.flush()])
     say(f"best of {request.beams} beams · {len(best.token_ids)} tokens · log probability {best.log_probability:.2f}")
 

@@ -22,7 +22,7 @@ _PACKAGED = Path(__file__).parent / "configs"  # in a wheel
 _CHECKOUT = Path(__file__).parents[1] / "configs"  # in a checkout
 _NOT_SETTINGS = ("prompt", "version", "config", "print_config")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 _TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -95,8 +95,10 @@ def _preset_folder() -> Path:
 
 def _flag(name: str, hint: Any) -> str:
     """A parameter's long flag, without its hyphens: the one that is declared, else its name."""
-    declared = (text for info in getattr(hint, "__metadata__", ()) for text in getattr(info, "param_decls", None) or ())
-    long = next((text for text in declared if text.startswith("--")), name)
+    declared: list[Any] = []
+    for info in getattr(hint, "__metadata__", ()):  # typer keeps the first of Option("--json", ...) as a default
+        declared += [getattr(info, "default", None), *(getattr(info, "param_decls", None) or ())]
+    long = next((text for text in declared if isinstance(text, str) and text.startswith("--")), name)
     return long.removeprefix("--").partition("/")[0].replace("_", "-")
 
 

@@ -142,6 +142,7 @@ def train_tokenizer(folder: Path) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "config.json").write_text("{}")
     return folder
 
 

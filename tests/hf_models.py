@@ -116,9 +116,7 @@ def write_model(
         names = list(tensors)[number::shards]
         (folder / file).write_bytes(safetensors_bytes({name: tensors[name] for name in names}))
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 

@@ -16,6 +16,10 @@ ENTRANCES = {
     "cupy": {"offload/devices/cuda.py"},
     "cupy_backends": {"offload/devices/cuda.py"},
     "pynvml": {"offload/devices/nvml.py"},
+    "huggingface_hub": {"hybrid/model/hub_repository.py"},
+    "sentencepiece": {"hybrid/text/sentencepiece_tokenizer.py"},
+    "tokenizers": {"hybrid/text/json_tokenizer.py"},
+    "jinja2": {"hybrid/text/jinja_sandbox.py"},
 }
 MAY_PRINT = {"hybrid/cli.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}
 

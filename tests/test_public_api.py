@@ -13,7 +13,18 @@ def test_the_public_names() -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    heavy = "numpy", "onnx", "onnxruntime", "numba", "scipy", "cupy", "pynvml", "rich", "sentencepiece"
+    heavy = (
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "numba",
+        "scipy",
+        "cupy",
+        "pynvml",
+        "rich",
+        "sentencepiece",
+        "huggingface_hub",
+    )
     code = f"import sys, hybrid, hybrid.cli; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

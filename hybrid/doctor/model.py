@@ -47,7 +47,8 @@ def examine_model(
 
 def _identity(opened: OpenedModel) -> Finding:
     decoder = opened.decoder
-    return ok(f"{decoder.name}: {decoder.architecture}, {len(decoder.cache) // 2} layers, {decoder.vocab_size} tokens")
+    layers = len(decoder.cache) // 2
+    return ok(f"{decoder.name}: {decoder.architecture}, {layers} layers, a vocabulary of {decoder.vocab_size}")
 
 
 def _formats(specs: Sequence[LinearSpec]) -> list[Finding]:

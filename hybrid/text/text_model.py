@@ -112,23 +112,22 @@ def open_text_model(
     settings: RunSettings,
     template_name: str | None = None,
     may_guess_template: bool = False,
-    on_stage: Callable[[str, int], None] | None = None,
-    on_bytes: Callable[[int], None] | None = None,
+    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None,
+    on_bytes: Callable[[int], None] = lambda nbytes: None,
     timeline: Timeline | None = None,
 ) -> TextModel:
     """Find, download if need be, and load the model of `settings`; see `load_chat_template` for the template.
 
     The callbacks are those of `hybrid.runtime.loading.Progress`. Raises OffloadError.
     """
-    from hybrid.runtime.loading import Progress, open_engine
+    from hybrid.runtime.loading import open_engine
 
-    progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
-    path = resolve_model(settings.model, settings.variant, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
-    find_model(path)  # what is wrong with the folder comes before what is wrong with its tokenizer
-    tokenizer = load_tokenizer(path)
-    defaults = read_generation_defaults(path)
-    template = load_chat_template(path, tokenizer, template_name, may_guess_template)
-    engine = open_engine(replace(settings, model=path), progress.on_stage, progress.on_bytes, timeline)
+    path = resolve_model(settings.model, settings.variant, on_stage=on_stage, on_bytes=on_bytes)
+    folder = find_model(path).folder
+    tokenizer = load_tokenizer(folder)
+    defaults = read_generation_defaults(folder)
+    template = load_chat_template(folder, tokenizer, template_name, may_guess_template)
+    engine = open_engine(replace(settings, model=path), on_stage, on_bytes, timeline)
     return TextModel(engine, tokenizer, defaults, template)
 
 

@@ -30,9 +30,7 @@ class CUBLASError(RuntimeError):
 class EmulatedCupy:
     """One GPU of `memory_bytes`; `calls` records (name, arguments) of what matters to tests."""
 
-    def __init__(
-        self, memory_bytes: int = 1 << 30, driver: int = 12_040, runtime: int = 12_090, devices: int = 1
-    ):
+    def __init__(self, memory_bytes: int = 1 << 30, driver: int = 12_040, runtime: int = 12_090, devices: int = 1):
         self.memory_bytes = memory_bytes
         self.driver, self.built_for, self.devices = driver, runtime, devices
         self.blocks: dict[int, Any] = {}
@@ -106,9 +104,7 @@ class EmulatedCupy:
         return np.lib.stride_tricks.as_strided(data, (rows, columns), strides)
 
     def _is_device(self, address: int, nbytes: int = 1) -> bool:
-        return any(
-            start <= address and address + nbytes <= start + len(b) for start, b in self.blocks.items()
-        )
+        return any(start <= address and address + nbytes <= start + len(b) for start, b in self.blocks.items())
 
     # The modules.
 

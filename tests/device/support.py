@@ -24,9 +24,7 @@ def to_stored(values: Any, weight_format: WeightFormat) -> HostArray:
 
 def to_float64(stored: HostArray, weight_format: WeightFormat) -> Any:
     """The exact values of a float format."""
-    return (stored.view(ml_dtypes.bfloat16) if weight_format is WeightFormat.BF16 else stored).astype(
-        np.float64
-    )
+    return (stored.view(ml_dtypes.bfloat16) if weight_format is WeightFormat.BF16 else stored).astype(np.float64)
 
 
 def random_stored(rng: np.random.Generator, shape: tuple[int, int], weight_format: WeightFormat) -> HostArray:
@@ -34,9 +32,7 @@ def random_stored(rng: np.random.Generator, shape: tuple[int, int], weight_forma
     return to_stored(rng.standard_normal(shape), weight_format)
 
 
-def upload(
-    device: Any, stream: Any, allocation: Any, offset_bytes: int, stored: HostArray, form: WeightFormat
-) -> Any:
+def upload(device: Any, stream: Any, allocation: Any, offset_bytes: int, stored: HostArray, form: WeightFormat) -> Any:
     """Copy a matrix to a place on the device."""
     array = DeviceArray(allocation, offset_bytes, stored.shape, form)
     pinned = device.allocate_pinned(stored.nbytes)

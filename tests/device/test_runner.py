@@ -33,20 +33,14 @@ FP32, FP16, BF16 = WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16
 class Model:
     """Two layers of q/k/v, o and gate/up, and a head; every level also has what its Linears should give."""
 
-    def __init__(
-        self, weight_format: WeightFormat = FP16, layout: Layout = Layout.NK, mixed: bool = False
-    ) -> None:
+    def __init__(self, weight_format: WeightFormat = FP16, layout: Layout = Layout.NK, mixed: bool = False) -> None:
         self.levels: list[list[LinearSpec]] = []
         for layer in range(2):
             self.levels.append([linear(f"q{layer}", f"qkv{layer}", 48, 64, weight_format, layout)])
             other = BF16 if mixed else weight_format
             self.levels[-1].append(linear(f"k{layer}", f"qkv{layer}", 48, 32, other, layout))
-            self.levels[-1].append(
-                linear(f"v{layer}", f"qkv{layer}", 48, 32, other, Layout.KN if mixed else layout)
-            )
-            self.levels.append(
-                [linear(f"o{layer}", f"o{layer}", 64, 48, FP32 if mixed else weight_format, layout)]
-            )
+            self.levels[-1].append(linear(f"v{layer}", f"qkv{layer}", 48, 32, other, Layout.KN if mixed else layout))
+            self.levels.append([linear(f"o{layer}", f"o{layer}", 64, 48, FP32 if mixed else weight_format, layout)])
             # Two groups at one level, as in models whose attention and MLP run side by side.
             self.levels.append([linear(f"gate{layer}", f"gate{layer}", 48, 96, weight_format, layout)])
             self.levels[-1].append(linear(f"up{layer}", f"up{layer}", 48, 96, weight_format, layout))
@@ -57,9 +51,7 @@ class Model:
         self.weights: dict[str, HostArray] = {}
         for spec in self.linears:
             shape = (spec.in_features, spec.out_features)
-            self.weights[spec.name] = random_stored(
-                rng, shape[:: 1 if spec.layout is Layout.KN else -1], spec.format
-            )
+            self.weights[spec.name] = random_stored(rng, shape[:: 1 if spec.layout is Layout.KN else -1], spec.format)
         self.names = [[spec.name for spec in level] for level in self.levels]
 
     def run(self, runner: LinearRunner, level: int, tokens: int) -> None:
@@ -99,9 +91,7 @@ def placed(model: Model, where: str) -> list[LinearPlacement]:
     return [place(spec, *PLACEMENTS[where](spec)) for spec in model.linears]
 
 
-def make_runner(
-    model: Model, placements: Sequence[LinearPlacement], device: Any, **options: Any
-) -> LinearRunner:
+def make_runner(model: Model, placements: Sequence[LinearPlacement], device: Any, **options: Any) -> LinearRunner:
     plan = make_plan(placements, CHUNK, SLOTS, SLOT_BYTES)
     return LinearRunner(model.names, plan, model.weights, device, NumpyHost(), **options)
 
@@ -149,9 +139,7 @@ def test_levels_may_be_left_out(device: Any) -> None:
     runner.close()
 
 
-def test_host_columns_run_once_however_often_the_device_does(
-    device: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_host_columns_run_once_however_often_the_device_does(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 tokens of gate and up are too many for one pass: the buffers fit the widest group, not both."""
     model = Model()
     runner = make_runner(model, placed(model, "half resident"), device)
@@ -180,18 +168,14 @@ def test_an_error_on_the_host_leaves_the_runner_usable(device: Any) -> None:
 
 
 @pytest.mark.parametrize("where", PLACEMENTS)
-def test_allocates_what_the_plan_can_compute(
-    device: Any, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_allocates_what_the_plan_can_compute(device: Any, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
     placements = placed(model, where)
     before = device.memory().free_bytes
     asked: dict[str, list[int]] = {"allocate": [], "allocate_pinned": []}
     for name, sizes in asked.items():
         allocate = getattr(device, name)
-        monkeypatch.setattr(
-            device, name, lambda n, sizes=sizes, allocate=allocate: sizes.append(n) or allocate(n)
-        )
+        monkeypatch.setattr(device, name, lambda n, sizes=sizes, allocate=allocate: sizes.append(n) or allocate(n))
     runner = make_runner(model, placements, device)
 
     streams = any(len(placement.streamed) for placement in placements)

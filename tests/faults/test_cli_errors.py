@@ -138,12 +138,12 @@ def test_an_error_in_the_middle_of_a_text_starts_on_its_own_line(
     assert engine.closed
 
 
-def test_no_tokenizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     use(FakeEngine([]), monkeypatch)
+    assert "no model here" in error_of(capsys, ["run", "--model", str(tmp_path), "a"])
+    (tmp_path / "config.json").write_text("{}")
     assert "no tokenizer.model" in error_of(capsys, ["run", "--model", str(tmp_path), "a"])
-    assert "no such model folder" in error_of(capsys, ["run", "--model", str(tmp_path / "absent"), "a"])
+    assert "no such folder" in error_of(capsys, ["run", "--model", str(tmp_path / "absent"), "a"])
 
 
 def test_the_tokenizer_of_another_model(

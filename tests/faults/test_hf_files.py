@@ -299,9 +299,7 @@ WHOLE_KEYS = (
 def test_sizes_that_cannot_be(key: str, value: Any) -> None:
     config = tiny_config("mistral", **{key: value})
     mention = "is missing" if value is ... else repr(value)
-    one_line(
-        ModelConfigError, lambda: parse_config(config, "some/config.json"), "some/config.json", key, mention
-    )
+    one_line(ModelConfigError, lambda: parse_config(config, "some/config.json"), "some/config.json", key, mention)
 
 
 LLAMA3 = {
@@ -364,10 +362,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"hidden_act": None}, "hidden_act is None"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-    *(
-        ({"rope_scaling": {"rope_type": name, "factor": 2.0}}, f"'{name}'")
-        for name in ("yarn", "dynamic", "longrope")
-    ),
+    *(({"rope_scaling": {"rope_type": name, "factor": 2.0}}, f"'{name}'") for name in ("yarn", "dynamic", "longrope")),
     ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
     *(
         ({"quantization_config": {"quant_method": name, "bits": 4}}, f"'{name}'")
@@ -379,9 +374,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "mention"), UNSUPPORTED)
 def test_what_is_not_supported(changes: dict[str, Any], mention: str) -> None:
     config = tiny_config() | changes
-    message = one_line(
-        UnsupportedModelError, lambda: parse_config(config, "config.json"), "config.json", mention
-    )
+    message = one_line(UnsupportedModelError, lambda: parse_config(config, "config.json"), "config.json", mention)
     assert "model_type" not in changes or "llama, mistral, qwen2, qwen3" in message
 
 
@@ -395,9 +388,7 @@ json_values = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(
     family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
-    key=st.sampled_from(
-        [*tiny_config(), "head_dim", "rope_scaling", "rope_parameters", "sliding_window", "dtype"]
-    ),
+    key=st.sampled_from([*tiny_config(), "head_dim", "rope_scaling", "rope_parameters", "sliding_window", "dtype"]),
     value=json_values,
 )
 def test_no_value_does_anything_but_parse_or_be_refused(family: str, key: str, value: Any) -> None:
@@ -409,9 +400,7 @@ def test_no_value_does_anything_but_parse_or_be_refused(family: str, key: str, v
     assert refusal.isprintable()
 
 
-def broken(
-    folder: Path, change: Callable[[dict[str, Any]], None], dtype: str = "F32"
-) -> Callable[[], object]:
+def broken(folder: Path, change: Callable[[dict[str, Any]], None], dtype: str = "F32") -> Callable[[], object]:
     """Opens a model whose tensors were changed; they are (type, array) pairs."""
     weights = random_weights(tiny_config())
     tensors: dict[str, Any] = {name: (dtype, weight) for name, weight in weights.items()}

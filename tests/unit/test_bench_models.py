@@ -70,9 +70,7 @@ def test_shapes_match_config(tmp_path: Path) -> None:
     assert config["tie_word_embeddings"] is False
 
 
-@pytest.mark.parametrize(
-    ("name", "values"), [("tinyllama-1.1b", 1_100_048_384), ("mistral-7b", 7_241_732_096)]
-)
+@pytest.mark.parametrize(("name", "values"), [("tinyllama-1.1b", 1_100_048_384), ("mistral-7b", 7_241_732_096)])
 def test_full_size_shapes_have_the_published_parameter_counts(name: str, values: int) -> None:
     assert sum(math.prod(shape) for shape in SHAPES[name].tensors().values()) == values
 

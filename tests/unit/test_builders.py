@@ -118,9 +118,7 @@ def test_rope_by_hand() -> None:
     assert np.allclose(frequencies(4, 100.0, RopeScaling()), [1.0, 0.1])
     assert np.allclose(frequencies(4, 100.0, RopeScaling("linear", 4.0)), [0.25, 0.025])
     # 63 positions hold 10 waves of the first pair, which is kept, and 1 of the second, which is divided.
-    assert np.allclose(
-        frequencies(4, 100.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 63)), [1.0, 0.1 / 8], rtol=0.02
-    )
+    assert np.allclose(frequencies(4, 100.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 63)), [1.0, 0.1 / 8], rtol=0.02)
     cos, sin = rope_tables(parse_config(tiny_config(), "c"), 3)
     assert (cos.shape, cos.dtype) == ((3, 4), np.float32)
     assert np.allclose(sin[2], np.sin(2 * np.array([1.0, 0.1, 0.01, 0.001])))

@@ -79,12 +79,10 @@ def test_settings_reach_the_engine(
     flags = [*where, "--context", "32", "--threads", "3"]
     assert run(capsys, "--model", str(model), *flags, "a")[0] == 0
     assert cli.main(["plan"]) == 0
-    assert seen == [RunSettings(model, "1.5", "cuda:1", "colab-t4", 32, 3), RunSettings(DEMO_MODEL)]
+    assert seen == [RunSettings(model, None, "1.5", "cuda:1", "colab-t4", 32, 3), RunSettings(DEMO_MODEL)]
 
 
-def test_max_tokens_ends_the_text(
-    engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_max_tokens_ends_the_text(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "--model", str(model), "--max-tokens", "2", "once")
     assert code == 0
     assert "decode 2 tokens" in err[-1]
@@ -100,12 +98,8 @@ def test_a_full_context_ends_the_text_and_says_so(
     assert err[-1].endswith("stopped, context full")
 
 
-def test_stats_json_is_the_last_line(
-    engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, out, err = run(
-        capsys, "--model", str(model), "--stats", "json", "--seed", "7", "--temperature", "1e-9", "a"
-    )
+def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, err = run(capsys, "--model", str(model), "--stats", "json", "--seed", "7", "--temperature", "1e-9", "a")
     assert out == f" {STORY}\n"
     assert len(err) == 2
     stats = json.loads(err[-1])
@@ -183,17 +177,13 @@ def test_plan_prints_tables(engine: FakeEngine, capsys: pytest.CaptureFixture[st
     ]
 
 
-def test_plan_verbose_gives_a_reason_for_each_linear(
-    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_verbose_gives_a_reason_for_each_linear(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "0       q_proj      fp16     6.25 KiB   60% VRAM, 10% streamed, 30% host   because" in lines
 
 
-def test_plan_json_is_the_plan_and_nothing_else(
-    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_json_is_the_plan_and_nothing_else(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads(json.dumps(small_plan().to_json()))
@@ -242,9 +232,7 @@ def test_help_and_version_go_to_stdout(arguments: Sequence[str], capsys: pytest.
     assert err == ""
 
 
-def test_hybrid_run_is_hybrid_run(
-    engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hybrid_run_is_hybrid_run(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main_run(["--model", str(model), "a"]) == 0
     assert capsys.readouterr().out == f" {STORY}\n"
     assert cli.main_run(["--help"]) == 0
@@ -321,9 +309,7 @@ def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
 def test_a_bar_is_drawn_on_a_terminal_and_gone_afterwards(model: Path) -> None:
     terminal, side = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(
-        command(model, "once"), cwd=ROOT, stdout=subprocess.PIPE, stderr=side, env=environment
-    )
+    process = subprocess.Popen(command(model, "once"), cwd=ROOT, stdout=subprocess.PIPE, stderr=side, env=environment)
     os.close(side)
     shown = read_all(terminal).decode()
     os.close(terminal)

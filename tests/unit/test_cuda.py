@@ -147,18 +147,14 @@ def test_close_frees_everything_once(emulated: EmulatedCupy) -> None:
     assert [name for name, _ in emulated.calls].count("destroy") == 1
 
 
-def test_context_is_measured_by_nvml_where_it_can(
-    emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_context_is_measured_by_nvml_where_it_can(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([1_000, 5_000, 5_000, 5_000])
     monkeypatch.setattr(nvml, "used_bytes", lambda bus: next(readings))
     assert CudaDevice().fixed_bytes == {"context": 4_000, "workspace": 0}
     assert CudaDevice().fixed_bytes == {"context": 4_000, "workspace": 0}, "it is there only once"
 
 
-def test_context_without_nvml_is_an_upper_bound(
-    emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_context_without_nvml_is_an_upper_bound(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "used_bytes", lambda bus: None)
     emulated.malloc(7_000)  # somebody's: it counts as ours
     assert CudaDevice().fixed_bytes["context"] == 7_000

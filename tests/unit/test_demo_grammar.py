@@ -108,9 +108,7 @@ def test_single_sentences(grammar: ModuleType, sentence: str, expected: bool) ->
 
 
 def test_a_hero_who_changes_name_is_seen_in_the_whole_story_only(grammar: ModuleType) -> None:
-    start = (
-        "Once upon a time, there lived a happy girl named Mia. Mia was brave, but she was afraid of the dark."
-    )
+    start = "Once upon a time, there lived a happy girl named Mia. Mia was brave, but she was afraid of the dark."
     night = "One night, {} woke up and began to cry. Her father came and sat by the bed."
     story = f'{start} {night} "I am not afraid now," said Mia. It was the best day of all.'
     assert grammar.parses_story(story.format("Mia"))

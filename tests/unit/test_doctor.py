@@ -73,10 +73,17 @@ def test_a_part_that_fails_takes_no_other_part_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_driver")
+def test_cuda_is_started_where_cupy_is_installed(tmp_path: Path) -> None:
+    report = examine(None, {"HOME": str(tmp_path)}, versions(onnxruntime_gpu="1.26.0", cupy_cuda12x="14.0.1"))
+    # It runs where there is a GPU and CuPy, and says why not anywhere else.
+    assert any(text.startswith(("CUDA runs on ", "CUDA does not run: ")) for text in texts(report, "CUDA"))
+
+
+@pytest.mark.usefixtures("no_driver")
 def test_the_demo_model_fits() -> None:
     report = examine(DEMO_MODEL, dict(os.environ))
     found = texts(report, "Model")
-    assert found[0] == "demo: llama, 6 layers, 1024 tokens"
+    assert found[0] == "demo: llama, 6 layers, a vocabulary of 1024"
     assert "fp16: 43 Linears, 4.45 MiB" in found
     assert any(text.startswith("context: made for 512 tokens; 512 unless") for text in found)
     assert any(text.startswith("with --cuda 0 it takes about ") and text.endswith("it fits") for text in found)

@@ -47,9 +47,7 @@ def make(
 ) -> HostColumns:
     random = np.random.default_rng([k, n])
     values = random.standard_normal((n, k) if layout is Layout.NK else (k, n))
-    return HostColumns(
-        stored(values, weight_format), weight_format, layout, start, n if stop is None else stop
-    )
+    return HostColumns(stored(values, weight_format), weight_format, layout, start, n if stop is None else stop)
 
 
 def activations(rows: int, k: int) -> npt.NDArray[np.float32]:
@@ -79,9 +77,7 @@ def multiply(backend: NumbaBackend, x: Array, *columns: HostColumns) -> list[Arr
 @pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize("weight_format", FORMATS)
 @pytest.mark.parametrize("rows", [1, 2, 5, 9, 64, 129])
-def test_multiplies_any_shape(
-    backend: NumbaBackend, rows: int, weight_format: WeightFormat, layout: Layout
-) -> None:
+def test_multiplies_any_shape(backend: NumbaBackend, rows: int, weight_format: WeightFormat, layout: Layout) -> None:
     for k, n, start, stop in (
         (1, 1, 0, 1),
         (64, 96, 0, 96),

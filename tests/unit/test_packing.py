@@ -54,14 +54,10 @@ def test_cuts_and_rows_are_the_right_columns(layout: Layout) -> None:
     """Every cut of two Linears' middle columns, and every range of its stored rows."""
     a, b = (linear(name, "g", 3, 6, WeightFormat.FP32, layout) for name in "ab")
     weights = {"a": np.arange(18, dtype=np.float32), "b": 100 + np.arange(18, dtype=np.float32)}
-    weights = {
-        name: weight.reshape((3, 6) if layout is Layout.KN else (6, 3)) for name, weight in weights.items()
-    }
+    weights = {name: weight.reshape((3, 6) if layout is Layout.KN else (6, 3)) for name, weight in weights.items()}
     (matrix,) = streamed_matrices([place(a, 1 / 6, 0.5), place(b, 1 / 3, 0.5)])
     axis = 1 if layout is Layout.KN else 0
-    whole = np.concatenate(
-        [np.take(weights["a"], range(1, 4), axis), np.take(weights["b"], range(2, 5), axis)], axis
-    )
+    whole = np.concatenate([np.take(weights["a"], range(1, 4), axis), np.take(weights["b"], range(2, 5), axis)], axis)
     for start in range(6):
         for stop in range(start + 1, 7):
             part = matrix.cut(ColumnRange(start, stop))

@@ -34,9 +34,7 @@ def test_tensors_lie_where_the_header_says(tmp_path: Path) -> None:
 def test_element_types(dtype: str, element_type: ElementType, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     nbytes = 2 * element_type.bits // 8
-    path.write_bytes(
-        raw_safetensors({"t": {"dtype": dtype, "shape": [2], "data_offsets": [0, nbytes]}}, bytes(nbytes))
-    )
+    path.write_bytes(raw_safetensors({"t": {"dtype": dtype, "shape": [2], "data_offsets": [0, nbytes]}}, bytes(nbytes)))
     assert read_index([path])["t"].dtype is element_type
 
 
