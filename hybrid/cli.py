@@ -10,13 +10,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import check_writable, discard, emit, read_stdin, say, width
+from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
 
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -40,7 +41,8 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 
 
 def run(
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
+    file: options.PromptFile = None,
     model: options.Model = str(DEMO_MODEL),
     variant: options.Variant = None,
     cuda: options.Cuda = None,
@@ -74,7 +76,7 @@ def run(
     settings = RunSettings(model, variant, cuda, device, machine, context, threads)
     if timeline is not None:
         check_writable("--timeline", timeline)
-    text = read_stdin() if prompt == "-" else prompt
+    text = _prompt_text(prompt, file)
     flags = {
         "temperature": temperature,
         "top_k": top_k,
@@ -140,6 +142,15 @@ def plan(
     else:
         emit(report.plan_text(made, cuda, width(sys.stdout), each_linear=verbose))
     return 0
+
+
+def _prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt, from where it is given."""
+    if (prompt is None) == (file is None):
+        raise UsageError("give one prompt: as an argument, as - for standard input, or with --file; see --help")
+    if file is not None:
+        return read_text("--file", file)
+    return read_stdin() if prompt == "-" else str(prompt)
 
 
 def _logit_bias(pairs: list[str] | None) -> dict[int, float] | None:

@@ -43,6 +43,16 @@ def read_stdin() -> str:
         raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
 
 
+def read_text(flag: str, path: Path) -> str:
+    """The text of a file named by `flag`, without the newline that ends it. Raises UsageError."""
+    try:
+        return path.read_bytes().decode().removesuffix("\n")
+    except OSError as error:
+        raise UsageError(f"{flag} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{flag} {path} is not UTF-8 at byte {error.start}") from None
+
+
 def check_writable(flag: str, path: Path) -> None:
     """Refuse a file that could not be written at the end, before the work rather than after it."""
     new = not os.path.lexists(path)
