@@ -147,7 +147,7 @@ def plan(
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
     """The prompt, from where it is given."""
     if (prompt is None) == (file is None):
-        raise UsageError("give one prompt: as an argument, as - for standard input, or with --file; see --help")
+        raise UsageError("give one PROMPT: as an argument, as - for standard input, or with --file; see --help")
     if file is not None:
         return read_text("--file", file)
     return read_stdin() if prompt == "-" else str(prompt)

@@ -78,7 +78,7 @@ Threads = Annotated[
 
 Prompt = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPT]", help="The text to answer or go on from; - reads it from standard input."),
+    typer.Argument(metavar="PROMPT", help="The text to answer or go on from; - reads it from standard input."),
 ]
 PromptFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the prompt from a file.")]
 MaxTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to generate.")]

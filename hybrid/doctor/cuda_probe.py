@@ -1,5 +1,6 @@
 """Start CUDA in a process of its own: libraries that do not match may crash it, or never come back."""
 
+import ctypes
 import json
 import signal
 import subprocess
@@ -17,10 +18,14 @@ _TIMEOUT_S = 30.0  # the first import of CuPy from a cold disk takes many second
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What became of it. `error` says why CUDA does not run; `unsupported` which weight formats it cannot multiply."""
+    """What became of it. `error` says why CUDA does not run; `unsupported` which weight formats it cannot multiply.
+
+    `has_libcuda` is whether the driver's part of CUDA is there: a container may be given NVML alone.
+    """
 
     error: str = ""
     name: str = ""
+    has_libcuda: bool = True
     unsupported: Mapping[str, str] = field(default_factory=dict)
     libraries: tuple[LoadedLibrary, ...] = ()
 
@@ -67,7 +72,7 @@ def probe() -> dict[str, Any]:
     from offload.errors import DeviceUnavailableError
     from offload.specs import WeightFormat
 
-    answer: dict[str, Any] = {"error": "", "name": "", "unsupported": {}}
+    answer: dict[str, Any] = {"error": "", "name": "", "has_libcuda": _has_libcuda(), "unsupported": {}}
     try:
         device = CudaDevice()
         answer["name"] = device.name
@@ -82,4 +87,13 @@ def probe() -> dict[str, Any]:
 
 def _read(answer: dict[str, Any]) -> ProbeResult:
     libraries = tuple(LoadedLibrary(*map(str, fields)) for fields in answer["libraries"])
-    return ProbeResult(str(answer["error"]), str(answer["name"]), dict(answer["unsupported"]), libraries)
+    error, name, has_libcuda = str(answer["error"]), str(answer["name"]), bool(answer["has_libcuda"])
+    return ProbeResult(error, name, has_libcuda, dict(answer["unsupported"]), libraries)
+
+
+def _has_libcuda() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -57,7 +57,7 @@ def _examine(
         _section("GPU", lambda: examine_driver(driver, why_no_driver, root)),
     ]
     probed = probe.result() if probe is not None else None
-    sections.append(_section("CUDA", lambda: examine_cuda(driver, probed, find_version, environment)))
+    sections.append(_section("CUDA", lambda: examine_cuda(driver, probed, find_version, environment, root)))
     if model is not None:
         sections.append(_section(f"Model {model}", lambda: _model(model, ram, driver, probed)))
     return Report(tuple(sections))

@@ -28,36 +28,51 @@ def examine_driver(driver: Driver | None, why_not: str, root: Path = Path("/")) 
 
 
 def examine_cuda(
-    driver: Driver | None, probed: ProbeResult | None, find_version: FindVersion, environment: Mapping[str, str]
+    driver: Driver | None,
+    probed: ProbeResult | None,
+    find_version: FindVersion,
+    environment: Mapping[str, str],
+    root: Path = Path("/"),
 ) -> list[Finding]:
     """Findings about CuPy and CUDA; `probed` is None where CuPy is not installed."""
     extra = suitable_extra(driver)
     builds = {name: major for name, major in CUPY.items() if installed(find_version, name)}
-    findings = []
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and (driver is None or driver.gpus):
-        effect = "CUDA sees no GPU" if visible.strip() in ("", "-1") else "CUDA sees no others"
-        findings.append(note(f"CUDA_VISIBLE_DEVICES is {visible!r}: {effect}", "unset CUDA_VISIBLE_DEVICES"))
+    has_gpu = driver is not None and bool(driver.gpus)
+    findings = _hidden(environment) if has_gpu else []
     if driver is not None:
         findings += [_too_old(name, major, driver, extra) for name, major in builds.items() if _is_old(driver, major)]
     if probed is None:
         return findings + _no_cupy(driver, extra, find_version)
-    if probed.error:
-        level = note if driver is None or not driver.gpus else problem
-        findings.append(level(f"CUDA does not run: {probed.error}", _reinstall(builds, extra) if driver else ""))
-    else:
+    if not probed.error:
         findings.append(ok(f"CUDA runs on {probed.name}"))
+    elif not has_gpu:
+        findings.append(note(f"CUDA does not run: {probed.error}"))
+    else:
+        known = next((finding.mend for finding in findings if finding.mend), "")
+        mend = known or (_reinstall(builds, extra) if probed.has_libcuda else _install_driver(root))
+        findings.append(problem(f"CUDA does not run: {probed.error}", mend))
     findings += [note(f"{name} weights stay on the CPU: {reason}") for name, reason in probed.unsupported.items()]
     return findings + examine_libraries(probed.libraries, find_version, extra)
+
+
+def _hidden(environment: Mapping[str, str]) -> list[Finding]:
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return []
+    effect = "CUDA sees no GPU" if visible.strip() in ("", "-1") else "CUDA sees no others"
+    return [note(f"CUDA_VISIBLE_DEVICES is {visible!r}: {effect}", "unset CUDA_VISIBLE_DEVICES")]
 
 
 def _no_driver(why_not: str, root: Path) -> Finding:
     if not _has_nvidia_gpu(root):
         return note(f"{why_not}; everything runs on the CPU")
-    mend = _UPDATE_DRIVER
-    if (root / ".dockerenv").exists():  # the driver is the host's; a container is given it, or not
-        mend = "docker run --gpus all ..."
-    return problem(f"an NVIDIA GPU is in this machine, but no driver answers: {why_not}", mend)
+    return problem(f"an NVIDIA GPU is in this machine, but no driver answers: {why_not}", _install_driver(root))
+
+
+def _install_driver(root: Path) -> str:
+    """In a container the driver is the host's, and given to it or not, in parts."""
+    in_container = (root / ".dockerenv").exists()
+    return "docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility ..." if in_container else _UPDATE_DRIVER
 
 
 def _has_nvidia_gpu(root: Path) -> bool:

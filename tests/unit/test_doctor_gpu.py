@@ -111,7 +111,7 @@ def test_a_gpu_without_a_driver_is_a_problem(tmp_path: Path) -> None:
     (finding,) = examine_driver(None, "no driver", tmp_path)
     assert (finding.level, finding.mend) == (Level.PROBLEM, "sudo apt-get install -y nvidia-driver-580")
     (tmp_path / ".dockerenv").touch()
-    assert examine_driver(None, "no driver", tmp_path)[0].mend == "docker run --gpus all ..."
+    assert examine_driver(None, "no driver", tmp_path)[0].mend.startswith("docker run --gpus all -e ")
 
 
 @pytest.mark.parametrize(("vendor", "kind"), [("0x1002", "0x030000"), ("0x10de", "0x0c0330")])
@@ -151,6 +151,18 @@ def test_cuda_that_does_not_start_is_a_problem_only_where_there_is_a_gpu() -> No
     assert cuda(OLD, failed, build)[-1].mend == "pip install --upgrade 'cupy-cuda12x[ctk]'"
     assert cuda(OLD, failed, build)[-1].level is Level.PROBLEM
     assert cuda(None, failed, build)[-1].level is Level.NOTE
+
+
+def test_a_driver_without_its_part_of_cuda_is_mended_there() -> None:
+    failed = ProbeResult(error="no NVIDIA driver is installed", has_libcuda=False)
+    (finding,) = cuda(NEW, failed, versions(cupy_cuda13x="14.0.1"))
+    assert "hybrid-run" not in finding.mend
+    assert "cupy" not in finding.mend
+
+
+def test_cuda_that_sees_no_gpu_because_it_is_told_so() -> None:
+    failed = ProbeResult(error="no CUDA device is visible")
+    assert cuda(NEW, failed, versions(cupy_cuda13x="14.0.1"), CUDA_VISIBLE_DEVICES="-1")[-1].mend.startswith("unset")
 
 
 def test_hidden_gpus_and_formats_that_stay_on_the_cpu_are_noted() -> None:
