@@ -59,8 +59,9 @@ def _hidden(environment: Mapping[str, str]) -> list[Finding]:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return []
-    effect = "CUDA sees no GPU" if visible.strip() in ("", "-1") else "CUDA sees no others"
-    return [note(f"CUDA_VISIBLE_DEVICES is {visible!r}: {effect}", "unset CUDA_VISIBLE_DEVICES")]
+    if visible.strip() in ("", "-1"):
+        return [note(f"CUDA_VISIBLE_DEVICES is {visible!r}: CUDA sees no GPU", "unset CUDA_VISIBLE_DEVICES")]
+    return [note(f"CUDA_VISIBLE_DEVICES is {visible!r}: CUDA sees no others")]
 
 
 def _no_driver(why_not: str, root: Path) -> Finding:
