@@ -1,4 +1,4 @@
-"""The `hybrid` command: `hybrid run` (also `hybrid-run`) and `hybrid plan`.
+"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat` and `doctor`.
 
 Standard output carries the result and nothing else; everything for people goes to standard error.
 Whatever is slow to import is imported inside the commands.
@@ -6,9 +6,10 @@ Whatever is slow to import is imported inside the commands.
 
 import io
 import json
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
 
-FAILED, INTERRUPTED, PIPE_CLOSED = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 # The base of what typer raises for a wrong command line. Where it is defined differs from version to version.
 CommandLineError: Any = typer.BadParameter.__bases__[0]
@@ -38,6 +39,29 @@ def _print_version(wanted: bool) -> None:
 
 
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+def _read_config(context: typer.Context, name: str | None) -> str | None:
+    """Let a settings file give the defaults; flags on the command line win."""
+    if name is not None:
+        from hybrid.settings_file import find_settings, read_settings, settings_of
+
+        known = settings_of(run) | settings_of(plan) | settings_of(chat)  # one file serves all commands
+        settings = read_settings(find_settings(name), known)
+        flags = {parameter.name: parameter.opts[0].removeprefix("--") for parameter in context.command.params}
+        context.default_map = {name: settings[flag] for name, flag in flags.items() if name and flag in settings}
+    return name
+
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.toml",
+        callback=_read_config,
+        is_eager=True,
+        help="Take flags from a file, or a preset: colab-t4, gpu-6gb, gpu-8gb, gpu-12gb, gpu-24gb, cpu-only, ram-2gb.",
+    ),
+]
 
 
 def run(
@@ -70,25 +94,23 @@ def run(
     stats: options.Stats = None,
     timeline: options.TimelineFile = None,
     verbose: options.ShowPlacement = False,
+    config: Config = None,
+    print_config: options.PrintConfig = False,
     version: Version = False,
 ) -> int:
     """`hybrid run`; gives the exit code."""
+    if print_config:
+        return _print_settings(run, locals())
+    if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
+        return chat(
+            model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
+            typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
+        )  # fmt: skip
     settings = RunSettings(model, variant, cuda, device, machine, context, threads)
     if timeline is not None:
         check_writable("--timeline", timeline)
     text = _prompt_text(prompt, file)
-    flags = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "logit_bias": _logit_bias(logit_bias),
-        "seed": seed,
-    }
+    flags = _sampling_flags(locals())
 
     from hybrid import report
     from hybrid.completion import Request, complete, write_timeline
@@ -128,8 +150,12 @@ def plan(
     context: options.Context = None,
     as_json: options.AsJson = False,
     verbose: options.ShowLinears = False,
+    config: Config = None,
+    print_config: options.PrintConfig = False,
 ) -> int:
     """`hybrid plan`; gives the exit code."""
+    if print_config:
+        return _print_settings(plan, locals())
     from hybrid import report
     from hybrid.model.hub import resolve_model
     from hybrid.runtime.planning import make_plan
@@ -144,10 +170,95 @@ def plan(
     return 0
 
 
+def chat(
+    model: options.Model = str(DEMO_MODEL),
+    variant: options.Variant = None,
+    cuda: options.Cuda = None,
+    device: options.DeviceName = "auto",
+    machine: options.Machine = None,
+    context: options.Context = None,
+    threads: options.Threads = None,
+    max_tokens: options.MaxTokens = 1024,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    chat_template: options.TemplateName = None,
+    system: options.System = None,
+    config: Config = None,
+    print_config: options.PrintConfig = False,
+) -> int:
+    """`hybrid chat`; gives the exit code."""
+    if print_config:
+        return _print_settings(chat, locals())
+    flags = _sampling_flags(locals())
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+
+    from hybrid import report
+    from hybrid.chat.opening import find_template, open_conversation
+    from hybrid.chat.terminal import chat as talk
+    from hybrid.text.generation_defaults import merge_sampling
+    from hybrid.text.sampling import SamplingSettings
+    from hybrid.text.text_model import open_text_model
+
+    merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+    with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
+        text_model = open_text_model(settings, on_stage=on_stage, on_bytes=on_bytes)
+    with text_model:
+        engine, tokenizer = text_model.engine, text_model.tokenizer
+        folder = engine.decoder.folder
+        template, line = find_template(folder, tokenizer, chat_template)
+        sampling = merge_sampling(text_model.defaults.sampling, **flags)
+        conversation = open_conversation(
+            engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
+        )
+        say(report.opening_line(engine, cuda))
+        say(line)
+        return talk(conversation, engine.decoder.name)
+
+
+def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson = False) -> int:
+    """`hybrid doctor`; gives the exit code."""
+    from hybrid.doctor.examination import examine
+    from hybrid.doctor.text import report_text
+
+    found = examine(None if model is None else Path(model), os.environ)
+    emit(json.dumps(found.to_json(), indent=2) + "\n" if as_json else report_text(found, width(sys.stdout)))
+    return PROBLEMS if found.problems else 0
+
+
+def _print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> int:
+    """Print what is in force for the flags of a command."""
+    from hybrid.settings_file import print_config, settings_of
+
+    emit(print_config({flag: values[_parameter(flag)] for flag in settings_of(command) if _parameter(flag) in values}))
+    return 0
+
+
+def _parameter(flag: str) -> str:
+    return "as_json" if flag == "json" else flag.replace("-", "_")
+
+
+def _sampling_flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling flags among the parameters of a command, by the names of `SamplingSettings`."""
+    names = (
+        "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+        "frequency_penalty", "seed",
+    )  # fmt: skip
+    return {name: values[name] for name in names} | {"logit_bias": _logit_bias(values["logit_bias"])}
+
+
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
     """The prompt, from where it is given."""
     if (prompt is None) == (file is None):
-        raise UsageError("give one PROMPT: as an argument, as - for standard input, or with --file; see --help")
+        raise UsageError("give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help")
     if file is not None:
         return read_text("--file", file)
     return read_stdin() if prompt == "-" else str(prompt)
@@ -179,6 +290,8 @@ def _hybrid() -> typer.Typer:
     application.callback()(_no_command)
     application.command(help=options.RUN_HELP)(run)
     application.command(help=options.PLAN_HELP)(plan)
+    application.command(help=options.CHAT_HELP)(chat)
+    application.command(help=options.DOCTOR_HELP)(doctor)
     return application
 
 

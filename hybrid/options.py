@@ -27,7 +27,7 @@ PLAN_HELP = """Show where the weights would go, and what a decode step would cos
 \b
 Examples:
   hybrid plan --model ~/models/mistral-7b --cuda 6
-  hybrid plan --model ~/models/mistral-7b --cuda 4 --machine colab-t4 --json
+  hybrid plan --model mistralai/Mistral-7B-Instruct-v0.2 --cuda 6 --machine colab-t4 --json
 """
 
 CUDA_HELP = (
@@ -152,3 +152,30 @@ TimelineFile = Annotated[
 ShowPlacement = Annotated[bool, typer.Option("--verbose", help="Show where each weight went.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")]
 ShowLinears = Annotated[bool, typer.Option("--verbose", help="Show each Linear and why it is there.")]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the settings that are in force as TOML, and do nothing else.")
+]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="How the model is to behave.")]
+ModelToExamine = Annotated[
+    str | None, typer.Option("--model", metavar="DIR", help="Also look at this model: what it is, would it fit.")
+]
+ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
+
+CHAT_HELP = """Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat.
+
+\b
+Examples:
+  hybrid chat --model TinyLlama/TinyLlama-1.1B-Chat-v1.0
+  hybrid chat --model ~/models/mistral-7b --cuda 6 --system "Answer in one sentence."
+  printf 'Hello\\nAnd in French?\\n' | hybrid chat --model ~/models/mistral-7b
+"""
+
+DOCTOR_HELP = """Look at everything a run depends on: CPU, memory, packages, GPU, and a model if one is named.
+
+Each problem comes with the command that mends it; the exit code is 1 when there is one.
+
+\b
+Examples:
+  hybrid doctor
+  hybrid doctor --model ~/models/mistral-7b --json
+"""

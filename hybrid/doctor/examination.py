@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from hybrid.doctor.cgroups import read_limits
 from hybrid.doctor.cuda_probe import CudaProbe, ProbeResult
 from hybrid.doctor.findings import Finding, Report, Section, note
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache
@@ -15,6 +14,7 @@ from hybrid.doctor.packages import CUPY, examine_packages
 from hybrid.doctor.processor import examine_processor
 from hybrid.doctor.threading_layer import examine_threading_layer, import_error
 from hybrid.doctor.versions import FindVersion, installed, suitable_extra
+from hybrid.runtime.cgroups import read_limits
 from offload.devices import nvml
 from offload.devices.nvml import Driver
 from offload.errors import DeviceUnavailableError

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.doctor.cgroups import Limits
 from hybrid.doctor.findings import Finding, note, ok
+from hybrid.runtime.cgroups import Limits
 from offload.units import GIB, format_bytes
 
 _LITTLE_BYTES = 2 * GIB

@@ -5,8 +5,8 @@ import platform
 from collections.abc import Collection
 from pathlib import Path
 
-from hybrid.doctor.cgroups import Limits
 from hybrid.doctor.findings import Finding, note, ok
+from hybrid.runtime.cgroups import Limits
 from hybrid.runtime.threads import default_threads
 
 _SHOWN = {

@@ -3,29 +3,22 @@
 import os
 from pathlib import Path
 
-_CPUS = Path("/sys/devices/system/cpu")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from hybrid.runtime.cgroups import read_limits
 
 
-def default_threads() -> int:
-    """Physical cores within this process's affinity and its cgroup's quota, at least one."""
-    allowed = os.sched_getaffinity(0)
-    cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota_cpus() or len(cores)))
+def default_threads(root: Path = Path("/")) -> int:
+    """Physical cores within this process's affinity and its control groups' quota, at least one.
+
+    `root` is where proc and sys are.
+    """
+    cores = {_siblings(root, cpu) for cpu in os.sched_getaffinity(0)}
+    quota = read_limits(root).cpus
+    return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
 
 
-def _siblings(cpu: int) -> str:
+def _siblings(root: Path, cpu: int) -> str:
     """The hardware threads of this CPU's core, as the kernel writes them; the CPU itself where it does not."""
     try:
-        return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+        return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _quota_cpus() -> int | None:
-    """Whole CPUs of the cgroup's quota; None without one."""
-    try:
-        quota, period = _QUOTA.read_text().split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return None

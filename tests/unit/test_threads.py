@@ -18,15 +18,14 @@ def machine(
 ) -> int:
     """`default_threads` on a machine with these siblings of each CPU, this affinity and this cpu.max."""
     for cpu, text in siblings.items():
-        topology = folder / f"cpu{cpu}" / "topology"
+        topology = folder / f"sys/devices/system/cpu/cpu{cpu}/topology"
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(text + "\n")
     if quota is not None:
-        (folder / "cpu.max").write_text(quota)
-    monkeypatch.setattr(threads, "_CPUS", folder)
-    monkeypatch.setattr(threads, "_QUOTA", folder / "cpu.max")
+        (folder / "sys/fs/cgroup").mkdir(parents=True)
+        (folder / "sys/fs/cgroup/cpu.max").write_text(quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(siblings) if allowed is None else allowed)
-    return threads.default_threads()
+    return threads.default_threads(folder)
 
 
 SMT = {0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6: "2,6", 7: "3,7"}
