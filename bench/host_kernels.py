@@ -164,9 +164,7 @@ def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int],
             contestants[name] = settled(multiplier(backend, groups, rows, turn))
         result = interleave(contestants, rounds, warmup=1)
         if rows == all_rows[0]:
-            found.append(
-                row("prefill", WeightFormat.FP32, "sgemm", SGEMM_ROWS, result, "sgemm", "sgemm", flops)
-            )
+            found.append(row("prefill", WeightFormat.FP32, "sgemm", SGEMM_ROWS, result, "sgemm", "sgemm", flops))
         for name, (weight_format, layout) in kinds.items():
             line = row(
                 "prefill",
@@ -189,17 +187,12 @@ def bench_group(backend: NumbaBackend, halves: Array, rounds: int) -> tuple[floa
 
     def groups(weights: Array) -> list[list[HostColumns]]:
         return [
-            [
-                columns(flat[start:], WeightFormat.FP16, Layout.NK, n)
-                for start, n in zip(starts, QKV, strict=False)
-            ]
+            [columns(flat[start:], WeightFormat.FP16, Layout.NK, n) for start, n in zip(starts, QKV, strict=False)]
             for flat in weights
         ]
 
     together, apart = groups(halves), groups(halves[:, K * N :])  # two sets: neither warms the other
-    each = [
-        multiplier(backend, [[group[i]] for group in apart], 1, itertools.count()) for i in range(len(QKV))
-    ]
+    each = [multiplier(backend, [[group[i]] for group in apart], 1, itertools.count()) for i in range(len(QKV))]
     contestants = {
         "one": timed(multiplier(backend, together, 1, itertools.count())),
         "three": timed(lambda: [multiply() for multiply in each]),
@@ -221,9 +214,7 @@ def show(console: Console, title: str, unit: str, rows: Sequence[Row]) -> None:
 
 def main() -> None:
     """Measure, print tables, and write JSON when asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and rows")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
@@ -239,14 +230,10 @@ def main() -> None:
         halves = write_weights(Path(folder) / "weights")
         decode = bench_decode(backend, halves, (1, 4) if options.quick else (1, 2, 4, 8), decode_rounds)
         show(console, f"decode, [rows, {K}] x [{K}, {N}], mapped file", "GB/s", decode)
-        prefill = bench_prefill(
-            backend, halves, (128,) if options.quick else (16, 64, 128, 512), prefill_rounds
-        )
+        prefill = bench_prefill(backend, halves, (128,) if options.quick else (16, 64, 128, 512), prefill_rounds)
         show(console, f"prefill, [rows, {K}] x [{K}, {N}]", "GFLOP/s", prefill)
         one, three, ratio = bench_group(backend, halves, decode_rounds)
-    console.print(
-        f"q/k/v, fp16 NK, 1 row: one launch {one * 1e6:.0f} µs, three {three * 1e6:.0f} µs, {ratio:.2f} x"
-    )
+    console.print(f"q/k/v, fp16 NK, 1 row: one launch {one * 1e6:.0f} µs, three {three * 1e6:.0f} µs, {ratio:.2f} x")
     if options.json:
         found = {
             "threads": options.threads,

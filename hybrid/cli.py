@@ -258,7 +258,9 @@ def _sampling_flags(values: Mapping[str, Any]) -> dict[str, Any]:
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
     """The prompt, from where it is given."""
     if (prompt is None) == (file is None):
-        raise UsageError("give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help")
+        raise UsageError(
+            "give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help"
+        )
     if file is not None:
         return read_text("--file", file)
     return read_stdin() if prompt == "-" else str(prompt)

@@ -52,9 +52,7 @@ class DeviceStep:
 class DeviceWork:
     """The device's side of a plan: its activation buffers, its compute stream, its weights."""
 
-    def __init__(
-        self, device: Device, plan: Plan, placements: Sequence[LinearPlacement], stack: ExitStack
-    ) -> None:
+    def __init__(self, device: Device, plan: Plan, placements: Sequence[LinearPlacement], stack: ExitStack) -> None:
         """Allocate; `stack` gets what undoes it."""
         self.compute: DeviceStream = device.stream("compute")
         self._x_bytes, self._y_bytes = activation_capacity(placements, plan.chunk_tokens)

@@ -24,9 +24,7 @@ class OutOfDeviceMemoryError(OffloadError, MemoryError):
     """A device or pinned allocation that did not fit."""
 
     def __init__(self, asked_bytes: int, used_bytes: int, limit_bytes: int, where: str) -> None:
-        super().__init__(
-            f"out of {where}: asked for {asked_bytes} bytes with {used_bytes} in use of {limit_bytes}"
-        )
+        super().__init__(f"out of {where}: asked for {asked_bytes} bytes with {used_bytes} in use of {limit_bytes}")
         self.asked_bytes = asked_bytes
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes

@@ -208,16 +208,10 @@ def _check_weight(column: HostColumns) -> None:
     if not wanted.is_float:
         raise ValueError(f"weights of format {wanted} are not for this backend")
     if weight.dtype != wanted.storage_dtype or weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(
-            f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}"
-        )
+        raise ValueError(f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}")
     itemsize = wanted.itemsize_bytes
     row_stride, stride = weight.strides
-    if (
-        (stride != itemsize and weight.shape[1] > 1)
-        or row_stride < itemsize * weight.shape[1]
-        or row_stride % itemsize
-    ):
+    if (stride != itemsize and weight.shape[1] > 1) or row_stride < itemsize * weight.shape[1] or row_stride % itemsize:
         raise ValueError(f"rows of a weight must be contiguous, not strided by {weight.strides} bytes")
     if not 0 <= column.start <= column.stop <= column.out_features:
         raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
@@ -225,9 +219,7 @@ def _check_weight(column: HostColumns) -> None:
 
 def _check_array(name: str, array: FloatArray, shape: tuple[int, int]) -> None:
     if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(
-            f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}"
-        )
+        raise ValueError(f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}")
 
 
 def _sgemm_address() -> int:

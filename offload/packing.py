@@ -154,9 +154,7 @@ class ActivationRow:
 
     def with_matrix(self, matrix: ColumnMatrix) -> "ActivationRow":
         """The row that also serves `matrix`."""
-        return ActivationRow(
-            {**self.in_features, matrix.format: matrix.in_features}, self.columns + matrix.columns
-        )
+        return ActivationRow({**self.in_features, matrix.format: matrix.in_features}, self.columns + matrix.columns)
 
     def x_bytes(self, tokens: int) -> int:
         """Bytes of the inputs, each aligned."""

@@ -96,9 +96,7 @@ class LinearRunner:
         """Free everything on the device. Safe to call twice."""
         self._resources.close()
 
-    def _run_with_device(
-        self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
-    ) -> None:
+    def _run_with_device(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
         assert self._work is not None
         work = self._levels[level]
         tokens = inputs[work.device[0].name].shape[0]

@@ -58,8 +58,7 @@ class Timeline:
         self._recording = False
         for device, start_s in self._devices:
             spans = [
-                Span(done.track, done.name, start_s + done.start_s, done.duration_s)
-                for done in device.take_trace()
+                Span(done.track, done.name, start_s + done.start_s, done.duration_s) for done in device.take_trace()
             ]
             self._spans.setdefault(device.name, []).extend(spans)
         self._devices.clear()

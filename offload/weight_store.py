@@ -92,9 +92,7 @@ class WeightStore:
                     shape = (stop - start, array.shape[1])
                     data = half[: shape[0] * row]
                     matrix.read_rows(weights, start, data.view(matrix.format.storage_dtype).reshape(shape))
-                    part = DeviceArray(
-                        array.allocation, array.offset_bytes + start * row, shape, array.format
-                    )
+                    part = DeviceArray(array.allocation, array.offset_bytes + start * row, shape, array.format)
                     stream.copy_to_device(part, data)
                     stream.record(copied)
                     report(data.nbytes)

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hybrid.chat.conversation import Completion, Conversation
 from hybrid.chat.reply import ReplyRules
-from hybrid.runtime.engine import Engine
 from hybrid.text.chat_template import ChatTemplate, load_chat_template
 from hybrid.text.generation_defaults import read_generation_defaults
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from hybrid.runtime.engine import Engine
 
 NO_TEMPLATE = "none"
 
@@ -32,7 +35,7 @@ def find_template(model: Path, tokenizer: Tokenizer, name: str | None) -> tuple[
 
 
 def open_conversation(
-    engine: Engine,
+    engine: "Engine",
     tokenizer: Tokenizer,
     model: Path,
     template: ChatTemplate | Completion,

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, TextIO
 
 from hybrid.chat.commands import is_command, left_out_line, run_command, status_line
 from hybrid.chat.conversation import Conversation
-from hybrid.errors import OffloadError
+from hybrid.errors import OffloadError, UsageError
 from hybrid.text.generate import StopReason
 
 if TYPE_CHECKING:
     from hybrid.chat.reply import Reply
 
-HISTORY = Path.home() / ".local" / "state" / "hybrid-run" / "history"
 DONE, FAILED, INTERRUPTED = 0, 2, 128 + signal.SIGINT
 
 Notice = Callable[[str], None]
 
 
-def chat(conversation: Conversation, model: str = "", history: Path | None = HISTORY) -> int:
+def chat(conversation: Conversation, model: str = "", history: Path | None = None) -> int:
     """Talk until the user leaves; gives the exit code. `model` is its name, for saved conversations.
+
+    `history` is the file that keeps what was typed at a terminal, ~/.local/state/hybrid-run/history by default.
 
     Lines of standard input are turns when either side is no terminal: replies go to standard output, all else to
     standard error, and the exit code tells whether each line could be answered.
@@ -30,6 +31,14 @@ def chat(conversation: Conversation, model: str = "", history: Path | None = HIS
     if sys.stdin.isatty() and sys.stdout.isatty():
         return _talk(conversation, model, history)
     return _answer_lines(conversation, model)
+
+
+def _default_history() -> Path | None:
+    """None for a user without a home."""
+    try:
+        return Path.home() / ".local" / "state" / "hybrid-run" / "history"
+    except RuntimeError:
+        return None
 
 
 def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
@@ -50,7 +59,7 @@ def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
         if not reply.said_something:
             notice("stopped before the first word; the message is taken back")
 
-    prompter = Prompter(history)
+    prompter = Prompter(history or _default_history())
     notice("/help shows the commands, Ctrl-D leaves")
     while True:
         console.print()
@@ -117,7 +126,7 @@ def _turn(conversation: Conversation, line: str, model: str, notice: Notice, ans
 def _lines(file: TextIO) -> Iterator[str]:
     """Lines of a file; one that ends in a backslash goes on in the next."""
     held = ""
-    for line in file:
+    while line := _read_line(file):
         held += line.removesuffix("\n")
         if held.endswith("\\"):
             held = held[:-1] + "\n"
@@ -126,6 +135,13 @@ def _lines(file: TextIO) -> Iterator[str]:
         held = ""
     if held:
         yield held
+
+
+def _read_line(file: TextIO) -> str:
+    try:
+        return file.readline()
+    except UnicodeDecodeError:
+        raise UsageError("standard input is not UTF-8") from None
 
 
 def _write(reply: "Reply", file: TextIO) -> None:

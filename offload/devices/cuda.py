@@ -98,9 +98,7 @@ class CudaStream:
         with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
             try:
                 if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
-                    self._sgemm(
-                        *size, one, _address(w), leading, _address(x), inner, zero, _address(y), columns
-                    )
+                    self._sgemm(*size, one, _address(w), leading, _address(x), inner, zero, _address(y), columns)
                 else:
                     kind = _OPERAND_TYPES[w.format]
                     self._gemm_ex(

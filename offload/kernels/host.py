@@ -83,9 +83,7 @@ def cast_activations(x: FloatArray, out: npt.NDArray[Any], weight_format: Weight
     if not weight_format.is_float:
         raise ValueError(f"activations cannot be cast to {weight_format}")
     if x.dtype != np.float32 or out.dtype != weight_format.storage_dtype or x.shape != out.shape:
-        raise ValueError(
-            f"cannot cast {x.dtype}{list(x.shape)} into {out.dtype}{list(out.shape)} as {weight_format}"
-        )
+        raise ValueError(f"cannot cast {x.dtype}{list(x.shape)} into {out.dtype}{list(out.shape)} as {weight_format}")
     if not (x.flags.c_contiguous and out.flags.c_contiguous and out.flags.writeable):
         raise ValueError("activations must be C-contiguous and the output writable")
     if weight_format is WeightFormat.FP32:

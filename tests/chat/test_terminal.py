@@ -24,7 +24,8 @@ from tests.fakes import FakeEngine, train_json_tokenizer
 
 ROOT = Path(__file__).parents[2]
 EMOJI = "naïve 🎉 — 猫は座った"
-DEADLINE_S = 30.0
+DEADLINE_S = 20.0
+UTF_8 = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>])")
 PROMPT = "\n> "  # as it looks without its colours
 CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
@@ -80,9 +81,7 @@ class Terminal:
         """Wait until `text` appears after what was waited for before; gives what came until then."""
         deadline_s = time.monotonic() + DEADLINE_S
         while (found := self.shown.find(text, self._seen)) < 0:
-            left_s = deadline_s - time.monotonic()
-            if not select.select([self._descriptor], [], [], max(left_s, 0.0))[0] or not self._read():
-                raise AssertionError(f"no {text!r} in {self.shown[self._seen :]!r}")
+            assert self._read(deadline_s), f"no {text!r} in {self.shown[self._seen :]!r}"
         before, self._seen = self.shown[self._seen : found + len(text)], found + len(text)
         return before
 
@@ -90,10 +89,14 @@ class Terminal:
         os.write(self._descriptor, keys.encode())
 
     def read_to_end(self) -> None:
-        while self._read():
+        deadline_s = time.monotonic() + DEADLINE_S
+        while self._read(deadline_s):
             pass
 
-    def _read(self) -> bool:
+    def _read(self, deadline_s: float) -> bool:
+        """Take what comes next; false at the end."""
+        if not select.select([self._descriptor], [], [], max(deadline_s - time.monotonic(), 0.0))[0]:
+            raise AssertionError(f"nothing more came after {self.shown[self._seen :]!r}")
         try:
             part = os.read(self._descriptor, 65536)
         except OSError:  # how Linux says that nobody has it open any more
@@ -208,7 +211,7 @@ def test_a_terminal_that_cannot_redraw(model: Path, tmp_path: Path) -> None:
         terminal.type("who?\r")
         assert f"**{EMOJI}**" in terminal.wait_for("0 reused + ")
         terminal.wait_for("> ")
-        terminal.type(CTRL_D)
+        terminal.type("/exit\r")
         terminal.read_to_end()
         assert process.wait(DEADLINE_S) == 0
 
@@ -234,6 +237,13 @@ def test_a_line_that_cannot_be_answered_shows_in_the_exit_code(model: Path, tmp_
     assert done.returncode == 2
 
 
+def test_input_that_is_not_utf_8(model: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(model, tmp_path / "h", "yes"), cwd=ROOT, input=b"caf\xe9\n", capture_output=True, env=UTF_8
+    )
+    assert b"UsageError: standard input is not UTF-8" in done.stderr  # the command line makes it one line
+
+
 def test_a_history_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     history = _open_history(tmp_path / "file" / "history")
@@ -255,7 +265,9 @@ DOCUMENT = """\
 # A title
 
 Text with **bold** and List<int> tags,
-[a link](http://example.org/x) \x1b[2J and {emoji}.
+[a link](http://example.org/x) \x1b[2J.
+
+{emoji}
 
 - one
   - nested
@@ -304,4 +316,4 @@ def test_pieces_put_together_are_the_text() -> None:
             blocks.append(rest[:end])
             rest = rest[end:]
     assert "".join(blocks) + rest == DOCUMENT
-    assert len(blocks) == 5
+    assert len(blocks) == 5  # the table could go on until the last line is at its end

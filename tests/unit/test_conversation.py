@@ -1,5 +1,6 @@
 """Conversations on an engine that recites and writes down what it was asked: which tokens run, which are kept."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_each_retry_draws_with_another_seed(tokenizer: Tokenizer, chatml: ChatTe
 
 
 def test_clear_keeps_the_system_message(talk: Talk) -> None:
-    conversation, engine = talk("one", "two", system="be brief")
+    conversation, _ = talk("one", "two", system="be brief")
     said(conversation.send("the cat?"))
     conversation.clear()
     assert conversation.messages == ()
@@ -248,7 +249,7 @@ def test_a_full_context_leaves_the_oldest_turns_out_once(talk: Talk, tokenizer: 
         assert reply.prompt.rendered.startswith("<|im_start|>system\nbe brief")
     assert left_out[0] == 0
     assert left_out[-1] > 0
-    times = sum(before != after for before, after in zip(left_out, left_out[1:], strict=False))
+    times = sum(before != after for before, after in itertools.pairwise(left_out))
     assert times <= 3, left_out  # not at every turn
     assert len(conversation.messages) == 24  # they are all still there
     full = left_out.index(next(count for count in left_out if count))
@@ -268,7 +269,7 @@ def test_a_message_that_never_fits_changes_nothing(talk: Talk) -> None:
 
 
 def test_a_reply_that_fills_the_context_says_so(talk: Talk) -> None:
-    conversation, engine = talk([7] * 500, "two", context=100, max_tokens=500)
+    conversation, _ = talk([7] * 500, "two", context=100, max_tokens=500)
     said(conversation.send("a cat"))
     assert conversation.last_stats is not None
     assert conversation.last_stats.stop_reason is StopReason.CONTEXT
@@ -310,7 +311,7 @@ def test_an_interrupted_prompt_takes_the_message_back(talk: Talk) -> None:
 
 
 def test_an_interrupted_retry_leaves_the_old_reply(talk: Talk) -> None:
-    conversation, engine = talk("one", "two")
+    conversation, _ = talk("one", "two")
     said(conversation.send("a cat"))
     before = conversation.messages
     reply = conversation.retry()
@@ -391,7 +392,7 @@ def test_saved_and_loaded(talk: Talk, tmp_path: Path) -> None:
         {"role": "user", "content": "猫?"},
         {"role": "assistant", "content": EMOJI},
     ]
-    other, engine = talk("three")
+    other, _ = talk("three")
     other.load(path)
     assert (other.system, other.messages) == (conversation.system, conversation.messages)
     assert said(other.send("more?")) == "three"

@@ -49,9 +49,7 @@ def main() -> int:
     parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the first story's; each further story takes the next"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="the first story's; each further story takes the next")
     parser.add_argument("--least", type=float, default=0.95, help="the share of sentences that must parse")
     parser.add_argument("--show", type=int, default=2, help="how many of the stories to print")
     args = parser.parse_args()

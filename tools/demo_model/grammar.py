@@ -61,9 +61,7 @@ CAST: dict[str, list[Entry]] = {
     ),
     "place": _table(place="park forest garden meadow orchard village valley woods"),
     "kin": _table(kin="mother father grandmother grandfather sister brother aunt uncle"),
-    "treat": _table(
-        flavor="cherry lemon honey berry carrot plum peach pumpkin", food="cake pie tart pudding muffin"
-    ),
+    "treat": _table(flavor="cherry lemon honey berry carrot plum peach pumpkin", food="cake pie tart pudding muffin"),
     "bloom": _table(petal="red yellow white pink purple blue", flower="tulip rose daisy poppy pansy"),
     "fear": _table(fear="dark thunder wind night shadows storm"),
     "skill": _table(skill="swim dance whistle sing skate juggle climb paint"),

@@ -96,8 +96,7 @@ class Reference:
 
     def _mlp(self, i: int, x: Array) -> Array:
         gate, up, down = (
-            self.weights[f"model.layers.{i}.mlp.{name}.weight"]
-            for name in ("gate_proj", "up_proj", "down_proj")
+            self.weights[f"model.layers.{i}.mlp.{name}.weight"] for name in ("gate_proj", "up_proj", "down_proj")
         )
         g = x @ gate.T
         result: Array = (g / (1 + np.exp(-g)) * (x @ up.T)) @ down.T
