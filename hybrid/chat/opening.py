@@ -29,7 +29,7 @@ def find_template(model: Path, tokenizer: Tokenizer, name: str | None) -> tuple[
     if template is None:
         return Completion(), (
             "this model has no chat template, so your text is continued, not answered; if it was trained to chat, "
-            "say how: --chat-template chatml, llama2, llama3, zephyr, ..."
+            "say how: --chat-template chatml, llama-2, llama-3, mistral or zephyr"
         )
     return template, f"chat template: {template.origin}"
 

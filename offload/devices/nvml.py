@@ -93,7 +93,8 @@ def _start() -> Any:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise DeviceUnavailableError(f"no NVIDIA driver found ({error})") from None
+        why = "" if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND else f" ({error})"
+        raise DeviceUnavailableError(f"no NVIDIA driver found{why}") from None
     return pynvml
 
 
