@@ -44,12 +44,13 @@ class LinearRunner:
         host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
+        host_weights: Mapping[str, HostArray] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
-        `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights,
-        which the host columns keep using; `device` and `host` may be None where the plan has nothing for
-        them. `on_bytes` is called with the bytes of every part that was loaded.
+        `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
+        host columns keep using those in `host_weights`, where they are given. `device` and `host` may be None where
+        the plan has nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -69,7 +70,7 @@ class LinearRunner:
                 _Level(
                     device=tuple(on_device[group] for group in level if group in on_device),
                     host=tuple(
-                        _host_work(group, on_host, weights, host)
+                        _host_work(group, on_host, host_weights or weights, host)
                         for group, members in level.items()
                         if (on_host := [placement for placement in members if len(placement.host)])
                     ),

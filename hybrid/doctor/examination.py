@@ -9,12 +9,13 @@ from hybrid.doctor.cuda_probe import CudaProbe, ProbeResult
 from hybrid.doctor.findings import Finding, Report, Section, note
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache
 from hybrid.doctor.gpu import examine_cuda, examine_driver
-from hybrid.doctor.memory import Ram, examine_memory, read_ram
+from hybrid.doctor.memory import examine_memory
 from hybrid.doctor.packages import CUPY, examine_packages
 from hybrid.doctor.processor import examine_processor
 from hybrid.doctor.threading_layer import examine_threading_layer, import_error
 from hybrid.doctor.versions import FindVersion, installed, suitable_extra
 from hybrid.runtime.cgroups import read_limits
+from hybrid.runtime.ram import Ram, read_ram
 from offload.devices import nvml
 from offload.devices.nvml import Driver
 from offload.errors import DeviceUnavailableError

@@ -1,34 +1,14 @@
 """RAM: how much there is for this process, and in which pages it comes."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok
 from hybrid.runtime.cgroups import Limits
+from hybrid.runtime.ram import Ram
 from offload.units import GIB, format_bytes
 
 _LITTLE_BYTES = 2 * GIB
 _HUGE_PAGES = Path("sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@dataclass(frozen=True)
-class Ram:
-    """RAM that this process can have in all and now, its control group's limit included."""
-
-    total_bytes: int
-    available_bytes: int
-
-
-def read_ram(limits: Limits, root: Path = Path("/")) -> Ram | None:
-    """What /proc/meminfo says, within the limits; None where it cannot be read."""
-    try:
-        lines = (root / "proc" / "meminfo").read_text().splitlines()
-        sizes = {key: int(value.split()[0]) * 1024 for key, _, value in (line.partition(":") for line in lines)}
-        total, available = sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, ValueError, LookupError):
-        return None
-    limit = total if limits.memory_bytes is None else limits.memory_bytes
-    return Ram(min(total, limit), min(available, limit))
 
 
 def examine_memory(ram: Ram | None, limits: Limits, root: Path = Path("/")) -> list[Finding]:

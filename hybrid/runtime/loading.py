@@ -1,19 +1,19 @@
 """Load a model as planned: settings -> `Engine`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
+from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
+from hybrid.runtime.ram import read_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import GpuFacts, Target, choose_target
 from hybrid.runtime.threads import default_threads
@@ -21,15 +21,15 @@ from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend
+from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
 from offload.planner import make_plan
 from offload.runner import LinearRunner
-from offload.specs import Layout, WeightFormat
+from offload.specs import WeightFormat
 from offload.telemetry import Timeline
 
 _MAX_THREADS = 1024
-_PAGE_BYTES = 4096
-_READ_BLOCK_BYTES = 64 << 20
+_MOST_RAM_SHARE = 0.8  # of what is available; the rest is for activations, the cache and other programs
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def load(
     placements = [placement for placement in plan.placements if placement.linear.name in weights]
     host = _host_backend(placements, threads, progress)
     progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
+    host_weights = _host_weights(placements, weights, progress)
     linears = LinearRunner(
         levels=[[linear.name for linear in level.linears] for level in program.levels],
         plan=plan,
@@ -117,9 +118,8 @@ def load(
         host=host,
         timeline=timeline,
         on_bytes=progress.on_bytes,
+        host_weights=host_weights,
     )
-    for placement in placements:
-        _read_ahead(placement, weights[placement.linear.name], progress.on_bytes)
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
@@ -210,13 +210,12 @@ def _host_backend(placements: Sequence[LinearPlacement], threads: int, progress:
     return backend
 
 
-def _read_ahead(placement: LinearPlacement, weight: HostArray, on_bytes: Callable[[int], None]) -> None:
-    """Touch every page of the host columns, so that the first step does not wait for the disk."""
-    if len(placement.host) == 0:
-        return
-    rows = weight if placement.linear.layout is Layout.KN else weight[placement.host.start : placement.host.stop]
-    flat = rows.reshape(-1).view(np.uint8)
-    for start in range(0, flat.size, _READ_BLOCK_BYTES):
-        block = flat[start : start + _READ_BLOCK_BYTES]
-        np.max(block[::_PAGE_BYTES])
-        on_bytes(round(block.size * len(placement.host) * placement.linear.column_bytes / flat.size))
+def _host_weights(
+    placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], progress: Progress
+) -> Mapping[str, HostArray]:
+    """The weights for the host columns: in RAM where that leaves enough of it, else in their mapped files."""
+    host_bytes = sum(len(p.host) * p.linear.column_bytes for p in placements)
+    ram = read_ram(read_limits())
+    if ram is None or host_bytes > _MOST_RAM_SHARE * ram.available_bytes:
+        return weights
+    return read_into_ram(placements, weights, progress.on_bytes)

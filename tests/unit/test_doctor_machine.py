@@ -9,10 +9,11 @@ import pytest
 from hybrid.doctor import folders
 from hybrid.doctor.findings import Finding, Level
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache, kernel_caches
-from hybrid.doctor.memory import Ram, examine_memory, read_ram
+from hybrid.doctor.memory import examine_memory
 from hybrid.doctor.processor import examine_processor
 from hybrid.doctor.threading_layer import LAYERS, examine_threading_layer
 from hybrid.runtime.cgroups import Limits, read_limits
+from hybrid.runtime.ram import Ram, read_ram
 from offload.units import GIB
 
 FREE = Limits(None, None)

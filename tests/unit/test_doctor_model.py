@@ -8,8 +8,8 @@ import pytest
 
 from hybrid.config import DEMO_MODEL
 from hybrid.doctor.findings import Finding, Level
-from hybrid.doctor.memory import Ram
 from hybrid.doctor.model import examine_model
+from hybrid.runtime.ram import Ram
 from offload.devices.nvml import Driver, GpuSeen
 from offload.units import GIB, MIB
 from tests.hf_models import tiny_config

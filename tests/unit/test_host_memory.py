@@ -1,0 +1,58 @@
+"""Host columns in RAM: the same bytes, only those that the host reads, and nothing of a file that shrinks."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offload.errors import OffloadError
+from offload.host_memory import read_into_ram
+from offload.plan import LinearPlacement
+from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+
+K, N = 48, 64
+_HEADER_BYTES = 26  # so that nothing is aligned
+
+
+def placement(layout: Layout, on_device: int) -> LinearPlacement:
+    linear = LinearSpec("linear", K, N, WeightFormat.FP16, layout, 2 * K * N, "kind", "0", "group")
+    ranges = ColumnRange(0, on_device), ColumnRange(on_device, on_device), ColumnRange(on_device, N)
+    return LinearPlacement(linear, *ranges, reason="")
+
+
+def mapped(folder: Path, layout: Layout) -> np.memmap:  # type: ignore[type-arg]
+    values = np.random.default_rng(0).standard_normal((K, N) if layout is Layout.KN else (N, K)).astype(np.float16)
+    (folder / "weights").write_bytes(bytes(_HEADER_BYTES) + values.tobytes())
+    return np.memmap(folder / "weights", np.float16, "r", _HEADER_BYTES, values.shape)
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_host_weight_is_read_whole(layout: Layout, tmp_path: Path) -> None:
+    weight, told = mapped(tmp_path, layout), list[int]()
+    copy = read_into_ram([placement(layout, 0)], {"linear": weight}, told.append)["linear"]
+    assert not isinstance(copy, np.memmap)
+    np.testing.assert_array_equal(copy, weight)
+    assert sum(told) == weight.nbytes
+
+
+def test_only_the_rows_of_host_columns_are_read(tmp_path: Path) -> None:
+    weight, told = mapped(tmp_path, Layout.NK), list[int]()
+    copy = read_into_ram([placement(Layout.NK, 40)], {"linear": weight}, told.append)["linear"]
+    np.testing.assert_array_equal(copy[40:], weight[40:])
+    assert sum(told) == 24 * K * 2
+
+
+@pytest.mark.parametrize(("layout", "on_device"), [(Layout.KN, 16), (Layout.NK, N), (Layout.KN, N)])
+def test_what_cannot_be_moved_or_is_not_read_stays_where_it_is(layout: Layout, on_device: int, tmp_path: Path) -> None:
+    weight = mapped(tmp_path, layout)
+    kept = read_into_ram([placement(layout, on_device)], {"linear": weight}, lambda nbytes: None)["linear"]
+    assert kept is weight
+
+
+def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
+    weight = mapped(tmp_path, Layout.NK)
+    with (tmp_path / "weights").open("r+b") as file:
+        file.truncate(mmap.PAGESIZE)
+    with pytest.raises(OffloadError, match="shorter"):
+        read_into_ram([placement(Layout.NK, 0)], {"linear": weight}, lambda nbytes: None)
