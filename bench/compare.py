@@ -28,6 +28,7 @@ class Settings:
     threads: int
     rounds: int
     tokens: int
+    only: str | None = None
 
 
 class _Readings:
@@ -73,33 +74,35 @@ def compare(settings: Settings) -> dict[str, Any]:
     """Both comparisons, with all readings."""
     half, single = settings.models / "tinyllama-1.1b-fp16", settings.models / "tinyllama-1.1b-fp32"
     readings = _Readings()
-    fp16 = _take_turns(
-        {
-            "hybrid fp16": readings.ours("hybrid fp16", half, "planned", settings),
-            "llama.cpp F16": readings.llama_cpp("llama.cpp F16", half / "model.gguf", settings),
-        },
-        settings,
-    )
-    fp32 = _take_turns(
-        {
-            "cut fp32": readings.ours("cut fp32", single, "cut", settings),
-            "whole fp32": readings.ours("whole fp32", single, "whole", settings),
-        },
-        settings,
-    )
+    ratios = {}
+    if settings.only != "fp32":
+        fp16 = _take_turns(
+            {
+                "hybrid fp16": readings.ours("hybrid fp16", half, "planned", settings),
+                "llama.cpp F16": readings.llama_cpp("llama.cpp F16", half / "model.gguf", settings),
+            },
+            settings,
+        )
+        ratios["hybrid fp16 / llama.cpp F16"] = fp16.ratio("hybrid fp16", "llama.cpp F16")
+    if settings.only != "fp16":
+        fp32 = _take_turns(
+            {
+                "cut fp32": readings.ours("cut fp32", single, "cut", settings),
+                "whole fp32": readings.ours("whole fp32", single, "whole", settings),
+            },
+            settings,
+        )
+        ratios["cut fp32 / whole fp32"] = fp32.ratio("cut fp32", "whole fp32")
     plan = peak_rss.run(
         [sys.executable, "-m", "hybrid", "plan", "--json", "--cuda", "6", "--machine", "colab-t4", "--model", str(half)]
     )
     return {
-        "command": " ".join(["python -m bench.compare", *sys.argv[1:]]),
+        "command": _command(settings),
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
         "threads": settings.threads,
         "rounds": settings.rounds,
-        "ratios": {
-            "hybrid fp16 / llama.cpp F16": fp16.ratio("hybrid fp16", "llama.cpp F16"),
-            "cut fp32 / whole fp32": fp32.ratio("cut fp32", "whole fp32"),
-        },
+        "ratios": ratios,
         "medians": {
             name: {key: readings.median(name, key) for key in kept[0] if isinstance(kept[0][key], int | float)}
             for name, kept in readings.kept.items()
@@ -107,6 +110,12 @@ def compare(settings: Settings) -> dict[str, Any]:
         "plan": {"wall_s": plan.wall_s, "peak_rss_bytes": plan.peak_rss_bytes, "status": plan.status},
         "readings": readings.kept,
     }
+
+
+def _command(settings: Settings) -> str:
+    """The command line without the paths, which differ from machine to machine."""
+    only = f" --only {settings.only}" if settings.only else ""
+    return f"python -m bench.compare{only} --rounds {settings.rounds} --tokens {settings.tokens}"
 
 
 def _take_turns(contestants: Mapping[str, Callable[[], float]], settings: Settings) -> Comparison:
@@ -138,9 +147,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--only", choices=("fp16", "fp32"), help="one of the two comparisons")
     parser.add_argument("--out", type=Path, required=True)
     flags = parser.parse_args()
-    result = compare(Settings(flags.models, flags.llama_bench, flags.threads, flags.rounds, flags.tokens))
+    result = compare(Settings(flags.models, flags.llama_bench, flags.threads, flags.rounds, flags.tokens, flags.only))
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
     (flags.out / "compare.md").write_text(as_markdown(result))

@@ -22,13 +22,15 @@ from hybrid.runtime.threads import default_threads
 from offload.planner import Shares, place
 from offload.telemetry import Timeline
 
+_TRACED_TOKENS = 16
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """`step_s` is a median over steps; the parts are means over as many traced steps. Attention counts the whole
-    islands that hold it, so `other_s` is what neither matmuls nor these islands took.
+    """`step_s` is a median over steps, `decode_tokens_per_s` over all; the parts are means over traced steps.
+
+    Attention counts the whole islands that hold it, so `other_s` is what neither matmuls nor these islands took.
     """
 
     mode: str
@@ -59,14 +61,14 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
         started = time.perf_counter()
         engine.prefill(ids)
         prefill_s = time.perf_counter() - started
-        step_s = statistics.median(_steps(engine, tokens))
+        steps = _steps(engine, tokens)
         engine.trim(prompt_tokens)
         timeline.resume()
-        traced_s = statistics.fmean(_steps(engine, tokens))
+        traced_s = statistics.fmean(_steps(engine, _TRACED_TOKENS))
         attention = {f"island {number}" for number in _attention_levels(opened, mode)}
         islands = [span for span in timeline.spans() if span.track == "islands"]
-        matmul_s = sum(s.duration_s for s in timeline.spans() if s.track == "linears") / tokens
-        attention_s = sum(s.duration_s for s in islands if s.name in attention) / tokens
+        matmul_s = sum(s.duration_s for s in timeline.spans() if s.track == "linears") / _TRACED_TOKENS
+        attention_s = sum(s.duration_s for s in islands if s.name in attention) / _TRACED_TOKENS
         return Reading(
             mode=mode,
             threads=threads,
@@ -74,8 +76,8 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
             tokens=tokens,
             load_s=load_s,
             prefill_tokens_per_s=prompt_tokens / prefill_s,
-            step_s=step_s,
-            decode_tokens_per_s=1 / step_s,
+            step_s=statistics.median(steps),
+            decode_tokens_per_s=tokens / sum(steps),
             matmul_s=matmul_s,
             attention_s=attention_s,
             other_s=traced_s - matmul_s - attention_s,
