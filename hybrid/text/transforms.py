@@ -94,9 +94,11 @@ def keep_min_p(weights: Weights, p: float) -> None:
 
 def typicality(weights: Weights) -> Weights:
     """How close the surprise of each token, -log probability, is to what is expected; 0 is best (arXiv 2202.00666)."""
-    shares = weights / weights.sum()
-    surprise: Weights = np.log(np.maximum(shares, np.finfo(shares.dtype).tiny))  # negative here, which does not matter
-    surprise -= (shares * surprise).sum()
+    # Weights are probabilities but for a factor, which moves every surprise and its mean alike. One array is made: to
+    # make more of this size costs more than the arithmetic.
+    surprise: Weights = np.maximum(weights, np.finfo(weights.dtype).tiny)
+    np.log(surprise, out=surprise)  # negative here, which does not matter
+    surprise -= np.dot(weights, surprise) / weights.sum()
     np.abs(surprise, out=surprise)
     np.negative(surprise, out=surprise)
     return surprise
