@@ -1,0 +1,34 @@
+"""The whole path to a GPU, from `--cuda` to text, on an emulation of CuPy: what can be shown of it without one."""
+
+import pytest
+
+from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.runtime.loading import open_engine
+from tests.device.emulated_cupy import EmulatedCupy
+from tests.engines import greedy, read_golden
+from tests.parity.test_golden_tokens import DEMO_GOLDEN
+
+
+@pytest.mark.parametrize("megabytes", [2.5, 64])
+def test_cuda_gives_the_golden_tokens_within_its_budget(megabytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    EmulatedCupy().install(monkeypatch)
+    golden = read_golden(DEMO_GOLDEN)
+    budget = f"{megabytes + _fixed_mib()}MiB"
+    with open_engine(RunSettings(DEMO_MODEL, cuda=budget, device="cuda")) as engine:
+        plan = engine.plan
+        assert plan.vram_bytes["weights"] > 0
+        assert plan.total_vram_bytes <= plan.budget_bytes
+        host = sum(len(placement.host) for placement in plan.placements)
+        assert (host == 0) == (megabytes > 10)
+        ids, _ = greedy(engine, golden.prompt_ids, 20)
+    assert ids == golden.greedy_ids[:20]
+
+
+def _fixed_mib() -> float:
+    """What the emulated context and workspace take."""
+    from offload.devices.cuda import CudaDevice
+
+    device = CudaDevice()
+    fixed = sum(device.fixed_bytes.values()) / (1 << 20)
+    device.close()
+    return fixed
