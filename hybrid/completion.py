@@ -1,17 +1,15 @@
 """`hybrid run`: one prompt, its completions on standard output, what they took on standard error."""
 
 import json
-import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid import report
-from hybrid.console import emit, not_writable, say
+from hybrid.console import ctrl_c_stops, emit, not_writable, say
 from hybrid.errors import UsageError
 from hybrid.text.beam import beam_search
-from hybrid.text.generate import Generation, StopReason, generate_several, text_of
+from hybrid.text.generate import StopReason, generate_several, text_of
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
@@ -54,7 +52,7 @@ def complete(model: TextModel, request: Request, timeline: Timeline | None, as_j
     for number, generation in enumerate(generations):
         if number:
             emit("\n")
-        with _interrupt_stops(generation):
+        with ctrl_c_stops(generation):
             pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
             _write(_traced(pieces, timeline))
         memory = model.engine.memory()
@@ -104,18 +102,3 @@ def _traced(pieces: Iterable[str], timeline: Timeline | None) -> Iterator[str]:
         if timeline is not None and number == _TRACED_PIECES:
             timeline.stop()
         yield piece
-
-
-@contextmanager
-def _interrupt_stops(generation: Generation) -> Iterator[None]:
-    """The first Ctrl-C ends the text after the step that runs; a second one ends the program."""
-
-    def stop(signal_number: int, frame: object) -> None:
-        generation.stop()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

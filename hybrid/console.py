@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from hybrid.errors import UsageError
 
@@ -67,3 +70,25 @@ def check_writable(flag: str, path: Path) -> None:
 def not_writable(flag: str, path: Path, error: OSError) -> UsageError:
     """The error for a file named by `flag` that cannot be written."""
     return UsageError(f"{flag} {path} cannot be written: {error.strerror}")
+
+
+class Stoppable(Protocol):
+    """Something that can be asked to end."""
+
+    def stop(self) -> None:
+        """End after the step that runs; called from a signal handler."""
+
+
+@contextmanager
+def ctrl_c_stops(text: Stoppable) -> Iterator[None]:
+    """The first Ctrl-C ends the text after the step that runs; a second one ends the program."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        text.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,12 +3,12 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hybrid.chat.commands import is_command, left_out_line, run_command, status_line
 from hybrid.chat.conversation import Conversation
+from hybrid.console import ctrl_c_stops
 from hybrid.errors import OffloadError, UsageError
 from hybrid.text.generate import StopReason
 
@@ -53,7 +53,7 @@ def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
         console.print(text, style="dim")
 
     def answer(reply: "Reply") -> None:
-        with quiet_keyboard(sys.stdin), _ctrl_c_ends(reply):
+        with quiet_keyboard(sys.stdin), ctrl_c_stops(reply):
             show_reply(console, reply)
         console.print(status_line(reply.stats), style="dim")
         if not reply.said_something:
@@ -86,7 +86,7 @@ def _answer_lines(conversation: Conversation, model: str) -> int:
 
     def answer(reply: "Reply") -> None:
         nonlocal interrupted
-        with _ctrl_c_ends(reply):
+        with ctrl_c_stops(reply):
             _write(reply, sys.stdout)
         notice(status_line(reply.stats))
         interrupted = reply.stats.stop_reason is StopReason.INTERRUPTED
@@ -157,18 +157,3 @@ def _write(reply: "Reply", file: TextIO) -> None:
     finally:
         file.write("" if last.endswith("\n") else "\n")
         file.flush()
-
-
-@contextmanager
-def _ctrl_c_ends(reply: "Reply") -> Iterator[None]:
-    """The first Ctrl-C ends the reply after the step that runs; a second one before that ends the program."""
-
-    def stop(signal_number: int, frame: object) -> None:
-        reply.stop()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
