@@ -72,3 +72,11 @@ def test_trim_forgets_what_came_after(model: Path) -> None:
 def _forced(model: Path) -> Engine:
     none = next(placement for placement in PLACEMENTS if placement.name == "none")
     return engine_on_simulated(open_settings(model), none)
+
+
+def test_weights_left_in_their_files_give_the_same_logits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(_forced(model)) as in_ram:
+        expected = in_ram.prefill(_IDS)
+    monkeypatch.setattr("hybrid.runtime.loading.read_ram", lambda limits: None)  # as where there is too little RAM
+    with closing(_forced(model)) as mapped:
+        np.testing.assert_array_equal(mapped.prefill(_IDS), expected)
