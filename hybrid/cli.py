@@ -133,6 +133,8 @@ def run(
         for note in text_model.tokenizer.notes:
             say(f"note: {note}")
         say(report.opening_line(text_model.engine, cuda))
+        for warning in () if verbose else text_model.engine.plan.warnings:
+            say(f"note: {warning}")
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
         finished = complete(text_model, request, recorder, stats is options.StatsFormat.JSON)
@@ -220,6 +222,8 @@ def chat(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
         say(report.opening_line(engine, cuda))
+        for warning in engine.plan.warnings:
+            say(f"note: {warning}")
         say(line)
         return talk(conversation, engine.decoder.name)
 

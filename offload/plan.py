@@ -1,6 +1,6 @@
 """The plan: where every column of every Linear goes, what that takes and what a step should cost. Plain data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from offload.specs import ColumnRange, LinearSpec
@@ -66,7 +66,8 @@ class Plan:
     ram_bytes: dict[str, int]
     placements: tuple[LinearPlacement, ...]
     predicted: Prediction
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # those of the notes that say that not everything is as it was asked for
 
     @property
     def total_vram_bytes(self) -> int:
@@ -86,6 +87,7 @@ class Plan:
             "linears": [_linear_json(placement) for placement in self.placements],
             "predicted": asdict(self.predicted),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
 

@@ -17,6 +17,7 @@ _TILE_COLUMNS = 16
 # Small slots: the activations of a level share the copy engine with the weights, and wait for the copy in flight.
 _SLOTS, _MOST_SLOT_BYTES = 2, 8 << 20
 _SEARCH_STEPS = 24
+_ROUNDED = "on the GPU, activations are rounded to the weights' 16-bit type before each multiply"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class PlanRequest:
     step: StepShape
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # of what led to the budget
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -80,6 +82,8 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
         }
     pinned = packed_stream_bytes(placements)
     host = sum(round(len(p.host) * p.linear.column_bytes) for p in placements)
+    warnings = (*request.warnings, *_warnings(request, on_device))
+    rounds = on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears)
     predicted = predict(placements, request.step, request.profile, DEFAULT_DEPTH)
     return Plan(
         model=request.model,
@@ -91,7 +95,8 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
         ram_bytes={"host weights": host, "pinned weights": pinned, **request.other_ram_bytes},
         placements=placements,
         predicted=predicted,
-        notes=(*request.notes, *_notes(request, on_device, vram)),
+        notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
+        warnings=warnings if request.budget_bytes else (),
     )
 
 
@@ -143,7 +148,7 @@ def _ring(placements: Sequence[LinearPlacement]) -> StreamRing:
     return StreamRing(slots=_SLOTS if columns else 0, slot_bytes=min(largest, max([_MOST_SLOT_BYTES, *columns])))
 
 
-def _notes(request: PlanRequest, on_device: bool, vram: Mapping[str, int]) -> list[str]:
+def _warnings(request: PlanRequest, on_device: bool) -> list[str]:
     notes = []
     movable = any(
         not linear.host_only_reason and linear.format not in request.unsupported for linear in request.linears
@@ -156,8 +161,6 @@ def _notes(request: PlanRequest, on_device: bool, vram: Mapping[str, int]) -> li
             f"the budget of {format_bytes(request.budget_bytes)} holds no weights: context and workspace alone take "
             f"{format_bytes(fixed)}, activations come on top; the GPU is not used"
         )
-    if on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears):
-        notes.append("on the GPU, activations are rounded to the weights' 16-bit type before each multiply")
     host_only = sorted({linear.host_only_reason for linear in request.linears if linear.host_only_reason})
     for reason in host_only:
         names = [linear.name for linear in request.linears if linear.host_only_reason == reason]

@@ -101,6 +101,14 @@ def test_what_does_not_go_together_is_one_line(
     assert said in last
 
 
+def test_a_budget_that_is_clamped_or_holds_nothing_is_said_without_being_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for budget, said in (("99", "the budget is 15.00 GiB"), ("1MiB", "the GPU is not used")):
+        assert cli.main(["run", "--device", "simulated", "--cuda", budget, "--max-tokens", "2", ONCE]) == 0
+        assert said in capsys.readouterr().err
+
+
 def test_flags_win_over_a_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.toml").write_text('cuda = 0\nmax-tokens = 3\nmodel = "here"\n')
     config = ("--config", str(tmp_path / "mine.toml"))

@@ -57,6 +57,7 @@ def test_the_keys_of_a_plan(folder: Path) -> None:
     assert list(content) == [
         "model", "machine", "budget_bytes", "chunk_tokens", "ring", "vram_bytes", "ram_bytes", "linears", "predicted",
         "notes",
+        "warnings",
     ]  # fmt: skip
     assert (content["model"], content["machine"]["name"]) == ("tinyllama", "colab-t4")
     assert content["budget_bytes"] == 6 * GIB
