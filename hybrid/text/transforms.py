@@ -74,13 +74,6 @@ def weigh(logits: Logits, temperature: float) -> Weights:
     return weights
 
 
-def softmax(logits: Logits, temperature: float = 1.0) -> Weights:
-    """Probabilities of logits divided by a temperature above 0."""
-    weights = weigh(logits, temperature)
-    weights /= weights.sum()
-    return weights
-
-
 def keep_top_p(weights: Weights, p: float) -> Weights:
     """The fewest largest weights that make up `p` of the sum, the others 0. Of equals, the lowest ids."""
     return keep_first(weights, weights, p)

@@ -68,12 +68,8 @@ def gpu(ordinal: int) -> GpuMemory:
 def used_bytes(pci_bus_id: str) -> int | None:
     """Memory in use on a GPU by every process together; None where NVML cannot tell."""
     try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        pynvml = _start()
+    except DeviceUnavailableError:
         return None
     try:
         handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)

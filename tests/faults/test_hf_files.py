@@ -18,19 +18,7 @@ from hybrid.model.hf_config import parse_config
 from hybrid.model.safetensors import read_index
 from hybrid.model.source import find_model
 from tests.hf_models import random_weights, raw_safetensors, safetensors_bytes, tiny_config, write_model
-
-
-def one_line(kind: type[ModelError], call: Callable[[], object], *mentions: str) -> str:
-    """The message of the error that `call` must raise."""
-    with pytest.raises(ModelError) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.type is kind, message
-    assert message.isprintable(), message
-    assert len(message) < 500
-    for mention in mentions:
-        assert mention in message
-    return message
+from tests.messages import one_line
 
 
 def entry(dtype: Any = "F32", shape: Any = (2,), data_offsets: Any = (0, 8)) -> dict[str, Any]:

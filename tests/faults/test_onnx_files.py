@@ -16,6 +16,7 @@ from hybrid.errors import ModelError, ModelFileError, UnsupportedModelError
 from hybrid.model.conventions import open_onnx
 from hybrid.model.decoder import Decoder
 from hybrid.model.source import find_model
+from tests import messages
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(8, 8)  # 256 bytes
 
@@ -69,15 +70,7 @@ def open_path(path: Path) -> Decoder:
 
 
 def one_line(kind: type[ModelError], path: Path, *mentions: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        open_path(path)
-    message = str(caught.value)
-    assert caught.type is kind, message
-    assert message.isprintable()
-    assert len(message) < 500
-    assert str(path) in message
-    for mention in mentions:
-        assert mention in message
+    messages.one_line(kind, lambda: open_path(path), str(path), *mentions)
 
 
 def test_the_model_of_these_tests_opens(tmp_path: Path) -> None:

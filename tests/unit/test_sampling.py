@@ -25,13 +25,18 @@ from hybrid.text.transforms import (
     keep_top_p,
     penalise_counts,
     penalise_repetition,
-    softmax,
     typicality,
+    weigh,
 )
 
 # Probabilities 0.5, 0.25, 0.125, 0.125 at temperature 1, as logits, in another order.
 SHARES = np.array([0.125, 0.5, 0.125, 0.25])
 LOGITS = np.log(SHARES)
+
+
+def softmax(logits: Any, temperature: float) -> Any:
+    weights = weigh(logits, temperature)
+    return weights / weights.sum()
 
 
 def test_softmax_by_hand() -> None:
