@@ -29,10 +29,10 @@ def predict(placements: Sequence[LinearPlacement], step: StepShape, profile: Dev
         gpu_s, host_s = _group_times(group, profile)
         parts["gpu" if gpu_s > host_s else "ram"] += max(gpu_s, host_s)
     cache_bytes = depth * step.cache_bytes_per_token
-    parts["islands"] = step.islands * profile.cpu.island_s
+    parts["islands"] = profile.cpu.step_s + step.islands * profile.cpu.island_s
     parts["attention"] = cache_bytes / profile.cpu.attention_bytes_per_s
     if step.concat_cache:
-        parts["cache copies"] = 2 * cache_bytes / profile.cpu.weight_bytes_per_s
+        parts["cache copies"] = 2 * cache_bytes / profile.cpu.ram_bytes_per_s
     bus_s = _streamed_bytes(placements) / profile.gpu.bus_bytes_per_s if profile.gpu else 0.0
     walk_s = sum(parts.values())
     step_s = max(walk_s, bus_s)
@@ -41,13 +41,15 @@ def predict(placements: Sequence[LinearPlacement], step: StepShape, profile: Dev
 
 
 def _group_times(group: Iterable[LinearPlacement], profile: DeviceProfile) -> tuple[float, float]:
-    host_bytes = resident_bytes = device_bytes = 0.0
+    host_s = resident_bytes = device_bytes = 0.0
     for placement in group:
         column_bytes = placement.linear.column_bytes
-        host_bytes += len(placement.host) * column_bytes
+        host_bytes = len(placement.host) * placement.host_column_bytes
+        host_s += profile.cpu.multiply_s(placement.host_format, host_bytes, rows=1)
         resident_bytes += len(placement.resident) * column_bytes
         device_bytes += (len(placement.resident) + len(placement.streamed)) * column_bytes
-    host_s = profile.cpu.launch_s + host_bytes / profile.cpu.weight_bytes_per_s if host_bytes else 0.0
+    if host_s:
+        host_s += profile.cpu.launch_s
     if not device_bytes or profile.gpu is None:
         return 0.0, host_s
     launches = (resident_bytes > 0) + (device_bytes > resident_bytes)

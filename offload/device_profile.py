@@ -1,11 +1,15 @@
 """The device profile: the rates and sizes of one machine that the cost model computes with. Plain data, JSON."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from offload.errors import ProfileError
+from offload.specs import WeightFormat
 
 _ABSURD = 1e30  # no machine has a rate or a size like that
 _Rates = TypeVar("_Rates", "CpuRates", "GpuRates")
@@ -13,13 +17,34 @@ _Rates = TypeVar("_Rates", "CpuRates", "GpuRates")
 
 @dataclass(frozen=True)
 class CpuRates:
-    """Host side: RAM and what one step pays apart from reading weights."""
+    """Host side: RAM, disk and what one step pays apart from reading weights; all with `threads` threads.
 
+    `multiply_bytes_per_s` has, for a weight format and a number of rows of x, the stored weight bytes that a multiply
+    gets through in a second.
+    """
+
+    threads: int
     ram_bytes: int
-    weight_bytes_per_s: float  # reading weights during a multiply, all threads
+    ram_bytes_per_s: float  # reading
+    ram_bytes_per_s_beside_bus: float  # reading while the bus copies out of RAM
+    disk_bytes_per_s: float  # reading one file from front to back
+    multiply_bytes_per_s: Mapping[str, Mapping[int, float]]
     attention_bytes_per_s: float  # reading the KV cache during attention
     island_s: float  # one island of a decode step, without attention
     launch_s: float  # one host kernel
+    step_s: float  # once a step: inputs, logits
+
+    def multiply_s(self, weight_format: WeightFormat, nbytes: float, rows: int) -> float:
+        """Seconds to multiply `rows` rows of x with `nbytes` of stored weights.
+
+        Between the measured numbers of rows the time is a straight line; beyond the last it grows with the rows.
+        """
+        points = self.multiply_bytes_per_s[weight_format]
+        counts = sorted(points)
+        times = [1 / points[count] for count in counts]
+        if rows >= counts[-1]:
+            return nbytes * times[-1] * rows / counts[-1]
+        return nbytes * float(np.interp(rows, counts, times))
 
 
 @dataclass(frozen=True)
@@ -29,7 +54,11 @@ class GpuRates:
     name: str
     vram_bytes: int
     vram_bytes_per_s: float
+    flops_per_s: float  # 16-bit GEMM with many rows
     bus_bytes_per_s: float  # host to device, pinned
+    bus_back_bytes_per_s: float  # device to host, pinned
+    pageable_bytes_per_s: float  # host to device, from memory that is not pinned
+    copy_s: float  # what a copy costs besides its bytes
     round_trip_s: float  # activations there and back, with one wait
     launch_s: float  # one GEMM
     context_bytes: int
@@ -47,7 +76,12 @@ class DeviceProfile:
 
     def to_json(self) -> dict[str, Any]:
         """The profile as plain JSON values."""
-        return asdict(self)
+        content = asdict(self)
+        rates = self.cpu.multiply_bytes_per_s
+        content["cpu"]["multiply_bytes_per_s"] = {
+            name: {str(rows): value for rows, value in points.items()} for name, points in rates.items()
+        }
+        return content
 
 
 def load_profile(path: Path) -> DeviceProfile:
@@ -74,10 +108,28 @@ def _rates(kind: type[_Rates], content: Any, where: str) -> _Rates:
     names = {field.name for field in fields(kind)}
     if not isinstance(content, dict) or content.keys() != names:
         raise ProfileError(f"{where}: has to have the keys {', '.join(sorted(names))} and no others")
+    values = dict(content)
     for name, value in content.items():
-        if name == "name":
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _ABSURD
-        if not number or (name.endswith("_per_s") and value == 0):
-            raise ProfileError(f"{where}.{name}: {value!r} is not a positive number")
-    return kind(**content)
+        if name == "multiply_bytes_per_s":
+            values[name] = _multiply_rates(value, f"{where}.{name}")
+        elif name != "name":
+            _check_number(value, f"{where}.{name}", positive=name.endswith("_per_s") or name == "threads")
+    return kind(**values)
+
+
+def _multiply_rates(content: Any, where: str) -> dict[str, dict[int, float]]:
+    formats = [str(weight_format) for weight_format in WeightFormat]
+    if not isinstance(content, dict) or sorted(content) != sorted(formats):
+        raise ProfileError(f"{where}: has to have the keys {', '.join(formats)} and no others")
+    for weight_format, points in content.items():
+        if not isinstance(points, dict) or "1" not in points or not all(r.isdecimal() and int(r) for r in points):
+            raise ProfileError(f'{where}.{weight_format}: has to name rates by numbers of rows, "1" among them')
+        for rows, value in points.items():
+            _check_number(value, f"{where}.{weight_format}.{rows}", positive=True)
+    return {name: {int(rows): float(value) for rows, value in content[name].items()} for name in formats}
+
+
+def _check_number(value: Any, where: str, positive: bool) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _ABSURD
+    if not number or (positive and value == 0):
+        raise ProfileError(f"{where}: {value!r} is not a positive number")

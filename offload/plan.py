@@ -1,20 +1,36 @@
 """The plan: where every column of every Linear goes, what that takes and what a step should cost. Plain data."""
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
-from offload.specs import ColumnRange, LinearSpec
+from offload.specs import ColumnRange, LinearSpec, WeightFormat, requantised_column_bytes
+
+
+class HostTier(StrEnum):
+    """Where host columns are kept."""
+
+    RAM = "ram"
+    FILE = "file"  # read again at every step, through a few buffers
 
 
 @dataclass(frozen=True)
 class LinearPlacement:
-    """The three column ranges of one Linear, in this order: resident, streamed, host; together all columns."""
+    """The three column ranges of one Linear, in this order: resident, streamed, host; together all columns.
+
+    `host_format` is how the host columns are kept: the Linear's own format, or what they are quantised to on load.
+    In prefill the columns from `resident.stop` to `prefill_stop` are streamed, be they host columns in decode;
+    0 stands for "as in decode".
+    """
 
     linear: LinearSpec
     resident: ColumnRange
     streamed: ColumnRange
     host: ColumnRange
     reason: str
+    host_format: WeightFormat
+    tier: HostTier = HostTier.RAM
+    prefill_stop: int = 0
 
     def __post_init__(self) -> None:
         edges = (self.resident.start, self.resident.stop, self.streamed.stop, self.host.stop)
@@ -23,6 +39,16 @@ class LinearPlacement:
             raise ValueError(
                 f"{self.linear.name}: column ranges {edges} do not tile {self.linear.out_features} columns"
             )
+
+        if self.prefill_stop and not self.streamed.stop <= self.prefill_stop <= self.linear.out_features:
+            raise ValueError(f"{self.linear.name}: prefill cannot stream up to column {self.prefill_stop}")
+
+    @property
+    def host_column_bytes(self) -> float:
+        """Bytes of one host column as it is kept."""
+        if self.host_format is self.linear.format:
+            return self.linear.column_bytes
+        return requantised_column_bytes(self.host_format, self.linear.in_features)
 
     @property
     def on_device(self) -> bool:
@@ -101,8 +127,11 @@ def _linear_json(placement: LinearPlacement) -> dict[str, Any]:
         "bytes": linear.weight_bytes,
         "kind": linear.kind,
         "layer": linear.layer,
+        "host_format": str(placement.host_format),
+        "tier": str(placement.tier),
         "resident": [placement.resident.start, placement.resident.stop],
         "streamed": [placement.streamed.start, placement.streamed.stop],
         "host": [placement.host.start, placement.host.stop],
+        "prefill_stop": placement.prefill_stop,
         "reason": placement.reason,
     }

@@ -81,7 +81,7 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
             "weights": resident_bytes(placements),
         }
     pinned = packed_stream_bytes(placements)
-    host = sum(round(len(p.host) * p.linear.column_bytes) for p in placements)
+    host = sum(round(len(p.host) * p.host_column_bytes) for p in placements)
     warnings = (*request.warnings, *_warnings(request, on_device))
     rounds = on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears)
     predicted = predict(placements, request.step, request.profile, DEFAULT_DEPTH)
@@ -121,6 +121,7 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares) -> L
         streamed=ColumnRange(resident, on_device),
         host=ColumnRange(on_device, columns),
         reason=reason,
+        host_format=linear.format,
     )
 
 

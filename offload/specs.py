@@ -32,6 +32,17 @@ class WeightFormat(StrEnum):
         return np.dtype(names[self])
 
 
+REQUANTISED_BLOCK = 64  # elements that share a scale in weights that are quantised on load
+_SCALE_BYTES = 2
+
+
+def requantised_column_bytes(weight_format: WeightFormat, in_features: int) -> int:
+    """Bytes of one output column quantised on load: whole blocks of int8 or int4, an fp16 scale each."""
+    blocks = -(-in_features // REQUANTISED_BLOCK)
+    bits = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}[weight_format]
+    return blocks * (REQUANTISED_BLOCK * bits // 8 + _SCALE_BYTES)
+
+
 class Layout(StrEnum):
     """The order of a weight in memory, K = in_features and N = out_features; both row-major."""
 

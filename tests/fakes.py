@@ -30,7 +30,7 @@ def placement(layer: str, kind: str, resident: int, streamed: int, columns: int 
     )
     there = resident + streamed
     ranges = (ColumnRange(0, resident), ColumnRange(resident, there), ColumnRange(there, columns))
-    return LinearPlacement(linear, *ranges, reason="because")
+    return LinearPlacement(linear, *ranges, reason="because", host_format=linear.format)
 
 
 def small_plan(budget_bytes: int = 8 * 2**20) -> Plan:

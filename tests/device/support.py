@@ -82,6 +82,7 @@ def place(spec: LinearSpec, resident: float, streamed: float) -> LinearPlacement
         ColumnRange(first, second),
         ColumnRange(second, spec.out_features),
         "test",
+        spec.format,
     )
 
 

@@ -18,7 +18,7 @@ _HEADER_BYTES = 26  # so that nothing is aligned
 def placement(layout: Layout, on_device: int) -> LinearPlacement:
     linear = LinearSpec("linear", K, N, WeightFormat.FP16, layout, 2 * K * N, "kind", "0", "group")
     ranges = ColumnRange(0, on_device), ColumnRange(on_device, on_device), ColumnRange(on_device, N)
-    return LinearPlacement(linear, *ranges, reason="")
+    return LinearPlacement(linear, *ranges, reason="", host_format=linear.format)
 
 
 def mapped(folder: Path, layout: Layout) -> np.memmap:  # type: ignore[type-arg]

@@ -17,11 +17,12 @@ from offload.planner import CHUNK_TOKENS, PlanRequest, Shares, make_plan, place
 from offload.specs import Layout, LinearSpec, WeightFormat
 from offload.units import GIB, MIB
 
+MULTIPLY = {name: {1: 10e9, 128: 1e9} for name in WeightFormat}
 MACHINE = DeviceProfile(
     "bench",
     True,
-    CpuRates(16 * GIB, 10e9, 5e9, 1e-5, 4e-6),
-    GpuRates("Bench GPU", 8 * GIB, 200e9, 10e9, 4e-5, 8e-6, 150 * MIB, 40 * MIB),
+    CpuRates(2, 16 * GIB, 10e9, 9e9, 1e9, MULTIPLY, 5e9, 1e-5, 4e-6, 5e-4),
+    GpuRates("Bench GPU", 8 * GIB, 200e9, 20e12, 10e9, 10e9, 4e9, 1e-5, 4e-5, 8e-6, 150 * MIB, 40 * MIB),
 )
 FIXED = {"context": 3 * MIB, "workspace": MIB}
 VRAM_KEYS = ["context", "workspace", "staging", "activations", "weights"]
