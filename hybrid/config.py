@@ -13,6 +13,7 @@ class RunSettings:
     `model` is a folder, an .onnx file, or the name of a model on the Hugging Face hub; `variant` picks one of
     several ONNX precisions there.
     `cuda` is the text of `--cuda` (see `offload.budget.parse_budget`), None for "decide for me".
+    `ram` is the text of `--ram`: the most RAM this process may take, read like `cuda`; None for most of what is there.
     `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
     of those that come with the package; None picks one that suits the device.
     """
@@ -24,3 +25,4 @@ class RunSettings:
     machine: str | None = None
     context_tokens: int | None = None
     threads: int | None = None
+    ram: str | None = None

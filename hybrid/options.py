@@ -17,6 +17,7 @@ Examples:
   hybrid-run "Once upon a time"
   hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
   hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
+  hybrid-run --model ~/models/mistral-7b --cuda 0 --ram 4 "A model larger than RAM runs at the disk's rate:"
   hybrid-run --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --cuda 80% "Why is the sky blue?"
   hybrid-run --temperature 1 --n 3 --stop "." "Once upon a time"
   hybrid-run --cuda 0 --stats json "Hello" 2> stats.txt
@@ -33,6 +34,11 @@ Examples:
 CUDA_HELP = (
     "How much VRAM to use, context and libraries included: GiB, fractions too (6, 2.5), with a unit "
     "(6GiB, 800MiB), a share of the GPU's memory (80%), auto, or 0 for none."
+)
+
+RAM_HELP = (
+    "The most RAM to use, everything included, written like --cuda (4, 800MiB, 50%, auto). Weights beyond it stay "
+    "in their files and are read at every step."
 )
 
 
@@ -55,6 +61,7 @@ Variant = Annotated[
     typer.Option(metavar="NAME", help="Which of several ONNX precisions: fp16, q4, ...", show_default="the only one"),
 ]
 Cuda = Annotated[str | None, typer.Option(metavar="N", help=CUDA_HELP, show_default="auto")]
+Ram = Annotated[str | None, typer.Option(metavar="N", help=RAM_HELP, show_default="80% of what is available")]
 DeviceName = Annotated[str, typer.Option(metavar="NAME", help="auto, cuda, cuda:N, cpu or simulated.")]
 Machine = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""The VRAM budget: what `--cuda` says, and how many bytes that is on a device."""
+"""Budgets: what `--cuda` and `--ram` say, and how many bytes of VRAM `--cuda` is on a device."""
 
 import re
 from dataclasses import dataclass
@@ -35,23 +35,25 @@ class ResolvedBudget:
     note: str = ""
 
 
-def parse_budget(text: str) -> Budget:
-    """Read "6", "0.5", "6GiB", "800MiB", "80%", "auto" or "0". Raises BudgetError."""
+def parse_budget(text: str, flag: str = "--cuda") -> Budget:
+    """Read "6", "0.5", "6GiB", "800MiB", "80%", "auto" or "0", given with `flag`. Raises BudgetError."""
     if text.strip().lower() == "auto":
         return AUTO
     if text.strip().startswith("-"):
-        raise BudgetError(f"--cuda {text}: a budget cannot be negative; 0 keeps everything on the CPU")
+        hint = "; 0 keeps everything on the CPU" if flag == "--cuda" else ""
+        raise BudgetError(f"{flag} {text}: a budget cannot be negative{hint}")
     percent = _PERCENT.fullmatch(text)
     if percent is not None:
         share = float(percent[1]) / 100
         if share > 1:
-            raise BudgetError(f"--cuda {text}: a share cannot be above 100% of the device's memory")
+            raise BudgetError(f"{flag} {text}: a share cannot be above 100% of the device's memory")
         return Budget(share=share)
     try:
         return Budget(nbytes=parse_size(text))
     except BudgetError:
+        zero = " or 0" if flag == "--cuda" else ""
         raise BudgetError(
-            f"--cuda {text}: not a budget; write GiB (6, 0.5, 6GiB), MiB (800MiB), a share (80%), auto or 0"
+            f"{flag} {text}: not a budget; write GiB (6, 0.5, 6GiB), MiB (800MiB), a share (80%), auto{zero}"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 OffloadError                    base
 ├── BudgetError                 a VRAM budget that cannot be read or cannot be
+│   └── RamBudgetError          a RAM cap that is too small; carries the least that would do
 ├── DeviceUnavailableError      no usable GPU; says why
 ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
 └── ProfileError                a device profile that cannot be read
@@ -14,6 +15,14 @@ class OffloadError(Exception):
 
 class BudgetError(OffloadError):
     """A VRAM budget that cannot be read, or that no plan can keep."""
+
+
+class RamBudgetError(BudgetError):
+    """A RAM cap that no plan can keep."""
+
+    def __init__(self, message: str, least_bytes: int) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
 
 
 class DeviceUnavailableError(OffloadError):

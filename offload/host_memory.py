@@ -6,13 +6,13 @@ are read into one block. It counts once: the pages that the kernel keeps of the 
 when memory is wanted.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
 from offload.devices.base import HostArray, aligned
-from offload.errors import OffloadError
+from offload.file_reads import byte_parts, is_mapped, read_bytes, run_parallel
 from offload.plan import LinearPlacement
 from offload.specs import Layout
 
@@ -26,45 +26,35 @@ def read_into_ram(
 
     `weights` are [N, K] or [K, N]. Those that are no mapped file come back as they are, and so do split [K, N] ones,
     whose columns share all pages. `on_bytes` is called with the bytes of every part. Raises OffloadError for a file
-    that has become shorter.
+    that has become shorter or cannot be read.
     """
     moved, kept = [], {}
     for placement in placements:
         weight = weights[placement.linear.name]
         movable = placement.linear.layout is Layout.NK or len(placement.host) == placement.linear.out_features
-        if len(placement.host) and movable and isinstance(weight, np.memmap):
-            moved.append((placement, weight))
+        if len(placement.host) and movable and is_mapped(weight):
+            moved.append((placement, weight, *_host_bytes(placement, weight)))
         else:
             kept[placement.linear.name] = weight
-    # numpy asks for huge pages, and untouched ones are not there: the columns of a device take nothing.
-    block = np.empty(sum(aligned(weight.nbytes) for _, weight in moved), np.uint8)
-    position = 0
-    for placement, weight in moved:
-        target = block[position : position + weight.nbytes]
-        position += aligned(weight.nbytes)
-        for start, stop in _byte_ranges(placement, weight):
-            _read(weight, start, target[start:stop])
-            on_bytes(stop - start)
+    # The bytes that are read lie one after another: what comes before them in a weight lies where the weights before
+    # it are, and is never looked at. numpy asks for huge pages, and untouched ones are not there.
+    position = max((first for _, _, first, _ in moved), default=0)
+    tail = max((weight.nbytes - last for _, weight, _, last in moved), default=0)
+    block = np.empty(position + sum(aligned(last - first) for _, _, first, last in moved) + tail, np.uint8)
+    jobs = []
+    for placement, weight, first, last in moved:
+        target = block[position - first :][: weight.nbytes]
+        position += aligned(last - first)
+        for start, stop in byte_parts(first, last, _READ_BYTES):
+            jobs.append((partial(read_bytes, weight, start, target[start:stop]), stop - start))
         kept[placement.linear.name] = target.view(weight.dtype).reshape(weight.shape)
+    run_parallel(jobs, on_bytes)
     return kept
 
 
-def _byte_ranges(placement: LinearPlacement, weight: HostArray) -> Iterator[tuple[int, int]]:
-    """The bytes of the host columns within the weight, in parts."""
-    first, last = 0, weight.nbytes
-    if placement.linear.layout is Layout.NK:
-        row_bytes = weight.nbytes // weight.shape[0]
-        first, last = placement.host.start * row_bytes, placement.host.stop * row_bytes
-    for start in range(first, last, _READ_BYTES):
-        yield start, min(start + _READ_BYTES, last)
-
-
-def _read(weight: "np.memmap[tuple[int, ...], np.dtype[np.generic]]", start: int, target: HostArray) -> None:
-    assert weight.filename is not None
-    with open(weight.filename, "rb", buffering=0) as file:
-        done = 0
-        while done < target.nbytes:
-            count = os.preadv(file.fileno(), [target[done:].data], weight.offset + start + done)
-            if count == 0:
-                raise OffloadError(f"{weight.filename}: has become shorter while it was read")
-            done += count
+def _host_bytes(placement: LinearPlacement, weight: HostArray) -> tuple[int, int]:
+    """The first byte of the host columns within the weight, and the one after the last."""
+    if placement.linear.layout is Layout.KN:
+        return 0, weight.nbytes
+    row_bytes = weight.nbytes // weight.shape[0]
+    return placement.host.start * row_bytes, placement.host.stop * row_bytes

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from offload.devices.base import HostArray, aligned
+from offload.file_reads import copy_part
 from offload.plan import LinearPlacement
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
+STAGING_BYTES = 64 * 2**20  # pinned memory that resident weights pass through at load
 _TILE_COLUMNS = 16  # pieces begin at multiples of this: rows of a [K, n] piece stay aligned for tensor cores
 
 
@@ -85,13 +87,14 @@ class ColumnMatrix:
         for (linear, columns), position in zip(self.segments, self.positions(), strict=True):
             weight = weights[linear.name]
             if self.layout is Layout.KN:
-                part = weight[start:stop, columns.start : columns.stop]
-                out[:, position : position + len(columns)] = part
+                part = out[:, position : position + len(columns)]
+                copy_part(weight, slice(start, stop), slice(columns.start, columns.stop), part)
                 continue
             first, last = max(start, position), min(stop, position + len(columns))
             if first < last:
                 shift = columns.start - position
-                out[first - start : last - start] = weight[first + shift : last + shift]
+                rows = slice(first + shift, last + shift)
+                copy_part(weight, rows, slice(0, linear.in_features), out[first - start : last - start])
 
 
 def resident_matrices(placements: Iterable[LinearPlacement]) -> tuple[ColumnMatrix, ...]:
@@ -125,6 +128,16 @@ def resident_bytes(placements: Iterable[LinearPlacement]) -> int:
 def packed_stream_bytes(placements: Iterable[LinearPlacement]) -> int:
     """Pinned RAM for the streamed columns, alignment included."""
     return sum(aligned(matrix.nbytes) for matrix in streamed_matrices(placements))
+
+
+def staging_bytes(placements: Iterable[LinearPlacement]) -> int:
+    """Pinned RAM that resident columns pass through at load: two halves, each of at least one stored row."""
+    matrices = resident_matrices(placements)
+    if not matrices:
+        return 0
+    row_bytes = max(matrix.nbytes // matrix.shape[0] for matrix in matrices)
+    largest = max(matrix.nbytes for matrix in matrices)
+    return 2 * aligned(max(row_bytes, min(STAGING_BYTES // 2, largest)))
 
 
 def activation_bytes(placements: Iterable[LinearPlacement], chunk_tokens: int) -> int:

@@ -94,11 +94,18 @@ class Plan:
     predicted: Prediction
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # those of the notes that say that not everything is as it was asked for
+    ram_budget_bytes: int | None = None  # what was asked for with --ram
+    read_ahead_bytes: int = 0  # the buffer that Linears of tier FILE are read through
 
     @property
     def total_vram_bytes(self) -> int:
         """VRAM the plan takes, everything included."""
         return sum(self.vram_bytes.values())
+
+    @property
+    def total_ram_bytes(self) -> int:
+        """RAM the plan takes, everything included."""
+        return sum(self.ram_bytes.values())
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values, with stable keys in a stable order."""
@@ -106,6 +113,7 @@ class Plan:
             "model": self.model,
             "machine": self.machine,
             "budget_bytes": self.budget_bytes,
+            "ram_budget_bytes": self.ram_budget_bytes,
             "chunk_tokens": self.chunk_tokens,
             "ring": asdict(self.ring),
             "vram_bytes": dict(self.vram_bytes),

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from offload.cost_model import StepShape, predict
 from offload.device_profile import DeviceProfile
 from offload.devices.base import aligned
-from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
+from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes, staging_bytes
 from offload.plan import LinearPlacement, Plan, StreamRing
+from offload.ram_tiers import READ_AHEAD, check_ram, file_warnings, keep_in_ram, ram_bytes
 from offload.specs import ColumnRange, LinearSpec
 from offload.units import format_bytes
 
@@ -43,13 +44,23 @@ class PlanRequest:
     fixed_vram_bytes: Mapping[str, int]
     other_ram_bytes: Mapping[str, int]
     step: StepShape
+    ram_budget_bytes: int | None = None  # all that `Plan.ram_bytes` may add up to
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # of what led to the budget
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """Fill the budget: the largest equal share of every Linear that fits, resident; the rest stays on the host."""
+    """Fill the budget: the largest equal share of every Linear that fits, resident; the rest stays on the host.
+
+    Raises RamBudgetError when a plan would need more RAM than there may be.
+    """
+    plan = _fill(request)
+    check_ram(plan.ram_bytes, plan.ram_budget_bytes)
+    return plan
+
+
+def _fill(request: PlanRequest) -> Plan:
     if request.budget_bytes == 0:
         return place(request, lambda _: Shares())
     low, high = 0.0, 1.0
@@ -80,9 +91,13 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
             "activations": activation_bytes(placements, CHUNK_TOKENS),
             "weights": resident_bytes(placements),
         }
-    pinned = packed_stream_bytes(placements)
-    host = sum(round(len(p.host) * p.host_column_bytes) for p in placements)
-    warnings = (*request.warnings, *_warnings(request, on_device))
+    fixed_ram = {"pinned weights": packed_stream_bytes(placements), **request.other_ram_bytes}
+    fixed_ram["staging"] = staging_bytes(placements)
+    fixed_ram["activations"] = fixed_ram.get("activations", 0) + vram["activations"]
+    placements = keep_in_ram(placements, fixed_ram, request.ram_budget_bytes)
+    ram = ram_bytes(placements, fixed_ram)
+    file_notes = file_warnings(placements)
+    warnings = (*request.warnings, *_warnings(request, on_device), *file_notes)
     rounds = on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears)
     predicted = predict(placements, request.step, request.profile, DEFAULT_DEPTH)
     return Plan(
@@ -92,11 +107,13 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
         chunk_tokens=CHUNK_TOKENS,
         ring=ring,
         vram_bytes=vram,
-        ram_bytes={"host weights": host, "pinned weights": pinned, **request.other_ram_bytes},
+        ram_bytes=ram,
         placements=placements,
         predicted=predicted,
         notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
-        warnings=warnings if request.budget_bytes else (),
+        warnings=warnings if request.budget_bytes else (*request.warnings, *file_notes),
+        ram_budget_bytes=request.ram_budget_bytes,
+        read_ahead_bytes=ram[READ_AHEAD],
     )
 
 

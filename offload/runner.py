@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
+
 from offload.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
+from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
-from offload.plan import LinearPlacement, Plan
+from offload.plan import HostTier, LinearPlacement, Plan
 from offload.telemetry import Timeline, span
 
 _TRACK = "linears"
@@ -49,7 +52,8 @@ class LinearRunner:
         """Allocate everything and load the device columns.
 
         `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
-        host columns keep using those in `host_weights`, where they are given. `device` and `host` may be None where
+        host columns keep using those in `host_weights`, where they are given; those of tier FILE have to be mapped
+        files there, else they are multiplied where they lie. `device` and `host` may be None where
         the plan has nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
@@ -66,14 +70,11 @@ class LinearRunner:
             if any(placement.on_device for placement in placements):
                 self._work = DeviceWork(_usable(device, placements), plan, placements, stack)
                 on_device = self._work.groups()
+            host_works = _host_works(grouped, host_weights or weights, host, plan.read_ahead_bytes, stack)
             self._levels = [
                 _Level(
                     device=tuple(on_device[group] for group in level if group in on_device),
-                    host=tuple(
-                        _host_work(group, on_host, host_weights or weights, host)
-                        for group, members in level.items()
-                        if (on_host := [placement for placement in members if len(placement.host)])
-                    ),
+                    host=tuple(work for group in level for work in host_works.get(group, ())),
                 )
                 for level in grouped
             ]
@@ -94,7 +95,7 @@ class LinearRunner:
             self._multiply_on_host(work, inputs, outputs)
 
     def close(self) -> None:
-        """Free everything on the device. Safe to call twice."""
+        """Free everything on the device and stop reading ahead. Safe to call twice."""
         self._resources.close()
 
     def _run_with_device(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
@@ -164,14 +165,40 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
     return device
 
 
-def _host_work(
-    group: str,
-    placements: Sequence[LinearPlacement],
+def _host_works(
+    levels: Sequence[Mapping[str, Sequence[LinearPlacement]]],
     weights: Mapping[str, HostArray],
     host: HostBackend | None,
-) -> _HostWork:
+    read_ahead_bytes: int,
+    stack: ExitStack,
+) -> dict[str, list[_HostWork]]:
+    """The host work of every group: the columns in RAM, then those that are read ahead, which begins here."""
+    in_ram: dict[str, list[LinearPlacement]] = {}
+    in_files: dict[str, list[LinearPlacement]] = {}
+    for group, members in ((group, members) for level in levels for group, members in level.items()):
+        for placement in members:
+            mapped = isinstance(weights[placement.linear.name], np.memmap)
+            if len(placement.host):
+                tier = in_files if placement.tier is HostTier.FILE and mapped else in_ram
+                tier.setdefault(group, []).append(placement)
     if host is None:
-        raise ValueError("the plan leaves columns to the host, and no host backend was given")
+        if in_ram or in_files:
+            raise ValueError("the plan leaves columns to the host, and no host backend was given")
+        return {}
+    works = {group: [_host_work(group, members, weights, host)] for group, members in in_ram.items()}
+    if in_files:
+        files = FileTier(in_files, weights, host, read_ahead_bytes)
+        stack.callback(files.close)
+        for group, members in in_files.items():
+            names = tuple(placement.linear.name for placement in members)
+            works.setdefault(group, []).append(_HostWork(group, names, files.groups[group]))
+        files.start()
+    return works
+
+
+def _host_work(
+    group: str, placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], host: HostBackend
+) -> _HostWork:
     columns = [
         HostColumns(
             weights[placement.linear.name],

@@ -1,18 +1,21 @@
 """Where device columns live: resident ones in one block of device memory, streamed ones in pinned RAM."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from offload.devices.base import Device, DeviceArray, HostArray, aligned
+from offload.file_reads import READERS, run_parallel
 from offload.packing import (
     ColumnMatrix,
     packed_stream_bytes,
     resident_bytes,
     resident_matrices,
     split_columns,
+    staging_bytes,
     streamed_matrices,
 )
 from offload.plan import LinearPlacement
@@ -20,7 +23,6 @@ from offload.specs import Layout, LinearSpec
 from offload.stream import Piece
 
 PINNED_BLOCK_BYTES = 256 * 2**20  # the driver finds many blocks more easily than a big one
-STAGING_BYTES = 64 * 2**20  # pinned memory that resident weights pass through at load
 
 
 class WeightStore:
@@ -31,6 +33,7 @@ class WeightStore:
         self.resident = resident_matrices(placements)
         self.streamed: list[ColumnMatrix] = []  # one for each piece
         self._device = device
+        self._placements = tuple(placements)
         # Pinned RAM first: it goes away by itself when the allocation of device memory fails.
         sizes = []
         for matrix in streamed_matrices(placements):
@@ -56,15 +59,17 @@ class WeightStore:
         """Fill the store from whole weights, [K, N] or [N, K] in their storage dtype, and wait for it.
 
         `on_bytes` is called with the number of bytes after every part. Raises ValueError for a weight that
-        differs from its LinearSpec.
+        differs from its LinearSpec, OffloadError for a file that cannot be read.
         """
         for matrix in (*self.streamed, *self.resident):
             for linear, _ in matrix.segments:
                 _check_weight(linear, weights[linear.name])
         report = on_bytes or (lambda nbytes: None)
+        jobs = []
         for matrix, piece in zip(self.streamed, self.pieces, strict=True):
-            matrix.read_rows(weights, 0, piece.pinned.view(matrix.format.storage_dtype).reshape(matrix.shape))
-            report(matrix.nbytes)
+            pinned = piece.pinned.view(matrix.format.storage_dtype).reshape(matrix.shape)
+            jobs.append((partial(matrix.read_rows, weights, 0, pinned), matrix.nbytes))
+        run_parallel(jobs, report)
         if self.resident:
             self._load_resident(weights, report)
 
@@ -77,8 +82,7 @@ class WeightStore:
     def _load_resident(self, weights: Mapping[str, HostArray], report: Callable[[int], None]) -> None:
         """Read the next rows into one half of the staging buffer while the other is copied."""
         row_bytes = [array.nbytes // array.shape[0] for array in self.arrays]
-        largest = max(array.nbytes for array in self.arrays)
-        half_bytes = aligned(max(*row_bytes, min(STAGING_BYTES // 2, largest)))
+        half_bytes = staging_bytes(self._placements) // 2
         staging = self._device.allocate_pinned(2 * half_bytes)
         stream = self._device.stream("load")
         halves = [(staging[:half_bytes], self._device.event()), (staging[half_bytes:], self._device.event())]
@@ -91,13 +95,21 @@ class WeightStore:
                     copied.synchronize()  # the host may write to this half only when its last copy is done
                     shape = (stop - start, array.shape[1])
                     data = half[: shape[0] * row]
-                    matrix.read_rows(weights, start, data.view(matrix.format.storage_dtype).reshape(shape))
+                    _read_rows(matrix, weights, start, data.view(matrix.format.storage_dtype).reshape(shape))
                     part = DeviceArray(array.allocation, array.offset_bytes + start * row, shape, array.format)
                     stream.copy_to_device(part, data)
                     stream.record(copied)
                     report(data.nbytes)
         finally:
             stream.synchronize()  # nothing may be freed, nor used by other streams, before this
+
+
+def _read_rows(matrix: ColumnMatrix, weights: Mapping[str, HostArray], start: int, out: HostArray) -> None:
+    """As `matrix.read_rows`, by several threads."""
+    bands = [len(out) * number // READERS for number in range(READERS + 1)]
+    run_parallel(
+        (partial(matrix.read_rows, weights, start + first, out[first:last]), 0) for first, last in pairwise(bands)
+    )
 
 
 def _pinned(device: Device, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]:

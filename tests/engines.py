@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,15 @@ def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
     return load(opened, plan, outside, None, threads=2)
 
 
-def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
-    """An engine with this placement on a simulated device, every float Linear outside its island."""
+def engine_on_simulated(opened: OpenedModel, placement: Placement, in_files: bool = False) -> Engine:
+    """An engine with this placement on a simulated device, every float Linear outside its island.
+
+    With `in_files`, host columns are read from the file at every step.
+    """
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
-    plan = place(plan_request(opened, target, {}), lambda linear: placement.shares(numbers[linear.name], linear))
+    request = replace(plan_request(opened, target, {}), ram_budget_bytes=0 if in_files else None)
+    plan = place(request, lambda linear: placement.shares(numbers[linear.name], linear))
     outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
     return load(opened, plan, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
 

@@ -12,8 +12,8 @@ from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
-from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
-from hybrid.runtime.ram import read_ram
+from hybrid.runtime.planning import OpenedModel, open_for_run, plan_within
+from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import GpuFacts, Target, choose_target
 from hybrid.runtime.threads import default_threads
@@ -22,14 +22,12 @@ from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend
 from offload.host_memory import read_into_ram
-from offload.plan import LinearPlacement, Plan
-from offload.planner import make_plan
+from offload.plan import HostTier, LinearPlacement, Plan
 from offload.runner import LinearRunner
 from offload.specs import WeightFormat
 from offload.telemetry import Timeline
 
 _MAX_THREADS = 1024
-_MOST_RAM_SHARE = 0.8  # of what is available; the rest is for activations, the cache and other programs
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        plan = make_plan(plan_request(opened, target, unsupported))
+        plan = plan_within(opened, target, unsupported, resolve_ram(settings.ram, read_ram(read_limits())))
         if device is not None and not any(placement.on_device for placement in plan.placements):
             device.close()
             device = None
@@ -78,16 +76,16 @@ def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
     """The Linears that run outside onnxruntime under a plan.
 
     onnxruntime multiplies fp32 and quantised weights best and keeps those, unless a device takes part: then fp32
-    weights are multiplied in place, beside the device. Half weights would be upcast, twice the memory, so they
-    never go through it.
+    weights are multiplied in place, beside the device. So they are when some stay in their files, since onnxruntime
+    would read those into RAM. Half weights would be upcast, twice the memory, so they never go through it.
     """
-    device_takes_part = any(placement.on_device for placement in plan.placements)
+    cut_all = any(placement.on_device or placement.tier is HostTier.FILE for placement in plan.placements)
     return [
         linear
         for linear in linears
         if linear.spec.format.is_float
         and not linear.spec.host_only_reason
-        and (device_takes_part or linear.spec.format is not WeightFormat.FP32)
+        and (cut_all or linear.spec.format is not WeightFormat.FP32)
     ]
 
 
@@ -213,9 +211,8 @@ def _host_backend(placements: Sequence[LinearPlacement], threads: int, progress:
 def _host_weights(
     placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], progress: Progress
 ) -> Mapping[str, HostArray]:
-    """The weights for the host columns: in RAM where that leaves enough of it, else in their mapped files."""
-    host_bytes = sum(len(p.host) * p.linear.column_bytes for p in placements)
-    ram = read_ram(read_limits())
-    if ram is None or host_bytes > _MOST_RAM_SHARE * ram.available_bytes:
-        return weights
-    return read_into_ram(placements, weights, progress.on_bytes)
+    """The weights for the host columns: in RAM, or in their mapped files where the plan or the system says so."""
+    if read_ram(read_limits()) is None:
+        return weights  # not knowing how much RAM there is, leave it to the system
+    in_ram = [placement for placement in placements if placement.tier is HostTier.RAM]
+    return {**weights, **read_into_ram(in_ram, weights, progress.on_bytes)}

@@ -1,6 +1,6 @@
 """Plan a run: model folder + machine + budget -> `Plan`. Opens headers only and touches no device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybrid.config import RunSettings
@@ -8,12 +8,19 @@ from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import cache_bytes
+from hybrid.runtime.cgroups import read_limits
+from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.cost_model import StepShape
+from offload.device_profile import DeviceProfile
+from offload.errors import RamBudgetError
 from offload.plan import Plan
-from offload.planner import PlanRequest
+from offload.planner import CHUNK_TOKENS, PlanRequest
 from offload.planner import make_plan as fill_budget
-from offload.units import format_bytes
+from offload.units import MIB, format_bytes
+
+# Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
+_PROCESS_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,38 @@ def make_plan(settings: RunSettings) -> Plan:
     """What would go where. A machine profile stands for the GPU when one is named, else the driver is asked."""
     opened = open_for_run(settings)
     look = look_through_driver if settings.machine is None else look_in_profile
-    return fill_budget(plan_request(opened, choose_target(settings, look), {}))
+    target = choose_target(settings, look)
+    ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
+    return plan_within(opened, target, {}, resolve_ram(settings.ram, ram))
 
 
-def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str]) -> PlanRequest:
-    """Everything the planner has to know of this model on this target."""
+def plan_within(opened: OpenedModel, target: Target, unsupported: dict[str, str], ram: RamBudget | None) -> Plan:
+    """The plan within the VRAM of the target and the RAM cap.
+
+    Raises RamBudgetError when a cap that was asked for is too small; one that was not is raised, with a warning.
+    """
+    request = plan_request(opened, target, unsupported, ram)
+    try:
+        return fill_budget(request)
+    except RamBudgetError as error:
+        if ram is None or ram.asked:
+            raise
+        warning = (
+            f"{format_bytes(error.least_bytes)} of RAM are needed, and {format_bytes(ram.nbytes)} should be taken: "
+            "the machine may become slow, or end this program"
+        )
+        return fill_budget(replace(request, ram_budget_bytes=error.least_bytes, warnings=(*request.warnings, warning)))
+
+
+def ram_of(profile: DeviceProfile) -> Ram:
+    """The RAM of the machine that a profile describes."""
+    return Ram(profile.cpu.ram_bytes, profile.cpu.ram_bytes)
+
+
+def plan_request(
+    opened: OpenedModel, target: Target, unsupported: dict[str, str], ram: RamBudget | None = None
+) -> PlanRequest:
+    """Everything the planner has to know of this model on this target. Without `ram` there is no cap."""
     decoder = opened.decoder
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
@@ -61,12 +95,29 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
         other_ram_bytes={
             "other weights": _other_weight_bytes(opened),
             "kv cache": opened.context_tokens * per_token,
+            "activations": _activation_bytes(opened),
+            "interpreter and libraries": _PROCESS_BYTES,
         },
         step=StepShape(islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache),
         unsupported=unsupported,
         notes=tuple(notes),
-        warnings=(target.budget.note,) if target.budget.note else (),
+        warnings=tuple(note for note in (target.budget.note, ram.note if ram else "") if note),
+        ram_budget_bytes=ram.nbytes if ram else None,
     )
+
+
+def _activation_bytes(opened: OpenedModel) -> int:
+    """What onnxruntime and the buffers between islands take in a step of CHUNK_TOKENS: a generous estimate.
+
+    Inputs and outputs of the widest group, which mostly is the logits' (once), and of the next (twice); and one score
+    in fp32 for every head, query and key, which attention on the CPU makes all at once.
+    """
+    groups: dict[str, int] = {}
+    for linear in opened.linears:
+        groups[linear.spec.group] = groups.get(linear.spec.group, linear.spec.in_features) + linear.spec.out_features
+    widest = sorted(groups.values())[-2:]
+    heads = max((int(node.attributes.get("num_heads", 0)) for node in opened.decoder.graph.nodes), default=0)
+    return 4 * CHUNK_TOKENS * (2 * sum(widest[:-1]) + sum(widest[-1:]) + heads * opened.context_tokens)
 
 
 def _other_weight_bytes(opened: OpenedModel) -> int:

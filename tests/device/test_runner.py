@@ -196,7 +196,7 @@ def test_allocates_what_the_plan_can_compute(device: Any, where: str, monkeypatc
 
 
 def test_weights_are_staged_in_bounded_parts(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offload.weight_store.STAGING_BYTES", 4096)
+    monkeypatch.setattr("offload.packing.STAGING_BYTES", 4096)
     monkeypatch.setattr("offload.weight_store.PINNED_BLOCK_BYTES", 4096)
     loaded: list[int] = []
     for layout in Layout:

@@ -8,7 +8,8 @@ import pytest
 
 from hybrid.config import DEMO_MODEL
 from hybrid.runtime.engine import Engine
-from tests.engines import PLACEMENTS, SHARED_MODELS, engine_on_cpu, engine_on_simulated, open_settings
+from offload.plan import HostTier
+from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, open_settings
 
 _IDS = [1, 40, 77, 12, 9, 55, 60, 33, 21, 8, 99, 14]
 
@@ -80,3 +81,26 @@ def test_weights_left_in_their_files_give_the_same_logits(model: Path, monkeypat
     monkeypatch.setattr("hybrid.runtime.loading.read_ram", lambda limits: None)  # as where there is too little RAM
     with closing(_forced(model)) as mapped:
         np.testing.assert_array_equal(mapped.prefill(_IDS), expected)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+def test_weights_read_from_the_disk_at_every_step_give_the_same_logits(model: Path, placement: Placement) -> None:
+    opened = open_settings(model)
+    with (
+        closing(engine_on_simulated(opened, placement)) as in_ram,
+        closing(engine_on_simulated(opened, placement, in_files=True)) as in_files,
+    ):
+        assert any(p.tier is HostTier.FILE for p in in_files.plan.placements) or not any(
+            len(p.host) for p in in_ram.plan.placements
+        )
+        for ids in (_IDS[:8], _IDS[8:9], _IDS[9:]):
+            np.testing.assert_array_equal(in_files.prefill(ids), in_ram.prefill(ids))
+
+
+def test_weights_in_many_pieces_give_the_same_logits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_settings(model)
+    none = next(placement for placement in PLACEMENTS if placement.name == "none")
+    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", 3000)
+    with closing(_forced(model)) as in_ram, closing(engine_on_simulated(opened, none, in_files=True)) as in_files:
+        for ids in (_IDS[:8], _IDS[8:9], _IDS[9:]):
+            np.testing.assert_allclose(in_files.prefill(ids), in_ram.prefill(ids), atol=_bound(model))

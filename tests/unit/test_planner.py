@@ -154,7 +154,10 @@ def test_a_model_that_fits_is_resident_whole_to_the_byte() -> None:
     }  # fmt: skip
     assert plan.total_vram_bytes == WHOLE_BYTES
     assert {placement.reason for placement in plan.placements} == {"all columns fit the budget"}
-    assert plan.ram_bytes == {"host weights": 0, "pinned weights": 0, "other weights": 10, "kv cache": 20}
+    assert plan.ram_bytes == {
+        "host weights": 0, "read-ahead buffers": 0, "pinned weights": 0, "other weights": 10, "kv cache": 20,
+        "staging": 2 * MIB, "activations": MIB,
+    }  # fmt: skip
 
 
 def test_a_byte_less_leaves_a_tile_on_the_host() -> None:

@@ -55,17 +55,20 @@ def plan_json(folder: Path, cuda: str, **changes: Any) -> dict[str, Any]:
 def test_the_keys_of_a_plan(folder: Path) -> None:
     content = plan_json(folder, "6")
     assert list(content) == [
-        "model", "machine", "budget_bytes", "chunk_tokens", "ring", "vram_bytes", "ram_bytes", "linears", "predicted",
-        "notes",
-        "warnings",
+        "model", "machine", "budget_bytes", "ram_budget_bytes", "chunk_tokens", "ring", "vram_bytes", "ram_bytes",
+        "linears", "predicted", "notes", "warnings",
     ]  # fmt: skip
     assert (content["model"], content["machine"]["name"]) == ("tinyllama", "colab-t4")
     assert content["budget_bytes"] == 6 * GIB
     assert list(content["ring"]) == ["slots", "slot_bytes"]
     assert list(content["vram_bytes"]) == ["context", "workspace", "staging", "activations", "weights"]
-    assert list(content["ram_bytes"]) == ["host weights", "pinned weights", "other weights", "kv cache"]
+    assert list(content["ram_bytes"]) == [
+        "host weights", "read-ahead buffers", "pinned weights", "other weights", "kv cache", "activations",
+        "interpreter and libraries", "staging",
+    ]  # fmt: skip
     assert list(content["linears"][0]) == [
-        "name", "shape", "format", "layout", "bytes", "kind", "layer", "resident", "streamed", "host", "reason",
+        "name", "shape", "format", "layout", "bytes", "kind", "layer", "host_format", "tier", "resident",
+        "streamed", "host", "prefill_stop", "reason",
     ]  # fmt: skip
     assert list(content["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
 

@@ -1,0 +1,77 @@
+"""Weights out of their files into memory of our own, by several threads; mapped pages would count as this process's."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from offload.devices.base import HostArray
+from offload.errors import OffloadError
+
+READERS = 4  # one alone waits between its requests: it reads at half the rate of a virtual disk
+_BAND_BYTES = 4 << 20  # what a thread reads at once when it wants some columns of it only
+
+
+def run_parallel(
+    jobs: Iterable[tuple[Callable[[], None], int]], on_bytes: Callable[[int], None] = lambda nbytes: None
+) -> None:
+    """Run jobs on READERS threads and tell the bytes of each, in order, from this thread.
+
+    Raises what a job raises; the others that have begun are waited for, and the rest left out.
+    """
+    with ThreadPoolExecutor(READERS, "load") as pool:
+        futures = [(pool.submit(job), nbytes) for job, nbytes in jobs]
+        try:
+            for future, nbytes in futures:
+                future.result()
+                on_bytes(nbytes)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def copy_part(weight: HostArray, rows: slice, columns: slice, out: HostArray) -> None:
+    """Write `weight[rows, columns]` into `out`, a matrix of that shape and dtype; mapped files are read, not mapped in.
+
+    Raises OffloadError for a file that has become shorter or cannot be read.
+    """
+    if not is_mapped(weight):
+        out[:] = weight[rows, columns]
+        return
+    row_bytes, first = weight.nbytes // weight.shape[0], rows.start
+    if out.shape[1] == weight.shape[1] and out.flags.c_contiguous:
+        read_bytes(weight, first * row_bytes, out.reshape(-1).view(np.uint8))
+        return
+    band = max(1, _BAND_BYTES // row_bytes)
+    for start in range(0, len(out), band):
+        whole = np.empty((min(band, len(out) - start), weight.shape[1]), weight.dtype)
+        read_bytes(weight, (first + start) * row_bytes, whole.reshape(-1).view(np.uint8))
+        out[start : start + band] = whole[:, columns]
+
+
+def is_mapped(weight: HostArray) -> bool:
+    """Whether a weight lies in a file, which it names."""
+    return isinstance(weight, np.memmap) and weight.filename is not None
+
+
+def read_bytes(weight: HostArray, start: int, target: npt.NDArray[np.uint8]) -> None:
+    """Fill `target` with bytes from byte `start` of a whole mapped weight on, past its mapping. Raises OffloadError."""
+    assert isinstance(weight, np.memmap)
+    assert weight.filename is not None
+    try:
+        with open(weight.filename, "rb", buffering=0) as file:
+            done = 0
+            while done < target.nbytes:
+                count = os.preadv(file.fileno(), [target[done:].data], weight.offset + start + done)
+                if count == 0:
+                    raise OffloadError(f"{weight.filename}: has become shorter while it was read")
+                done += count
+    except OSError as error:
+        raise OffloadError(f"{weight.filename}: cannot be read: {error.strerror}") from None
+
+
+def byte_parts(first: int, last: int, part_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `part_bytes` from `first` to `last`."""
+    for start in range(first, last, part_bytes):
+        yield start, min(start + part_bytes, last)

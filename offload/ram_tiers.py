@@ -1,0 +1,130 @@
+"""Which host columns are kept in RAM when not all of them may be, and what a RAM cap has to hold. Pure arithmetic."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from offload.disk_stream import PAGE_BYTES, PIECE_BYTES
+from offload.errors import RamBudgetError
+from offload.plan import HostTier, LinearPlacement
+from offload.specs import Layout
+from offload.units import format_bytes
+
+HOST_WEIGHTS, READ_AHEAD = "host weights", "read-ahead buffers"
+_RING_PIECES = 8  # one being multiplied, four being read, the others there for when the processor is ahead
+
+
+def host_ram_bytes(placement: LinearPlacement) -> int:
+    """RAM for the host columns: those columns, but all of a [K, N] weight as stored, whose columns share all pages."""
+    if not len(placement.host) or placement.tier is HostTier.FILE:
+        return 0
+    linear = placement.linear
+    if linear.layout is Layout.KN and placement.host_format is linear.format:
+        return linear.weight_bytes
+    return round(len(placement.host) * placement.host_column_bytes)
+
+
+def keep_in_ram(
+    placements: Sequence[LinearPlacement], fixed_bytes: Mapping[str, int], budget_bytes: int | None
+) -> tuple[LinearPlacement, ...]:
+    """The placements with as few whole Linears tier FILE as make the rest fit, the read-ahead buffers included.
+
+    What is not host columns takes `fixed_bytes`, by name; without a budget everything fits.
+
+    The Linears are spread evenly over the running order, so that reading and multiplying take turns everywhere;
+    none of them could go back to RAM. Those that cannot be read ahead (`can_be_read_ahead`) stay in RAM even where
+    they do not fit. FILE Linears keep the format of the file.
+    """
+    sizes = [host_ram_bytes(placement) for placement in placements]
+    over = 0 if budget_bytes is None else sum(sizes) + sum(fixed_bytes.values()) - budget_bytes
+    if over <= 0:
+        return tuple(placements)
+    movable = [number for number, p in enumerate(placements) if sizes[number] and can_be_read_ahead(p)]
+    excess = over + _ring_bytes([placements[number] for number in movable])
+    chosen = _minimal(_spread(movable, sizes, excess), sizes, excess)
+    return tuple(
+        replace(p, tier=HostTier.FILE, host_format=p.linear.format, prefill_stop=0) if number in chosen else p
+        for number, p in enumerate(placements)
+    )
+
+
+def can_be_read_ahead(placement: LinearPlacement) -> bool:
+    """Whether its stored bytes are multiplied as they are: quantised ones are repacked by what multiplies them."""
+    return placement.linear.format.is_float and not placement.linear.host_only_reason
+
+
+def ram_bytes(placements: Sequence[LinearPlacement], fixed_bytes: Mapping[str, int]) -> dict[str, int]:
+    """What a plan takes of RAM, by name. The buffer of the FILE Linears is as large as READ_AHEAD says."""
+    return {
+        HOST_WEIGHTS: sum(host_ram_bytes(placement) for placement in placements),
+        READ_AHEAD: _ring_bytes([placement for placement in placements if placement.tier is HostTier.FILE]),
+        **fixed_bytes,
+    }
+
+
+def file_bytes(placements: Sequence[LinearPlacement]) -> int:
+    """Bytes that are read from files at every step."""
+    return sum(host_ram_bytes(replace(p, tier=HostTier.RAM)) for p in placements if p.tier is HostTier.FILE)
+
+
+def file_warnings(placements: Sequence[LinearPlacement]) -> tuple[str, ...]:
+    """What people have to know of a plan that reads weights from files at every step."""
+    nbytes = file_bytes(placements)
+    if nbytes == 0:
+        return ()
+    return (f"{format_bytes(nbytes)} of weights do not fit into RAM and are read from the disk at every step",)
+
+
+def check_ram(ram_bytes: Mapping[str, int], budget_bytes: int | None) -> None:
+    """Raise RamBudgetError when what a plan takes of RAM is above its cap, with the least that would do."""
+    total = sum(ram_bytes.values())
+    if budget_bytes is None or total <= budget_bytes:
+        return
+    names = ", ".join(
+        f"{'weights that must be in RAM' if name == HOST_WEIGHTS else name} {format_bytes(nbytes)}"
+        for name, nbytes in ram_bytes.items()
+        if nbytes
+    )
+    raise RamBudgetError(
+        f"--ram of {format_bytes(budget_bytes)} is too small: at the least this model takes {format_bytes(total)} of "
+        f"RAM ({names}); raise --ram, or lower --context",
+        total,
+    )
+
+
+def _ring_bytes(placements: Sequence[LinearPlacement]) -> int:
+    """Room for a few pieces with the parts of pages around them; for all of them, where that is less."""
+    largest = whole = 0
+    for placement in placements:
+        linear = placement.linear
+        row_elements = linear.in_features if linear.layout is Layout.NK else linear.out_features
+        most = max(PIECE_BYTES, row_elements * linear.format.itemsize_bytes)
+        pieces = -(-linear.weight_bytes // (most // 2))  # split evenly, at most twice as many as there must be
+        largest = max(largest, _pages(most) + 2 * PAGE_BYTES)
+        whole += _pages(linear.weight_bytes) + pieces * 2 * PAGE_BYTES
+    return min(_RING_PIECES * largest, whole)
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def _spread(movable: Sequence[int], sizes: Sequence[int], excess: int) -> list[int]:
+    """Linears of at least `excess` bytes, or all: whenever the bytes passed are due more than is taken, the next."""
+    total = sum(sizes[number] for number in movable)
+    chosen, passed, taken = [], 0, 0
+    for number in movable:
+        passed += sizes[number]
+        if taken * total < passed * min(excess, total):
+            chosen.append(number)
+            taken += sizes[number]
+    return chosen
+
+
+def _minimal(chosen: Sequence[int], sizes: Sequence[int], excess: int) -> set[int]:
+    """Without those, largest first, that are not needed."""
+    kept, over = set(chosen), sum(sizes[number] for number in chosen) - excess
+    for number in sorted(chosen, key=lambda number: (-sizes[number], number)):
+        if sizes[number] <= over:
+            kept.remove(number)
+            over -= sizes[number]
+    return kept

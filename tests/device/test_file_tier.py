@@ -1,0 +1,101 @@
+"""Host columns that stay in their files, beside every kind of device column."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offload.devices.base import HostArray
+from offload.disk_stream import PAGE_BYTES
+from offload.errors import OffloadError
+from offload.plan import HostTier, LinearPlacement
+from offload.runner import LinearRunner
+from offload.specs import Layout
+from tests.device.support import NumpyHost, make_plan
+from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
+
+_FILE_HEADER_BYTES = 1021  # odd, so that no element is aligned
+
+
+def in_a_file(model: Model, path: Path) -> dict[str, HostArray]:
+    """The model's weights, written into one file and mapped."""
+    with path.open("wb") as file:
+        file.write(bytes(_FILE_HEADER_BYTES))
+        for weight in model.weights.values():
+            file.write(weight.tobytes())
+    mapped: dict[str, HostArray] = {}
+    offset = _FILE_HEADER_BYTES
+    for name, weight in model.weights.items():
+        mapped[name] = np.memmap(path, weight.dtype, "r", offset, weight.shape)
+        offset += weight.nbytes
+    return mapped
+
+
+def file_runner(
+    model: Model, placements: list[LinearPlacement], device: Any, weights: Mapping[str, HostArray]
+) -> LinearRunner:
+    plan = replace(make_plan(placements, CHUNK, SLOTS, SLOT_BYTES), read_ahead_bytes=12 * PAGE_BYTES)
+    return LinearRunner(model.names, plan, weights, device, NumpyHost())
+
+
+def all_in_files(placements: list[LinearPlacement]) -> list[LinearPlacement]:
+    return [replace(placement, tier=HostTier.FILE) for placement in placements]
+
+
+@pytest.mark.parametrize("where", [name for name in PLACEMENTS if name not in ("all resident", "all streamed")])
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("piece_bytes", [1 << 20, 900])  # whole Linears, and several pieces of each
+def test_placements(
+    device: Any, where: str, layout: Layout, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+    model = Model(FP16, layout)
+    weights = in_a_file(model, tmp_path / "weights")
+    runner = file_runner(model, all_in_files(placed(model, where)), device, weights)
+    run_steps(model, runner)
+    runner.close()
+
+
+def test_some_linears_of_a_group_in_files(device: Any, tmp_path: Path) -> None:
+    model = Model(FP16)
+    weights = in_a_file(model, tmp_path / "weights")
+    placements = [
+        replace(placement, tier=HostTier.FILE if placement.linear.name[0] in "kgh" else HostTier.RAM)
+        for placement in placed(model, "three ways")
+    ]
+    runner = file_runner(model, placements, device, weights)
+    run_steps(model, runner)
+    runner.close()
+
+
+def test_weights_that_are_in_memory_already_are_multiplied_there(device: Any) -> None:
+    model = Model(FP16)
+    runner = file_runner(model, all_in_files(placed(model, "half resident")), device, model.weights)
+    run_steps(model, runner)
+    runner.close()
+
+
+def test_steps_go_on_after_one_that_was_broken_off(device: Any, tmp_path: Path) -> None:
+    model = Model(FP16)
+    weights = in_a_file(model, tmp_path / "weights")
+    runner = file_runner(model, all_in_files(placed(model, "half resident")), device, weights)
+    for level in (0, 1, 0, 1, 2, 4, 5):  # not to the end, then from the start, and one left out
+        model.run(runner, level, 3)
+    run_steps(model, runner)
+    runner.close()
+
+
+def test_a_step_fails_when_the_file_shrinks_and_so_does_the_next(device: Any, tmp_path: Path) -> None:
+    model = Model(FP16)
+    weights = in_a_file(model, tmp_path / "weights")
+    runner = file_runner(model, all_in_files(placed(model, "half resident")), device, weights)
+    run_steps(model, runner)
+    os.truncate(tmp_path / "weights", PAGE_BYTES)
+    for _ in range(2):
+        with pytest.raises(OffloadError, match="has become shorter"):
+            run_steps(model, runner)
+    runner.close()
