@@ -69,7 +69,8 @@ def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
     if budget := memory.get("vram_budget_bytes"):
         parts.append(f"VRAM peak {format_bytes(memory['vram_peak_bytes'])} of {format_bytes(budget)}")
     if ram := memory.get("ram_peak_bytes"):
-        parts.append(f"RAM peak {format_bytes(ram)}")
+        cap = memory.get("ram_cap_bytes")
+        parts.append(f"RAM peak {format_bytes(ram)}" + (f" of {format_bytes(cap)}" if cap else ""))
     if stats.stop_reason is not None:
         parts.append(STOPPED[stats.stop_reason])
     return " · ".join(parts)

@@ -94,7 +94,8 @@ class Plan:
     predicted: Prediction
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # those of the notes that say that not everything is as it was asked for
-    ram_budget_bytes: int | None = None  # what was asked for with --ram
+    ram_budget_bytes: int | None = None
+    ram_is_asked: bool = False  # the RAM budget is the user's own, not one chosen for the machine
     read_ahead_bytes: int = 0  # the buffer that Linears of tier FILE are read through
 
     @property

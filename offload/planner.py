@@ -45,6 +45,7 @@ class PlanRequest:
     other_ram_bytes: Mapping[str, int]
     step: StepShape
     ram_budget_bytes: int | None = None  # all that `Plan.ram_bytes` may add up to
+    ram_is_asked: bool = False
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # of what led to the budget
@@ -113,6 +114,7 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
         notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
         warnings=warnings if request.budget_bytes else (*request.warnings, *file_notes),
         ram_budget_bytes=request.ram_budget_bytes,
+        ram_is_asked=request.ram_is_asked,
         read_ahead_bytes=ram[READ_AHEAD],
     )
 

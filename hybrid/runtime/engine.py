@@ -10,7 +10,7 @@ from hybrid.model.decoder import Decoder
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import array_of
 from hybrid.runtime.kv_cache import KvCache
-from hybrid.runtime.memory import read_memory
+from hybrid.runtime.memory import MemoryWatch
 from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
 from offload.plan import Plan
@@ -38,6 +38,7 @@ class Engine:
         linears: LinearRunner,
         device: Device | None,
         target: str,
+        memory: MemoryWatch,
     ) -> None:
         self.decoder = decoder
         self.plan = plan
@@ -49,6 +50,9 @@ class Engine:
         self._linears = linears
         self._device = device
         self.target = target
+        self._memory = memory
+        # Pages of mapped tables count as this process's RAM; the system has them still when they are wanted again.
+        self._drops_pages = plan.ram_is_asked or plan.read_ahead_bytes > 0
 
     def prefill(self, token_ids: Sequence[int]) -> Logits:
         """Append `token_ids` to the cache; gives the float32 logits [vocab] after the last one.
@@ -76,7 +80,7 @@ class Engine:
 
     def memory(self) -> dict[str, int]:
         """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
-        return read_memory(self.plan)
+        return self._memory.read(self.plan)
 
     def close(self) -> None:
         """Give back what the device holds. The engine cannot be used afterwards."""
@@ -106,6 +110,9 @@ class Engine:
     def _step(self, token_ids: Sequence[int]) -> Logits:
         inputs = {**self._inputs.next(token_ids, self.position), **self._cache.inputs()}
         outputs = self._executor.run(len(token_ids), inputs)
+        self._memory.sample()
+        if self._drops_pages:
+            self._executor.drop_mapped_pages()
         self._cache.update(outputs)
         self.position += len(token_ids)
         logits = array_of(outputs["logits"])

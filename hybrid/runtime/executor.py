@@ -46,6 +46,12 @@ class Executor:
             )
         return self._steps[new_tokens].run(inputs, self._timeline)
 
+    def drop_mapped_pages(self) -> None:
+        """Let go of the pages of tables and parameters that the steps so far have touched in mapped files."""
+        for loaded in self._islands:
+            if loaded is not None:
+                loaded.drop_mapped_pages()
+
 
 class _Step:
     """The program bound for one number of new tokens."""

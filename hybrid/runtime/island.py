@@ -1,6 +1,7 @@
 """The only importer of onnxruntime: sessions, and the bindings that feed them without copying."""
 
 import ctypes
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ class LoadedIsland:
         self.island = island
         self._canonical = canonical_island
         self._session = session
-        self._parameters = {name: constant_value(p) for name, p in canonical_island.parameters.items()}
+        arrays = {name: p.array() for name, p in canonical_island.parameters.items()}
+        types = {name: p.element_type for name, p in canonical_island.parameters.items()}
+        self._parameters = {name: value_of(np.asarray(array), types[name]) for name, array in arrays.items()}
+        bases: list[Any] = [array.base for array in arrays.values()]
+        self._files = [base for base in bases if isinstance(base, mmap.mmap)]
 
     def bind(self) -> "IslandBinding":
         """A new set of bindings; each keeps its own inputs and outputs."""
@@ -47,6 +52,12 @@ class LoadedIsland:
         for name, value in self._parameters.items():
             binding.feed_parameter(name, value)
         return binding
+
+    def drop_mapped_pages(self) -> None:
+        """Let go of the pages of mapped parameters; they come back, mostly from the page cache, when they are read."""
+        for file in self._files:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                file.madvise(mmap.MADV_DONTNEED)
 
 
 class IslandBinding:

@@ -12,6 +12,7 @@ from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
+from hybrid.runtime.memory import MemoryWatch
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_within
 from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
@@ -100,7 +101,8 @@ def load(
     target: str = "",
 ) -> Engine:
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands."""
-    progress = progress or Progress()
+    memory = MemoryWatch()
+    progress = _watched(progress or Progress(), memory)
     decoder = opened.decoder
     program = cut(decoder.graph, outside)
     weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
@@ -129,7 +131,21 @@ def load(
     )
     inputs = StepInputs(decoder.graph)
     executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target)
+    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, memory)
+
+
+def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
+    """`progress` that also takes note of the memory in use."""
+
+    def on_stage(label: str, total_bytes: int) -> None:
+        memory.sample()
+        progress.on_stage(label, total_bytes)
+
+    def on_bytes(nbytes: int) -> None:
+        memory.sample()
+        progress.on_bytes(nbytes)
+
+    return Progress(on_stage, on_bytes)
 
 
 class _DeviceOpener:

@@ -17,10 +17,13 @@ from offload.errors import RamBudgetError
 from offload.plan import Plan
 from offload.planner import CHUNK_TOKENS, PlanRequest
 from offload.planner import make_plan as fill_budget
+from offload.specs import WeightFormat
 from offload.units import MIB, format_bytes
 
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
 _PROCESS_BYTES = 256 * MIB
+_USUAL_HEADS = 32  # where a graph does not name them
+_FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
 
 
 @dataclass(frozen=True)
@@ -103,24 +106,43 @@ def plan_request(
         notes=tuple(notes),
         warnings=tuple(note for note in (target.budget.note, ram.note if ram else "") if note),
         ram_budget_bytes=ram.nbytes if ram else None,
+        ram_is_asked=ram is not None and ram.asked,
     )
 
 
 def _activation_bytes(opened: OpenedModel) -> int:
     """What onnxruntime and the buffers between islands take in a step of CHUNK_TOKENS: a generous estimate.
 
-    Inputs and outputs of the widest group, which mostly is the logits' (once), and of the next (twice); and one score
-    in fp32 for every head, query and key, which attention on the CPU makes all at once.
+    Inputs and outputs of the widest group, which mostly is the logits' (once), and of the next (twice); and where
+    attention is not GroupQueryAttention, fp32 scores for every head, query and key, twice.
     """
     groups: dict[str, int] = {}
     for linear in opened.linears:
         groups[linear.spec.group] = groups.get(linear.spec.group, linear.spec.in_features) + linear.spec.out_features
     widest = sorted(groups.values())[-2:]
-    heads = max((int(node.attributes.get("num_heads", 0)) for node in opened.decoder.graph.nodes), default=0)
-    return 4 * CHUNK_TOKENS * (2 * sum(widest[:-1]) + sum(widest[-1:]) + heads * opened.context_tokens)
+    widths = 2 * sum(widest[:-1]) + sum(widest[-1:])
+    graph = opened.decoder.graph
+    if not any(node.op_type == "GroupQueryAttention" for node in graph.nodes):
+        heads = max((int(node.attributes.get("num_heads", 0)) for node in graph.nodes), default=0) or _USUAL_HEADS
+        widths += 2 * heads * opened.context_tokens
+    return 4 * CHUNK_TOKENS * widths
 
 
 def _other_weight_bytes(opened: OpenedModel) -> int:
-    """Embeddings, norms and tables: every initializer that is not a Linear's weight."""
+    """Embeddings, norms and tables: every initializer that is not a Linear's weight.
+
+    Of tables that rows are looked up in, a step touches a few pages for each token, and gives them up afterwards.
+    That is where they are mapped by us, in an island without a matmul: in models of half weights.
+    """
+    graph = opened.decoder.graph
     linear_weights = {linear.weight for linear in opened.linears}
-    return sum(i.nbytes for name, i in opened.decoder.graph.initializers.items() if name not in linear_weights)
+    halves = all(linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16) for linear in opened.linears)
+    total = 0
+    for name, initializer in graph.initializers.items():
+        readers = graph.consumers.get(name, [])
+        if halves and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):
+            row_bytes = initializer.nbytes // initializer.shape[0] if initializer.shape else 0
+            total += min(initializer.nbytes, CHUNK_TOKENS * (row_bytes + _FAULT_BYTES))
+        elif name not in linear_weights:
+            total += initializer.nbytes
+    return total
