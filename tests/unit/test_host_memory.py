@@ -1,6 +1,7 @@
 """Host columns in RAM: the same bytes, only those that the host reads, and nothing of a file that shrinks."""
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,21 @@ def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
         file.truncate(mmap.PAGESIZE)
     with pytest.raises(OffloadError, match="shorter"):
         read_into_ram([placement(Layout.NK, 0)], {"linear": weight}, lambda nbytes: None)
+
+
+def test_several_weights_lie_close_together_each_with_its_own_host_rows(tmp_path: Path) -> None:
+    placements, weights = [], {}
+    for number, on_device in enumerate((40, 0, 63, 32)):
+        (tmp_path / str(number)).mkdir()
+        weight = mapped(tmp_path / str(number), Layout.NK)
+        base = placement(Layout.NK, on_device)
+        placements.append(replace(base, linear=replace(base.linear, name=str(number))))
+        weights[str(number)] = weight
+    read = read_into_ram(placements, weights, lambda nbytes: None)
+    for moved in placements:
+        name, start = moved.linear.name, moved.host.start
+        np.testing.assert_array_equal(read[name][start:], weights[name][start:])
+    first, last = read["0"][40:], read["3"][32:]
+    apart = last.__array_interface__["data"][0] - first.__array_interface__["data"][0]
+    host_rows = sum(len(p.host) for p in placements)
+    assert apart + last.nbytes <= host_rows * K * 2 + 4 * 256  # what is not read takes no room between them

@@ -1,0 +1,167 @@
+"""--ram: what it says, what it is without, and that a process keeps to it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.models import DTYPES, Weights, write_folder
+from bench.shapes import Shape
+from hybrid import cli
+from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.errors import OffloadError, UsageError
+from hybrid.runtime import loading, planning
+from hybrid.runtime.loading import linears_outside, open_engine
+from hybrid.runtime.memory import MemoryWatch
+from hybrid.runtime.planning import make_plan, open_for_run
+from hybrid.runtime.ram import Ram, RamBudget, resolve_ram
+from offload.errors import RamBudgetError
+from offload.plan import HostTier
+from offload.units import GIB, MIB
+from tests.fakes import small_plan
+
+REPOSITORY = Path(__file__).parents[2]
+RAM = Ram(16 * GIB, 10 * GIB)
+
+# 4 layers of 44.0 M fp16 weights: 336 MiB. A process that held them would take 560 MiB.
+SHAPE = Shape(4, 2048, 5632, 32, 4, 64, 512, max_positions=512)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nbytes"), [("4", 4 * GIB), ("800MiB", 800 * MIB), ("25%", 4 * GIB), ("auto", 8 * GIB), (None, 8 * GIB)]
+)
+def test_a_cap_is_what_was_asked_for_or_most_of_what_is_available(asked: str | None, nbytes: int) -> None:
+    assert resolve_ram(asked, RAM) == RamBudget(nbytes, asked=asked not in ("auto", None))
+
+
+def test_more_than_is_available_is_clamped_and_said() -> None:
+    budget = resolve_ram("12", RAM)
+    assert budget is not None
+    assert (budget.nbytes, budget.asked) == (10 * GIB, True)
+    assert budget.note == "asked for 12.00 GiB of RAM, 10.00 GiB of 16.00 GiB are available: the cap is 10.00 GiB"
+
+
+def test_where_ram_cannot_be_read_only_sizes_are_caps() -> None:
+    assert resolve_ram(None, None) is None
+    assert resolve_ram("2", None) == RamBudget(2 * GIB, asked=True)
+    with pytest.raises(UsageError, match=r"--ram 50%: .* give a size"):
+        resolve_ram("50%", None)
+
+
+@pytest.mark.parametrize("asked", ["-1", "120%", "lots"])
+def test_what_is_no_size_is_refused_by_its_own_name(asked: str) -> None:
+    with pytest.raises(OffloadError, match=rf"^--ram {asked}"):
+        resolve_ram(asked, RAM)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("model")
+    write_folder(path, SHAPE, Weights(DTYPES["fp16"]))
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_plan_adds_up_to_at_most_its_cap(folder: Path) -> None:
+    for ram in ("420MiB", "450MiB", "550MiB", "2"):
+        plan = make_plan(RunSettings(model=folder, cuda="0", ram=ram))
+        assert plan.ram_budget_bytes is not None
+        assert plan.total_ram_bytes <= plan.ram_budget_bytes
+        in_files = [p for p in plan.placements if p.tier is HostTier.FILE]
+        assert bool(in_files) == (ram != "2")
+        assert any("read from the disk at every step" in warning for warning in plan.warnings) == bool(in_files)
+
+
+def test_a_plan_for_another_machine_keeps_to_that_machines_ram(folder: Path) -> None:
+    plan = make_plan(RunSettings(model=folder, cuda="0", machine="colab-t4"))
+    assert plan.ram_budget_bytes == int(0.8 * plan.machine["cpu"]["ram_bytes"])
+    assert not plan.ram_is_asked
+
+
+def test_a_cap_that_is_too_small_names_the_least_that_would_do(folder: Path) -> None:
+    with pytest.raises(RamBudgetError, match=r"--ram of 100 MiB is too small: at the least .* lower --context") as no:
+        make_plan(RunSettings(model=folder, cuda="0", ram="100MiB"))
+    least = make_plan(RunSettings(model=folder, cuda="0", ram=f"{-(-no.value.least_bytes // MIB)}MiB"))
+    assert least.total_ram_bytes == no.value.least_bytes
+
+
+def test_a_machine_with_too_little_ram_is_told_but_not_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "read_ram", lambda limits: Ram(GIB, 100 * MIB))
+    plan = make_plan(RunSettings(model=folder, cuda="0"))
+    assert all(placement.tier is HostTier.FILE for placement in plan.placements)
+    assert any("of RAM are needed" in warning for warning in plan.warnings)
+
+
+def test_fp32_linears_leave_onnxruntime_when_some_stay_in_the_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, Shape(2, 512, 2048, 8, 4, 64, 20_000, max_positions=64), Weights(DTYPES["fp32"]))
+    opened = open_for_run(RunSettings(model=tmp_path))
+
+    settings = RunSettings(model=tmp_path, cuda="0", ram="1")
+    roomy = make_plan(settings)
+    assert linears_outside(opened.linears, roomy) == []
+    tight = make_plan(replace(settings, ram=f"{roomy.total_ram_bytes // MIB - 4}MiB"))
+    assert {placement.tier for placement in tight.placements} == set(HostTier)
+    assert linears_outside(opened.linears, tight) == list(opened.linears)
+
+
+def test_a_process_keeps_to_its_cap(folder: Path) -> None:
+    code = (
+        "import sys, json\n"
+        "from hybrid.config import RunSettings\n"
+        "from hybrid.runtime.loading import open_engine\n"
+        "with open_engine(RunSettings(model=sys.argv[1], cuda='0', ram='440MiB', threads=2)) as engine:\n"
+        "    engine.prefill(list(range(300)))\n"
+        "    engine.decode(1)\n"
+        "    print(json.dumps(engine.memory()))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, folder], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    memory = json.loads(run.stdout)
+    assert memory["ram_cap_bytes"] == 440 * MIB
+    assert 200 * MIB < memory["ram_peak_bytes"] <= 440 * MIB
+    assert 0 < memory["ram_anonymous_peak_bytes"] <= memory["ram_peak_bytes"]
+    assert 0 < memory["ram_file_peak_bytes"] <= memory["ram_peak_bytes"]
+
+
+def test_peaks_stay_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr("hybrid.runtime.memory._STATUS", status)
+    monkeypatch.setattr("hybrid.runtime.memory._SAMPLE_S", 0.0)
+    watch = MemoryWatch()
+    for anonymous, mapped in ((3, 9), (7, 2), (1, 1)):
+        status.write_text(f"Name:\tx\nVmHWM:\t11 kB\nVmRSS:\t5 kB\nRssAnon:\t{anonymous} kB\nRssFile:\t{mapped} kB\n")
+        watch.sample()
+    read = watch.read(small_plan())
+    assert (read["ram_anonymous_peak_bytes"], read["ram_file_peak_bytes"]) == (7 * 1024, 9 * 1024)
+    assert (read["ram_bytes"], read["ram_peak_bytes"]) == (5 * 1024, 11 * 1024)
+    assert "ram_cap_bytes" not in read
+
+
+def test_the_command_keeps_to_the_cap_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text("ram = 0.5\n")
+    config = str(tmp_path / "small.toml")
+    assert cli.main(["run", "--config", config, "--cuda", "0", "--max-tokens", "2", "Once"]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "of 512 MiB" in last or "of 0.50 GiB" in last
+    assert cli.main(["plan", "--model", str(DEMO_MODEL), "--cuda", "0", "--ram", "50MiB"]) == 2
+    assert "--ram of 50.00 MiB is too small" in capsys.readouterr().err
+
+
+def test_tables_in_files_are_let_go_after_every_step_under_a_cap() -> None:
+    with closing(open_engine(RunSettings(cuda="0", ram="1"))) as engine:
+        dropped: list[None] = []
+        engine._executor.drop_mapped_pages = lambda: dropped.append(None)  # type: ignore[method-assign]
+        engine.decode(1)
+        assert dropped == [None]
+
+
+def test_loading_uses_the_ram_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "read_ram", lambda limits: Ram(GIB, 60 * MIB))
+    with closing(open_engine(RunSettings(cuda="0"))) as engine:
+        assert any("of RAM are needed" in warning for warning in engine.plan.warnings)
