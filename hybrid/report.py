@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from offload.plan import Plan
+from offload.plan import HostTier, Plan
 from offload.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def _linear_table(plan: Plan, width: int) -> str:
         linear = placement.linear
         columns = len(placement.resident), len(placement.streamed), len(placement.host)
         place = cell_text(columns).replace("\n", ", ")
+        place += " (on disk)" if placement.tier is HostTier.FILE else ""
         nbytes = format_bytes(linear.weight_bytes)
         rows.append((linear.layer or "-", linear.kind, linear.format, nbytes, place, placement.reason))
     return _table(("layer", "Linear", "format", "size", "place", "why"), rows, width, right=("size",))
@@ -226,11 +227,12 @@ def _linear_table(plan: Plan, width: int) -> str:
 
 def _memory_table(plan: Plan, width: int) -> str:
     vram = {**plan.vram_bytes, "total": plan.total_vram_bytes, "budget": plan.budget_bytes}
-    ram = {**plan.ram_bytes, "total": sum(plan.ram_bytes.values())}
+    ram_cap = plan.ram_budget_bytes or 0 if plan.ram_is_asked else 0
+    ram = {**plan.ram_bytes, "total": plan.total_ram_bytes, "budget": ram_cap}
     names = [name for name in dict.fromkeys([*plan.vram_bytes, *plan.ram_bytes]) if vram.get(name) or ram.get(name)]
     rows = [
         (name, *(format_bytes(where[name]) if where.get(name) else "" for where in (vram, ram)))
-        for name in (*names, "total", *(["budget"] if plan.budget_bytes else []))
+        for name in (*names, "total", *(["budget"] if plan.budget_bytes or ram_cap else []))
     ]
     return _table(("memory", "VRAM", "RAM"), rows, width, right=("VRAM", "RAM"))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offload.devices.base import HostArray
-from offload.disk_stream import PAGE_BYTES
+from offload.disk_stream import PAGE_BYTES, DiskRing
 from offload.errors import OffloadError
 from offload.plan import HostTier, LinearPlacement
 from offload.runner import LinearRunner
@@ -19,6 +19,18 @@ from tests.device.support import NumpyHost, make_plan
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
 
 _FILE_HEADER_BYTES = 1021  # odd, so that no element is aligned
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is let go is spoilt at once, so that a use of it afterwards is seen."""
+    release = DiskRing.release
+
+    def spoil_and_release(ring: DiskRing) -> None:
+        ring.array(ring._released % len(ring._parts))[:] = 0x7E  # NaN in fp16, and huge in the others
+        release(ring)
+
+    monkeypatch.setattr(DiskRing, "release", spoil_and_release)
 
 
 def in_a_file(model: Model, path: Path) -> dict[str, HostArray]:

@@ -153,6 +153,15 @@ def test_the_command_keeps_to_the_cap_and_says_so(capsys: pytest.CaptureFixture[
     assert "--ram of 50.00 MiB is too small" in capsys.readouterr().err
 
 
+def test_the_plan_shows_the_cap_and_what_is_on_disk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--model", str(folder), "--cuda", "0", "--ram", "440MiB", "--verbose"]) == 0
+    text = capsys.readouterr().out
+    assert "host (on disk)" in text
+    budget = next(line for line in text.splitlines() if line.startswith("budget"))
+    assert budget.split()[1:] == ["440", "MiB"]
+    assert "read from the disk at every step" in text
+
+
 def test_tables_in_files_are_let_go_after_every_step_under_a_cap() -> None:
     with closing(open_engine(RunSettings(cuda="0", ram="1"))) as engine:
         dropped: list[None] = []

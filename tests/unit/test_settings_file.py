@@ -169,7 +169,7 @@ def test_presets_are_found_by_name_and_files_by_path() -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_each_preset_makes_a_plan(name: str) -> None:
     settings = read_settings(find_settings(name), RUN)
-    asked = {key: settings[key] for key in ("cuda", "device", "machine") if key in settings}
+    asked = {key: settings[key] for key in ("cuda", "device", "machine", "ram") if key in settings}
     plan = make_plan(RunSettings(**asked, context_tokens=settings.get("context")))
     assert plan.placements
     assert (plan.budget_bytes > 0) == (name not in ("cpu-only", "ram-2gb"))
