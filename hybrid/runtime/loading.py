@@ -1,6 +1,7 @@
 """Load a model as planned: settings -> `Engine`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hybrid.config import RunSettings
@@ -24,6 +25,7 @@ from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend
 from offload.host_memory import read_into_ram
 from offload.plan import HostTier, LinearPlacement, Plan
+from offload.ram_tiers import file_bytes
 from offload.runner import LinearRunner
 from offload.specs import WeightFormat
 from offload.telemetry import Timeline
@@ -108,7 +110,8 @@ def load(
     weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
     placements = [placement for placement in plan.placements if placement.linear.name in weights]
     host = _host_backend(placements, threads, progress)
-    progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
+    all_bytes = sum(placement.linear.weight_bytes for placement in placements)
+    progress.on_stage("Loading weights", all_bytes - file_bytes(placements))
     host_weights = _host_weights(placements, weights, progress)
     linears = LinearRunner(
         levels=[[linear.name for linear in level.linears] for level in program.levels],
@@ -120,17 +123,20 @@ def load(
         on_bytes=progress.on_bytes,
         host_weights=host_weights,
     )
-    if timeline is not None and device is not None:
-        timeline.start(device)
-    progress.on_stage("Preparing islands", 0)
-    islands = load_islands(program, threads)
-    cache: KvCache = (
-        SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
-        if decoder.shared_cache
-        else GrowingCache(decoder.graph, decoder.cache)
-    )
-    inputs = StepInputs(decoder.graph)
-    executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
+    with ExitStack() as undo:
+        undo.callback(linears.close)
+        if timeline is not None and device is not None:
+            timeline.start(device)
+        progress.on_stage("Preparing islands", 0)
+        islands = load_islands(program, threads)
+        cache: KvCache = (
+            SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
+            if decoder.shared_cache
+            else GrowingCache(decoder.graph, decoder.cache)
+        )
+        inputs = StepInputs(decoder.graph)
+        executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
+        undo.pop_all()
     return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, memory)
 
 

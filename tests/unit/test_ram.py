@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,23 @@ def test_tables_in_files_are_let_go_after_every_step_under_a_cap() -> None:
         engine._executor.drop_mapped_pages = lambda: dropped.append(None)  # type: ignore[method-assign]
         engine.decode(1)
         assert dropped == [None]
+
+
+def test_the_bytes_told_while_loading_are_those_that_were_announced(folder: Path) -> None:
+    announced, told = dict[str, int](), list[int]()
+    settings = RunSettings(model=folder, cuda="0", ram="440MiB")
+    with closing(open_engine(settings, lambda label, nbytes: announced.update({label: nbytes}), told.append)) as engine:
+        assert sum(told) == announced["Loading weights"] == engine.plan.ram_bytes["host weights"] > 0
+
+
+def test_a_load_that_fails_ends_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UsageError("no islands today")
+
+    monkeypatch.setattr(loading, "load_islands", fail)
+    with pytest.raises(UsageError, match="no islands today"):
+        open_engine(RunSettings(model=folder, cuda="0", ram="440MiB"))
+    assert not any(thread.name == "read-ahead" for thread in threading.enumerate())
 
 
 def test_loading_uses_the_ram_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
