@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.devices.base import DeviceArray, HostArray
 from offload.host_backend import HostColumns
-from offload.plan import LinearPlacement, Plan, Prediction, StreamRing
+from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
 # Operands are exact, so only fp32 additions differ from float64: at most K * 2**-24 of the sum of magnitudes.
@@ -93,11 +93,14 @@ def make_plan(placements: Sequence[LinearPlacement], chunk_tokens: int, slots: i
         machine={},
         budget_bytes=0,
         chunk_tokens=chunk_tokens,
+        prefill_tokens=0,
         ring=StreamRing(slots, slot_bytes),
         vram_bytes={},
         ram_bytes={},
         placements=tuple(placements),
-        predicted=Prediction(1.0, 1.0, "bus", 0),
+        predicted=Prediction(1.0, 1.0, "bus", 0, {"bus": 1.0}),
+        at_depths=(),
+        prefill=Prefill(chunk_tokens, 1.0, 1.0, "bus"),
     )
 
 
