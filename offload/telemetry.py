@@ -2,20 +2,81 @@
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from offload.devices.base import Device, Span
 
+HOST = "host"
+MODELLED = "modelled "  # what the track names of a simulated device begin with
 _OFF = nullcontext()
 
 
-def span(timeline: "Timeline | None", track: str, name: str) -> AbstractContextManager[None]:
+class Operator(StrEnum):
+    """What spans do."""
+
+    ISLAND = "island"
+    ATTENTION = "attention"
+    HOST_COLUMNS = "host columns"
+    QUEUE = "queue"
+    WAIT = "wait"
+    COLLECT = "collect"
+    GEMM = "gemm"
+    COPY_IN = "copy-in"
+    COPY_OUT = "copy-out"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step and what ran in it, by process; all in seconds since the timeline was made.
+
+    A span belongs to the step in which it begins, so work of a device may end after the step.
+    """
+
+    name: str
+    start_s: float
+    duration_s: float
+    host: tuple[Span, ...] = ()
+    devices: tuple[Span, ...] = ()
+
+    @property
+    def stop_s(self) -> float:
+        """When it was done."""
+        return self.start_s + self.duration_s
+
+
+@dataclass
+class _TracedDevice:
+    """A device and moments at which its clock and the host's were both read: the device's, the host's."""
+
+    device: Device
+    moments: list[tuple[float, float]] = field(default_factory=list)
+
+    def taken_over(self, done: Span) -> Span:
+        """A span of the device on the host's clock, its operator and what that works on read off its name."""
+        before = max(bisect_right(self.moments, done.start_s, key=lambda moment: moment[0]) - 1, 0)
+        device_s, host_s = self.moments[before]
+        operator, _, size = done.name.partition(" ")
+        what = size if operator == Operator.GEMM else f"{done.track.removeprefix(MODELLED)} stream"
+        return replace(done, start_s=host_s + done.start_s - device_s, operator=operator, what=what)
+
+
+def span(
+    timeline: "Timeline | None", track: str, name: str, operator: str = "", what: str = ""
+) -> AbstractContextManager[None]:
     """A context that puts its body on `timeline`, or does nothing where there is none."""
-    return _OFF if timeline is None else timeline.span(track, name)
+    return _OFF if timeline is None else timeline.span(track, name, operator, what)
+
+
+def step(timeline: "Timeline | None", name: str) -> AbstractContextManager[None]:
+    """A context that makes its body a step of `timeline`, or does nothing where there is none."""
+    return _OFF if timeline is None else timeline.step(name)
 
 
 class Timeline:
@@ -24,21 +85,31 @@ class Timeline:
     def __init__(self) -> None:
         self._recording = True
         self._began_s = perf_counter()
-        self._spans: dict[str, list[Span]] = {"host": []}  # by process
-        self._devices: list[tuple[Device, float]] = []  # and when their trace began
+        self._spans: dict[str, list[Span]] = {HOST: []}  # by process
+        self._steps: list[Step] = []
+        self._devices: list[_TracedDevice] = []
+        self._modelled: set[str] = set()
 
     @contextmanager
-    def span(self, track: str, name: str) -> Iterator[None]:
-        """Put the body of a `with` on a track of the host."""
+    def span(self, track: str, name: str, operator: str = "", what: str = "") -> Iterator[None]:
+        """Put the body of a `with` on a track of the host; see `Span` for `operator` and `what`."""
         if not self._recording:
             yield
             return
-        start_s = perf_counter()
+        start_s = self._now_s()
         try:
             yield
         finally:
-            duration_s = perf_counter() - start_s
-            self._spans["host"].append(Span(track, name, start_s - self._began_s, duration_s))
+            self._spans[HOST].append(Span(track, name, start_s, self._now_s() - start_s, operator, what))
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Make the body of a `with` a step. One that fails, or that the recording does not see whole, is none."""
+        recording = self._recording
+        start_s = self._now_s()
+        yield
+        if recording and self._recording:
+            self._steps.append(Step(name, start_s, self._now_s() - start_s))
 
     def pause(self) -> None:
         """Leave out what the host does until `resume`."""
@@ -51,27 +122,67 @@ class Timeline:
     def start(self, device: Device) -> None:
         """Trace everything queued on `device` from here on."""
         device.start_trace()
-        self._devices.append((device, perf_counter() - self._began_s))
+        self._devices.append(_TracedDevice(device))
+        self.align()
+
+    def align(self) -> None:
+        """Note that what is queued from here on begins now.
+
+        The clock of a simulated device stands still while the host works; without this its work would be shown long
+        before the host asked for it.
+        """
+        for traced in self._devices:
+            device_s = traced.device.trace_clock_s()
+            if not traced.moments or device_s > traced.moments[-1][0]:
+                traced.moments.append((device_s, self._now_s()))
 
     def stop(self) -> None:
         """Record no more: wait for the traced devices and take over their spans."""
         self._recording = False
-        for device, start_s in self._devices:
-            spans = [
-                Span(done.track, done.name, start_s + done.start_s, done.duration_s) for done in device.take_trace()
-            ]
-            self._spans.setdefault(device.name, []).extend(spans)
+        for traced in self._devices:
+            device = traced.device
+            if device.simulated:
+                self._modelled.add(device.name)
+            self._spans.setdefault(device.name, []).extend(map(traced.taken_over, device.take_trace()))
         self._devices.clear()
 
-    def spans(self, process: str = "host") -> tuple[Span, ...]:
+    @property
+    def step_count(self) -> int:
+        """How many whole steps there are so far."""
+        return len(self._steps)
+
+    @property
+    def modelled(self) -> bool:
+        """True when the times of a device are a simulated one's."""
+        return bool(self._modelled)
+
+    def spans(self, process: str = HOST) -> tuple[Span, ...]:
         """The spans so far of "host", or of a device by its name; seconds since the timeline was made."""
         return tuple(self._spans.get(process, ()))
+
+    def steps(self) -> tuple[Step, ...]:
+        """The whole steps so far, with their spans. Those of devices are there once the timeline has stopped."""
+        starts = [done.start_s for done in self._steps]
+        host: list[list[Span]] = [[] for _ in starts]
+        devices: list[list[Span]] = [[] for _ in starts]
+        for process, spans in self._spans.items():
+            by_step = host if process == HOST else devices
+            for done in spans:
+                number = bisect_right(starts, done.start_s) - 1
+                if number >= 0 and done.start_s < self._steps[number].stop_s:
+                    by_step[number].append(done)
+        return tuple(
+            replace(done, host=tuple(host[number]), devices=tuple(devices[number]))
+            for number, done in enumerate(self._steps)
+        )
 
     def write(self, path: Path) -> None:
         """Write the trace for chrome://tracing or ui.perfetto.dev; `path` is replaced when all is written."""
         self.stop()
         events: list[dict[str, Any]] = []
+        steps = [Span("steps", done.name, done.start_s, done.duration_s, "step") for done in self._steps]
         for pid, (process, spans) in enumerate(self._spans.items(), start=1):
+            spans = [*steps, *spans] if process == HOST else spans
             events.append(_name_event("process_name", process, pid, 0))
             tracks = {track: tid for tid, track in enumerate(dict.fromkeys(s.track for s in spans), start=1)}
             events.extend(_name_event("thread_name", track, pid, tid) for track, tid in tracks.items())
@@ -79,6 +190,7 @@ class Timeline:
                 {
                     "ph": "X",
                     "name": done.name,
+                    "cat": done.operator,
                     "pid": pid,
                     "tid": tracks[done.track],
                     "ts": done.start_s * 1e6,  # microseconds, as the format has it
@@ -89,6 +201,9 @@ class Timeline:
         unfinished = path.with_name(path.name + ".part")
         unfinished.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
         os.replace(unfinished, path)
+
+    def _now_s(self) -> float:
+        return perf_counter() - self._began_s
 
 
 def _name_event(kind: str, name: str, pid: int, tid: int) -> dict[str, Any]:

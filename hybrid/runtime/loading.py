@@ -131,7 +131,7 @@ def load(
     )
     inputs = StepInputs(decoder.graph)
     executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target)
+    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
 class _DeviceOpener:
