@@ -14,6 +14,7 @@ from typing import Any
 from offload.devices.base import Device, Span
 
 HOST = "host"
+DECODE = "decode"  # what the steps are called that run one more token of a text
 MODELLED = "modelled "  # what the track names of a simulated device begin with
 _OFF = nullcontext()
 
@@ -53,15 +54,16 @@ class Step:
 
 @dataclass
 class _TracedDevice:
-    """A device and moments at which its clock and the host's were both read: the device's, the host's."""
+    """A device, when its trace began, and the moments at which its clock and the host's were read together."""
 
     device: Device
+    began_s: float
     moments: list[tuple[float, float]] = field(default_factory=list)
 
     def taken_over(self, done: Span) -> Span:
         """A span of the device on the host's clock, its operator and what that works on read off its name."""
         before = max(bisect_right(self.moments, done.start_s, key=lambda moment: moment[0]) - 1, 0)
-        device_s, host_s = self.moments[before]
+        device_s, host_s = self.moments[before] if self.moments else (0.0, self.began_s)
         operator, _, size = done.name.partition(" ")
         what = size if operator == Operator.GEMM else f"{done.track.removeprefix(MODELLED)} stream"
         return replace(done, start_s=host_s + done.start_s - device_s, operator=operator, what=what)
@@ -122,8 +124,7 @@ class Timeline:
     def start(self, device: Device) -> None:
         """Trace everything queued on `device` from here on."""
         device.start_trace()
-        self._devices.append(_TracedDevice(device))
-        self.align()
+        self._devices.append(_TracedDevice(device, self._now_s()))
 
     def align(self) -> None:
         """Note that what is queued from here on begins now.

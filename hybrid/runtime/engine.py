@@ -15,10 +15,9 @@ from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
 from offload.plan import Plan
 from offload.runner import LinearRunner
-from offload.telemetry import Timeline, step
+from offload.telemetry import DECODE, Timeline, step
 
 Logits = npt.NDArray[np.float32]
-DECODE = "decode"  # what the timeline calls a decode step
 
 
 class Engine:

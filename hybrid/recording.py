@@ -1,0 +1,65 @@
+"""What a run is asked to record of itself: a timeline in a file, and where the time of its decode steps went."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybrid.console import check_writable, not_writable
+from hybrid.drawing.files import check_picture, is_picture, write_timeline_picture
+from hybrid.errors import UsageError
+from offload.op_times import OpTimes, op_times, settled
+from offload.telemetry import DECODE, Timeline
+
+_STEPS_IN_FILE, _STEPS_ADDED_UP = 8, 64  # enough to see what a step is like, and few enough to keep
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A timeline of the first steps, and what becomes of it."""
+
+    timeline: Timeline
+    file: Path | None
+    adds_up: bool  # whether --op-times was given
+
+    def watch(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Pieces of a text as they come; the recording ends with the text, or after enough steps."""
+        enough = _STEPS_ADDED_UP if self.adds_up else _STEPS_IN_FILE
+        for piece in pieces:
+            if self.timeline.step_count >= enough:
+                self.timeline.stop()
+            yield piece
+        self.timeline.stop()
+
+    def op_times(self) -> OpTimes | None:
+        """Where the decode steps went; None when that was not asked, or when there were none."""
+        if not self.adds_up:
+            return None
+        self.timeline.stop()
+        return op_times(settled(self.timeline.steps(), DECODE), self.timeline.modelled)
+
+    def write(self, model: str) -> None:
+        """Write the timeline, if it has a file. Raises UsageError when that cannot be written.
+
+        Must be called before the device closes: its part is read now.
+        """
+        if self.file is None:
+            return
+        if is_picture(self.file):
+            self.timeline.stop()
+            write_timeline_picture(self.timeline.steps(), model, self.timeline.modelled, self.file)
+            return
+        try:
+            self.timeline.write(self.file)
+        except OSError as error:
+            raise not_writable("--timeline", self.file, error) from None
+
+
+def start_recording(file: Path | None, adds_up: bool) -> Recording | None:
+    """What to record into; None for nothing. Raises UsageError for a file that could not be written in the end."""
+    if file is not None and is_picture(file):
+        check_picture("--timeline", file)
+    elif file is not None:
+        if file.suffix.lower() != ".json":
+            raise UsageError(f"--timeline {file}: must end in .json, for ui.perfetto.dev, or in .png, for a picture")
+        check_writable("--timeline", file)
+    return Recording(Timeline(), file, adds_up) if file is not None or adds_up else None
