@@ -103,6 +103,8 @@ def run(
     if print_config:
         return _print_settings(run, locals())
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
+        if timeline is not None or op_times:
+            raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(
             model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
             typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,

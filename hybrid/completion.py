@@ -39,7 +39,7 @@ class Request:
 
 
 def complete(model: TextModel, request: Request, recording: Recording | None, as_json: bool) -> bool:
-    """Write the completions, then what they took; False when Ctrl-C ended them. Only the first is recorded."""
+    """Write the completions, then what they took; False when Ctrl-C ended them."""
     if request.beams > 1:
         _search(model, request)
         return True
@@ -52,11 +52,11 @@ def complete(model: TextModel, request: Request, recording: Recording | None, as
             emit("\n")
         with ctrl_c_stops(generation):
             pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
-            _write(pieces if recording is None or number else recording.watch(pieces))
+            _write(pieces)
         truth = compare(generation.stats, model.engine)
         memory = model.engine.memory()
         if as_json:
-            times = None if recording is None or number else recording.op_times()
+            times = recording.op_times() if recording and number == 0 else None
             say(json.dumps(report.stats_json(generation, model.engine.plan, memory, truth, times)))
         else:
             say(report.closing_line(generation.stats, memory, truth))

@@ -1,6 +1,5 @@
 """What a run is asked to record of itself: a timeline in a file, and where the time of its decode steps went."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from hybrid.errors import UsageError
 from offload.op_times import OpTimes, op_times, settled
 from offload.telemetry import DECODE, Timeline
 
-_STEPS_IN_FILE, _STEPS_ADDED_UP = 8, 64  # enough to see what a step is like, and few enough to keep
+# Enough decode steps to see what one is like, and few enough to keep; the first of them only counts when it is alone.
+_STEPS_IN_FILE, _STEPS_ADDED_UP = 8, 64
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,6 @@ class Recording:
     timeline: Timeline
     file: Path | None
     adds_up: bool  # whether --op-times was given
-
-    def watch(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Pieces of a text as they come; the recording ends with the text, or after enough steps."""
-        enough = _STEPS_ADDED_UP if self.adds_up else _STEPS_IN_FILE
-        for piece in pieces:
-            if self.timeline.step_count >= enough:
-                self.timeline.stop()
-            yield piece
-        self.timeline.stop()
 
     def op_times(self) -> OpTimes | None:
         """Where the decode steps went; None when that was not asked, or when there were none."""
@@ -62,4 +53,6 @@ def start_recording(file: Path | None, adds_up: bool) -> Recording | None:
         if file.suffix.lower() != ".json":
             raise UsageError(f"--timeline {file}: must end in .json, for ui.perfetto.dev, or in .png, for a picture")
         check_writable("--timeline", file)
-    return Recording(Timeline(), file, adds_up) if file is not None or adds_up else None
+    if file is None and not adds_up:
+        return None
+    return Recording(Timeline(_STEPS_ADDED_UP if adds_up else _STEPS_IN_FILE), file, adds_up)

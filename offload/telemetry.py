@@ -82,9 +82,13 @@ def step(timeline: "Timeline | None", name: str) -> AbstractContextManager[None]
 
 
 class Timeline:
-    """Collects spans until it is stopped; hand it to what should be seen, and write it at the end."""
+    """Collects spans until it is stopped; hand it to what should be seen, and write it at the end.
 
-    def __init__(self) -> None:
+    It stops by itself after so many decode steps, if `most_decode_steps` is given.
+    """
+
+    def __init__(self, most_decode_steps: int | None = None) -> None:
+        self._decode_steps_left = most_decode_steps
         self._recording = True
         self._began_s = perf_counter()
         self._spans: dict[str, list[Span]] = {HOST: []}  # by process
@@ -112,6 +116,10 @@ class Timeline:
         yield
         if recording and self._recording:
             self._steps.append(Step(name, start_s, self._now_s() - start_s))
+            if name == DECODE and self._decode_steps_left is not None:
+                self._decode_steps_left -= 1
+                if self._decode_steps_left == 0:
+                    self.stop()
 
     def pause(self) -> None:
         """Leave out what the host does until `resume`."""
@@ -146,11 +154,6 @@ class Timeline:
                 self._modelled.add(device.name)
             self._spans.setdefault(device.name, []).extend(map(traced.taken_over, device.take_trace()))
         self._devices.clear()
-
-    @property
-    def step_count(self) -> int:
-        """How many whole steps there are so far."""
-        return len(self._steps)
 
     @property
     def modelled(self) -> bool:

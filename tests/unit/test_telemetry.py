@@ -8,7 +8,7 @@ import pytest
 from offload.devices.base import DeviceArray
 from offload.devices.simulated import SimulatedDevice
 from offload.specs import WeightFormat
-from offload.telemetry import Operator, Timeline, span, step
+from offload.telemetry import DECODE, Operator, Timeline, span, step
 
 
 def test_spans_are_recorded_in_seconds() -> None:
@@ -43,7 +43,6 @@ def test_a_span_belongs_to_the_step_it_begins_in() -> None:
             pass
         with timeline.span("track", "c"):
             pass
-    assert timeline.step_count == 2
     prefill, decode = timeline.steps()
     assert [prefill.name, *(done.name for done in prefill.host)] == ["prefill", "a"]
     assert [decode.name, *(done.name for done in decode.host)] == ["decode", "b", "c"]
@@ -60,6 +59,18 @@ def test_a_step_that_fails_or_is_not_seen_whole_is_none() -> None:
     with timeline.step("begins unseen"):
         timeline.resume()
     assert timeline.steps() == ()
+
+
+def test_it_stops_after_enough_decode_steps() -> None:
+    timeline = Timeline(most_decode_steps=2)
+    device = SimulatedDevice(4096)
+    timeline.start(device)
+    for name in ("prefill", "prefill", "prefill", DECODE, DECODE, DECODE):
+        with timeline.step(name), timeline.span("track", "a"):
+            pass
+    assert [done.name for done in timeline.steps()] == ["prefill"] * 3 + [DECODE] * 2
+    assert len(timeline.spans()) == 5
+    assert timeline.modelled  # the device's part is there
 
 
 def test_what_a_simulated_device_does_is_beside_what_asked_for_it() -> None:
