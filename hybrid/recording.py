@@ -55,4 +55,4 @@ def start_recording(file: Path | None, adds_up: bool) -> Recording | None:
         check_writable("--timeline", file)
     if file is None and not adds_up:
         return None
-    return Recording(Timeline(_STEPS_ADDED_UP if adds_up else _STEPS_IN_FILE), file, adds_up)
+    return Recording(Timeline(_STEPS_ADDED_UP if adds_up else _STEPS_IN_FILE, looks_inside=adds_up), file, adds_up)

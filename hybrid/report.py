@@ -85,7 +85,8 @@ def stats_json(
 
     `decode_depth` is how many tokens the cache held in a decode step, a mean, and `predicted_depth` how many the
     prediction is for; `measured_over_predicted` is of the median step, where enough of them ran on no simulated device.
-    `op_times`, with --op-times, is an `OpTimes`: its `host` rows add up to the step, its `device` rows ran beside them.
+    `op_times`, with --op-times, is an `OpTimes`: its `host` rows add up to the step, its `inside` rows are part of
+    their islands, its `device` rows ran beside them.
     """
     stats = generation.stats
     return {
@@ -178,6 +179,8 @@ def op_times_text(times: OpTimes | None, width: int) -> str:
         f"where {steps} of {format_seconds(times.mean_step_s)} went",
         _op_table("on the host", times.host, width),
     ]
+    if times.inside:
+        lines.append(_op_table("inside islands, as onnxruntime profiles them", times.inside, width))
     if times.device:
         where = "modelled, beside it on the simulated device" if times.modelled else "beside it, on the device"
         lines.append(_op_table(where, times.device, width))

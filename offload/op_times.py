@@ -26,11 +26,14 @@ class OpTime:
 
 @dataclass(frozen=True)
 class OpTimes:
-    """Where the steps went, the longest first. `host` adds up to the step; what `device` did ran beside it."""
+    """Where the steps went, the longest first. `host` adds up to the step; `inside` is part of its islands, and what
+    `device` did ran beside it.
+    """
 
     steps: int
     mean_step_s: float
     host: tuple[OpTime, ...]
+    inside: tuple[OpTime, ...]
     device: tuple[OpTime, ...]
     modelled: bool  # True: the times of `device` are a simulated one's
 
@@ -42,28 +45,34 @@ def settled(steps: Sequence[Step], name: str) -> tuple[Step, ...]:
 
 
 def op_times(steps: Sequence[Step], modelled: bool) -> OpTimes | None:
-    """Add up the spans of `steps`; None where there are no steps."""
+    """Add up the spans of `steps`; None where there are no steps.
+
+    Looking inside islands slows them down. So what was inside is from the steps that were looked into, all else from
+    the others, if there are any.
+    """
     if not steps:
         return None
-    total_s = sum(step.duration_s for step in steps)
-    host = _add_up((span for step in steps for span in step.host), len(steps), total_s)
-    between_s = total_s / len(steps) - sum(row.mean_s for row in host)
-    between = OpTime(BETWEEN, "", 1, between_s, between_s * len(steps) / total_s)
+    looked_into = [step for step in steps if step.inside]
+    calm = [step for step in steps if not step.inside] or looked_into
+    mean_step_s = sum(step.duration_s for step in calm) / len(calm)
+    host = _add_up([step.host for step in calm], mean_step_s)
+    between_s = mean_step_s - sum(row.mean_s for row in host)
     return OpTimes(
-        steps=len(steps),
-        mean_step_s=total_s / len(steps),
-        host=_longest_first((*host, between)),
-        device=_longest_first(_add_up((span for step in steps for span in step.devices), len(steps), total_s)),
+        steps=len(calm),
+        mean_step_s=mean_step_s,
+        host=_longest_first((*host, OpTime(BETWEEN, "", 1, between_s, between_s / mean_step_s))),
+        inside=_longest_first(_add_up([step.inside for step in looked_into], mean_step_s)),
+        device=_longest_first(_add_up([step.devices for step in calm], mean_step_s)),
         modelled=modelled,
     )
 
 
-def _add_up(spans: Iterable[Span], steps: int, total_s: float) -> list[OpTime]:
+def _add_up(steps: Sequence[Iterable[Span]], mean_step_s: float) -> list[OpTime]:
     durations: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for span in spans:
+    for span in (span for spans in steps for span in spans):
         durations[span.operator, span.what].append(span.duration_s)
     return [
-        OpTime(operator, what, len(times) / steps, sum(times) / steps, sum(times) / total_s)
+        OpTime(operator, what, len(times) / len(steps), (mean_s := sum(times) / len(steps)), mean_s / mean_step_s)
         for (operator, what), times in durations.items()
     ]
 

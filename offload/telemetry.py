@@ -3,7 +3,7 @@
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -14,8 +14,10 @@ from typing import Any
 from offload.devices.base import Device, Span
 
 HOST = "host"
+INSIDE = "inside islands"  # what another profiler saw within spans of the host
 DECODE = "decode"  # what the steps are called that run one more token of a text
 MODELLED = "modelled "  # what the track names of a simulated device begin with
+_STEPS_LOOKED_INTO = 8
 _OFF = nullcontext()
 
 
@@ -45,6 +47,7 @@ class Step:
     duration_s: float
     host: tuple[Span, ...] = ()
     devices: tuple[Span, ...] = ()
+    inside: tuple[Span, ...] = ()
 
     @property
     def stop_s(self) -> float:
@@ -84,11 +87,16 @@ def step(timeline: "Timeline | None", name: str) -> AbstractContextManager[None]
 class Timeline:
     """Collects spans until it is stopped; hand it to what should be seen, and write it at the end.
 
-    It stops by itself after so many decode steps, if `most_decode_steps` is given.
+    It stops by itself after so many decode steps, if `most_decode_steps` is given. `looks_inside` asks for what goes
+    on within islands too; that slows them down, so only the first few steps are looked into.
     """
 
-    def __init__(self, most_decode_steps: int | None = None) -> None:
-        self._decode_steps_left = most_decode_steps
+    def __init__(self, most_decode_steps: int | None = None, looks_inside: bool = False) -> None:
+        self.looks_inside = looks_inside
+        self._end_inside: Callable[[], None] = lambda: None
+        self._read_inside: Callable[[], list[Span]] | None = None
+        self._most_decode_steps = most_decode_steps
+        self._decode_steps = 0
         self._recording = True
         self._began_s = perf_counter()
         self._spans: dict[str, list[Span]] = {HOST: []}  # by process
@@ -116,10 +124,11 @@ class Timeline:
         yield
         if recording and self._recording:
             self._steps.append(Step(name, start_s, self._now_s() - start_s))
-            if name == DECODE and self._decode_steps_left is not None:
-                self._decode_steps_left -= 1
-                if self._decode_steps_left == 0:
-                    self.stop()
+            self._decode_steps += name == DECODE
+            if self._decode_steps == _STEPS_LOOKED_INTO:
+                self._end_inside()
+            if self._decode_steps == self._most_decode_steps:
+                self._end()
 
     def pause(self) -> None:
         """Leave out what the host does until `resume`."""
@@ -134,6 +143,10 @@ class Timeline:
         device.start_trace()
         self._devices.append(_TracedDevice(device, self._now_s()))
 
+    def add_inside(self, end: Callable[[], None], read: Callable[[], list[Span]]) -> None:
+        """Let `end` be called after a few steps, and `read` in the end, for spans on `time.perf_counter`."""
+        self._end_inside, self._read_inside = end, read
+
     def align(self) -> None:
         """Note that what is queued from here on begins now.
 
@@ -147,7 +160,16 @@ class Timeline:
 
     def stop(self) -> None:
         """Record no more: wait for the traced devices and take over their spans."""
+        self._end()
+        if self._read_inside is not None:
+            spans = self._read_inside()
+            self._read_inside = None
+            self._spans[INSIDE] = [replace(done, start_s=done.start_s - self._began_s) for done in spans]
+
+    def _end(self) -> None:
+        """The part of `stop` that does not take long."""
         self._recording = False
+        self._end_inside()
         for traced in self._devices:
             device = traced.device
             if device.simulated:
@@ -168,15 +190,16 @@ class Timeline:
         """The whole steps so far, with their spans. Those of devices are there once the timeline has stopped."""
         starts = [done.start_s for done in self._steps]
         host: list[list[Span]] = [[] for _ in starts]
+        inside: list[list[Span]] = [[] for _ in starts]
         devices: list[list[Span]] = [[] for _ in starts]
         for process, spans in self._spans.items():
-            by_step = host if process == HOST else devices
+            by_step = {HOST: host, INSIDE: inside}.get(process, devices)
             for done in spans:
                 number = bisect_right(starts, done.start_s) - 1
                 if number >= 0 and done.start_s < self._steps[number].stop_s:
                     by_step[number].append(done)
         return tuple(
-            replace(done, host=tuple(host[number]), devices=tuple(devices[number]))
+            replace(done, host=tuple(host[number]), devices=tuple(devices[number]), inside=tuple(inside[number]))
             for number, done in enumerate(self._steps)
         )
 

@@ -1,5 +1,7 @@
 """Where the time of steps goes, from spans made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from offload.devices.base import Span
@@ -31,6 +33,19 @@ def test_layers_and_steps_are_added_up_and_what_is_left_is_between() -> None:
     )
     assert sum(row.share for row in times.host) == pytest.approx(1)
     assert times.device == (OpTime("gemm", "1x2x3", 2, 3.0, 0.3),)
+
+
+def test_what_was_inside_comes_from_the_steps_that_were_looked_into_and_all_else_from_the_others() -> None:
+    inside = tuple(Span("operators", "Add", at, 0.5, "Add") for at in (0.1, 3.1))
+    slowed = replace(decode(0, norm_s=0.9), duration_s=16.0, inside=inside)
+    times = op_times([slowed, decode(20, norm_s=0.5)], modelled=False)
+    assert times is not None
+    assert times.inside == (OpTime("Add", "", 2, 1.0, 0.1),)  # a share of a step that was not slowed down
+    assert (times.steps, times.mean_step_s) == (1, 10.0)
+    assert OpTime("island", "Norm", 2, 1.0, 0.1) in times.host
+    alone = op_times([slowed], modelled=False)
+    assert alone is not None
+    assert (alone.steps, alone.mean_step_s) == (1, 16.0)
 
 
 def test_no_steps_have_no_times() -> None:

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
-from offload.devices.base import DeviceArray
+from offload.devices.base import DeviceArray, Span
 from offload.devices.simulated import SimulatedDevice
 from offload.specs import WeightFormat
 from offload.telemetry import DECODE, Operator, Timeline, span, step
@@ -71,6 +72,25 @@ def test_it_stops_after_enough_decode_steps() -> None:
     assert [done.name for done in timeline.steps()] == ["prefill"] * 3 + [DECODE] * 2
     assert len(timeline.spans()) == 5
     assert timeline.modelled  # the device's part is there
+
+
+def test_only_the_first_decode_steps_are_looked_into() -> None:
+    timeline = Timeline(looks_inside=True)
+    looking = True
+
+    def end() -> None:
+        nonlocal looking
+        looking = False
+
+    inside: list[Span] = []
+    timeline.add_inside(end, lambda: inside)
+    for name in ("prefill", *[DECODE] * 10):
+        with timeline.step(name):
+            if looking:
+                inside.append(Span("operators", "Add", perf_counter(), 0.0, "Add"))
+    timeline.stop()
+    timeline.stop()  # again changes nothing
+    assert [len(done.inside) for done in timeline.steps()] == [1] * 9 + [0, 0]
 
 
 def test_what_a_simulated_device_does_is_beside_what_asked_for_it() -> None:
