@@ -44,16 +44,20 @@ def settled(steps: Sequence[Step], name: str) -> tuple[Step, ...]:
     return tuple(named[1:] or named)
 
 
+def undisturbed(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps that were not looked into, which slows them down; all of them when there are no others."""
+    return [step for step in steps if not step.inside] or steps
+
+
 def op_times(steps: Sequence[Step], modelled: bool) -> OpTimes | None:
     """Add up the spans of `steps`; None where there are no steps.
 
-    Looking inside islands slows them down. So what was inside is from the steps that were looked into, all else from
-    the others, if there are any.
+    What was inside islands is from the steps that were looked into, all else from the others.
     """
     if not steps:
         return None
     looked_into = [step for step in steps if step.inside]
-    calm = [step for step in steps if not step.inside] or looked_into
+    calm = undisturbed(steps)
     mean_step_s = sum(step.duration_s for step in calm) / len(calm)
     host = _add_up([step.host for step in calm], mean_step_s)
     between_s = mean_step_s - sum(row.mean_s for row in host)

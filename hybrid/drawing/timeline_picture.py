@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hybrid.errors import UsageError
 from offload.devices.base import Span
-from offload.op_times import settled
+from offload.op_times import settled, undisturbed
 from offload.telemetry import DECODE, Operator, Step
 from offload.units import format_seconds
 
@@ -114,7 +114,7 @@ def timeline_picture(steps: Sequence[Step], model: str, modelled: bool) -> Timel
 
 def _typical(steps: Sequence[Step]) -> tuple[Step, str]:
     """The step to draw, and which it is."""
-    decode = settled(steps, DECODE)
+    decode = undisturbed(settled(steps, DECODE))
     if not decode:
         return steps[-1], f"{steps[-1].name}, the last step recorded"
     middle_s = statistics.median_high(step.duration_s for step in decode)
