@@ -55,6 +55,9 @@ class Step:
         return self.start_s + self.duration_s
 
 
+_HostSpan = tuple[str, str, float, float, str, str]  # track, name, start and stop on perf_counter, operator, what
+
+
 @dataclass
 class _TracedDevice:
     """A device, when its trace began, and the moments at which its clock and the host's were read together."""
@@ -84,6 +87,26 @@ def step(timeline: "Timeline | None", name: str) -> AbstractContextManager[None]
     return _OFF if timeline is None else timeline.step(name)
 
 
+class _OpenSpan:
+    """A context that adds its body to `spans` when it is over. There are hundreds in a step, so it does little."""
+
+    __slots__ = ("_name", "_operator", "_spans", "_start_s", "_track", "_what")
+
+    def __init__(self, spans: list[_HostSpan], track: str, name: str, operator: str, what: str) -> None:
+        self._spans = spans
+        self._track = track
+        self._name = name
+        self._operator = operator
+        self._what = what
+
+    def __enter__(self) -> None:
+        self._start_s = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        stop_s = perf_counter()
+        self._spans.append((self._track, self._name, self._start_s, stop_s, self._operator, self._what))
+
+
 class Timeline:
     """Collects spans until it is stopped; hand it to what should be seen, and write it at the end.
 
@@ -99,22 +122,15 @@ class Timeline:
         self._decode_steps = 0
         self._recording = True
         self._began_s = perf_counter()
-        self._spans: dict[str, list[Span]] = {HOST: []}  # by process
+        self._host: list[_HostSpan] = []
+        self._others: dict[str, list[Span]] = {}  # by process
         self._steps: list[Step] = []
         self._devices: list[_TracedDevice] = []
         self._modelled: set[str] = set()
 
-    @contextmanager
-    def span(self, track: str, name: str, operator: str = "", what: str = "") -> Iterator[None]:
+    def span(self, track: str, name: str, operator: str = "", what: str = "") -> AbstractContextManager[None]:
         """Put the body of a `with` on a track of the host; see `Span` for `operator` and `what`."""
-        if not self._recording:
-            yield
-            return
-        start_s = self._now_s()
-        try:
-            yield
-        finally:
-            self._spans[HOST].append(Span(track, name, start_s, self._now_s() - start_s, operator, what))
+        return _OpenSpan(self._host, track, name, operator, what) if self._recording else _OFF
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -164,7 +180,7 @@ class Timeline:
         if self._read_inside is not None:
             spans = self._read_inside()
             self._read_inside = None
-            self._spans[INSIDE] = [replace(done, start_s=done.start_s - self._began_s) for done in spans]
+            self._others[INSIDE] = [replace(done, start_s=done.start_s - self._began_s) for done in spans]
 
     def _end(self) -> None:
         """The part of `stop` that does not take long."""
@@ -174,7 +190,7 @@ class Timeline:
             device = traced.device
             if device.simulated:
                 self._modelled.add(device.name)
-            self._spans.setdefault(device.name, []).extend(map(traced.taken_over, device.take_trace()))
+            self._others.setdefault(device.name, []).extend(map(traced.taken_over, device.take_trace()))
         self._devices.clear()
 
     @property
@@ -184,7 +200,12 @@ class Timeline:
 
     def spans(self, process: str = HOST) -> tuple[Span, ...]:
         """The spans so far of "host", or of a device by its name; seconds since the timeline was made."""
-        return tuple(self._spans.get(process, ()))
+        if process != HOST:
+            return tuple(self._others.get(process, ()))
+        return tuple(
+            Span(track, name, start_s - self._began_s, stop_s - start_s, operator, what)
+            for track, name, start_s, stop_s, operator, what in self._host
+        )
 
     def steps(self) -> tuple[Step, ...]:
         """The whole steps so far, with their spans. Those of devices are there once the timeline has stopped."""
@@ -192,9 +213,9 @@ class Timeline:
         host: list[list[Span]] = [[] for _ in starts]
         inside: list[list[Span]] = [[] for _ in starts]
         devices: list[list[Span]] = [[] for _ in starts]
-        for process, spans in self._spans.items():
+        for process in (HOST, *self._others):
             by_step = {HOST: host, INSIDE: inside}.get(process, devices)
-            for done in spans:
+            for done in self.spans(process):
                 number = bisect_right(starts, done.start_s) - 1
                 if number >= 0 and done.start_s < self._steps[number].stop_s:
                     by_step[number].append(done)
@@ -208,8 +229,8 @@ class Timeline:
         self.stop()
         events: list[dict[str, Any]] = []
         steps = [Span("steps", done.name, done.start_s, done.duration_s, "step") for done in self._steps]
-        for pid, (process, spans) in enumerate(self._spans.items(), start=1):
-            spans = [*steps, *spans] if process == HOST else spans
+        for pid, process in enumerate((HOST, *self._others), start=1):
+            spans = [*(steps if process == HOST else ()), *self.spans(process)]
             events.append(_name_event("process_name", process, pid, 0))
             tracks = {track: tid for tid, track in enumerate(dict.fromkeys(s.track for s in spans), start=1)}
             events.extend(_name_event("thread_name", track, pid, tid) for track, tid in tracks.items())
