@@ -230,6 +230,10 @@ class SimulatedDevice:
         self._trace = []
         self._trace_start_s = self._clock.now_s
 
+    def trace_clock_s(self) -> float:
+        """See Device. Virtual time, which passes only while the host waits."""
+        return self._clock.now_s - self._trace_start_s
+
     def take_trace(self) -> list[Span]:
         """See Device. Every track's name begins with "modelled"."""
         self._clock.finish()
