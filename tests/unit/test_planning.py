@@ -55,9 +55,8 @@ def plan_json(folder: Path, cuda: str, **changes: Any) -> dict[str, Any]:
 def test_the_keys_of_a_plan(folder: Path) -> None:
     content = plan_json(folder, "6")
     assert list(content) == [
-        "model", "machine", "budget_bytes", "chunk_tokens", "ring", "vram_bytes", "ram_bytes", "linears", "predicted",
-        "notes",
-        "warnings",
+        "model", "machine", "budget_bytes", "chunk_tokens", "prefill_tokens", "ring", "vram_bytes", "ram_bytes",
+        "linears", "predicted", "notes", "warnings",
     ]  # fmt: skip
     assert (content["model"], content["machine"]["name"]) == ("tinyllama", "colab-t4")
     assert content["budget_bytes"] == 6 * GIB
@@ -65,7 +64,8 @@ def test_the_keys_of_a_plan(folder: Path) -> None:
     assert list(content["vram_bytes"]) == ["context", "workspace", "staging", "activations", "weights"]
     assert list(content["ram_bytes"]) == ["host weights", "pinned weights", "other weights", "kv cache"]
     assert list(content["linears"][0]) == [
-        "name", "shape", "format", "layout", "bytes", "kind", "layer", "resident", "streamed", "host", "reason",
+        "name", "shape", "format", "layout", "bytes", "kind", "layer", "host_format", "tier", "resident", "streamed",
+        "host", "prefill_stop", "reason",
     ]  # fmt: skip
     assert list(content["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
 

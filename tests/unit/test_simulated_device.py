@@ -7,8 +7,9 @@ import pytest
 
 from offload.devices.base import DeviceArray
 from offload.devices.happens_before import Access, AccessHistory, StreamOrderError
-from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_memory import DeviceMisuseError
+from offload.devices.simulated_rates import SimulatedRates
 from offload.devices.virtual_clock import VirtualClock
 from offload.errors import OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
@@ -74,6 +75,22 @@ def test_pinned_memory_lives_as_long_as_its_views(device: SimulatedDevice) -> No
     view = pinned[:16].view(np.float32)
     del pinned
     device.stream("s").copy_to_device(row(device.allocate(64), 0, 16), view)
+
+
+def test_registered_memory_is_checked_like_pinned(device: SimulatedDevice) -> None:
+    stream, block, own = device.stream("s"), device.allocate(64), np.zeros(8192, np.uint8)
+    device.pin(own)
+    with pytest.raises(DeviceMisuseError, match="pinned already"):
+        device.pin(own[8000:])
+    with pytest.raises(DeviceMisuseError, match="only contiguous"):
+        device.pin(own.reshape(64, 128)[:, :64])
+    stream.copy_to_device(row(block, 0, 64), own[:64])
+    with pytest.raises(StreamOrderError, match="unpinning of a registered block of 8192 bytes without waiting"):
+        device.unpin(own)
+    stream.synchronize()
+    device.unpin(own)
+    with pytest.raises(DeviceMisuseError, match="not pinned"):
+        stream.copy_to_device(row(block, 0, 64), own[:64])
 
 
 def test_freeing_what_is_in_use_is_found(device: SimulatedDevice) -> None:
@@ -173,7 +190,7 @@ def test_effects_come_in_order_of_finish_times() -> None:
 
 def test_engines_work_side_by_side_and_each_in_turn() -> None:
     """Copies of 1000 bytes at 1000 bytes/s take 1 s; one engine each way."""
-    rates = SimulatedRates(copy_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
+    rates = SimulatedRates(copy_bytes_per_s=1000, copy_back_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
     device = SimulatedDevice(1 << 20, rates=rates)
     device.start_trace()
     block = device.allocate(4000)
@@ -187,7 +204,7 @@ def test_engines_work_side_by_side_and_each_in_turn() -> None:
 
 def test_an_engine_takes_what_is_ready_first() -> None:
     """A copy that has to wait does not hold up one that need not, though it was queued earlier."""
-    rates = SimulatedRates(copy_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
+    rates = SimulatedRates(copy_bytes_per_s=1000, copy_back_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
     device = SimulatedDevice(1 << 20, rates=rates)
     block, event = device.allocate(4000), device.event()
     waiting, out, ready = device.stream("waiting"), device.stream("out"), device.stream("ready")
