@@ -21,6 +21,16 @@ OnBytes = Callable[[int], None]
 
 PLACES = ("VRAM", "streamed", "host")
 SAME_SHARE = 0.2  # shares that differ by less are one decision, rounded to whole tiles in each layer
+WAITS = {  # the parts of a prediction, for people
+    "islands": "other operators",
+    "attention": "attention",
+    "host": "host columns",
+    "gpu": "GPU",
+    "bus": "bus",
+    "round trips": "round trips",
+    "ram": "RAM",
+    "disk": "disk",
+}
 STOPPED = {
     "end": "end of text",
     "max_tokens": "stopped at --max-tokens",
@@ -143,13 +153,15 @@ def cell_text(columns: Columns) -> str:
 
 def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = False) -> str:
     """The plan for people: placement by layer or Linear, memory by name, the predicted step, notes."""
-    step = plan.predicted
     lines = [
         f"{plan.model} · {budget_text(plan, asked, plan.machine['name'])}",
         _linear_table(plan, width) if each_linear else _layer_table(layer_rows(plan), width),
         _memory_table(plan, width),
-        f"predicted decode step {format_seconds(step.decode_step_s)}, {rate(step.decode_tokens_per_s)}, "
-        f"with {step.depth} tokens in the cache; bound by {step.bound_by}",
+        _prediction_table(plan, width),
+        *(
+            f"{advice.change} would give {rate(advice.decode_tokens_per_s)}, {advice.speedup:.2f} times as many"
+            for advice in plan.advice
+        ),
         *(f"note: {note}" for note in plan.notes),
     ]
     return "\n".join(lines) + "\n"
@@ -221,6 +233,36 @@ def _linear_table(plan: Plan, width: int) -> str:
         nbytes = format_bytes(linear.weight_bytes)
         rows.append((linear.layer or "-", linear.kind, linear.format, nbytes, place, placement.reason))
     return _table(("layer", "Linear", "format", "size", "place", "why"), rows, width, right=("size",))
+
+
+def _prediction_table(plan: Plan, width: int) -> str:
+    """The predicted step at several depths and what the host waits for; a prefill chunk in the last row."""
+    rows = [
+        (
+            f"decode after {step.depth} tokens",
+            format_seconds(step.decode_step_s),
+            rate(step.decode_tokens_per_s),
+            _parts_text(step.parts_s),
+        )
+        for step in plan.at_depths
+    ]
+    prefill = plan.prefill
+    rows.append(
+        (
+            f"prefill of {prefill.tokens} tokens",
+            format_seconds(prefill.step_s),
+            rate(prefill.tokens_per_s),
+            f"mostly {WAITS[prefill.bound_by]}",
+        )
+    )
+    return _table(("predicted", "step", "rate", "the host waits for"), rows, width, right=("step", "rate"))
+
+
+def _parts_text(parts_s: dict[str, float]) -> str:
+    """The parts of a step from the largest on, those under 3% left out."""
+    total = sum(parts_s.values())
+    parts = sorted(parts_s.items(), key=lambda part: -part[1])
+    return ", ".join(f"{WAITS[name]} {seconds / total:.0%}" for name, seconds in parts if seconds >= 0.03 * total)
 
 
 def _memory_table(plan: Plan, width: int) -> str:

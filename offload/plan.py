@@ -74,12 +74,32 @@ class LinearPlacement:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the cost model expects of one decode step."""
+    """What the replay expects of one decode step; `parts_s` says what the host waits for, and adds up to the step."""
 
     decode_step_s: float
     decode_tokens_per_s: float
-    bound_by: str  # "gpu", "bus", "ram", "islands" or "round trips"
+    bound_by: str  # the largest of the parts
     depth: int  # tokens already in the cache
+    parts_s: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What the replay expects of a chunk of `tokens` new tokens."""
+
+    tokens: int
+    step_s: float
+    tokens_per_s: float
+    bound_by: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a change of settings would buy."""
+
+    change: str
+    decode_tokens_per_s: float
+    speedup: float
 
 
 @dataclass(frozen=True)
@@ -97,20 +117,27 @@ class StreamRing:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything execution has to obey. `vram_bytes` and `ram_bytes` are by name; their sums are the totals."""
+    """Everything execution has to obey. `vram_bytes` and `ram_bytes` are by name; their sums are the totals.
+
+    `bound_s` is a time below which no placement within the budgets comes, as far as the integer programme knows.
+    """
 
     model: str
     machine: dict[str, Any]
     budget_bytes: int
     chunk_tokens: int  # the most tokens of one prefill step; sizes the activation buffers
+    prefill_tokens: int  # steps of at least so many tokens stream up to `prefill_stop`; 0: none does
     ring: StreamRing
     vram_bytes: dict[str, int]
     ram_bytes: dict[str, int]
     placements: tuple[LinearPlacement, ...]
     predicted: Prediction
+    at_depths: tuple[Prediction, ...]
+    prefill: Prefill
+    bound_s: float | None = None
     notes: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
     warnings: tuple[str, ...] = ()  # those of the notes that say that not everything is as it was asked for
-    prefill_tokens: int = 0  # steps of at least so many tokens stream the prefill ranges; 0: none does
 
     @property
     def total_vram_bytes(self) -> int:
@@ -130,6 +157,10 @@ class Plan:
             "ram_bytes": dict(self.ram_bytes),
             "linears": [_linear_json(placement) for placement in self.placements],
             "predicted": asdict(self.predicted),
+            "at_depths": [asdict(prediction) for prediction in self.at_depths],
+            "prefill": asdict(self.prefill),
+            "bound_s": self.bound_s,
+            "advice": [asdict(advice) for advice in self.advice],
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }

@@ -16,7 +16,7 @@ from hybrid.runtime.loading import linears_outside, load
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from offload.devices.simulated import SimulatedDevice
-from offload.planner import Shares, place
+from offload.placing import Shares, place
 from offload.specs import LinearSpec
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"

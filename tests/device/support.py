@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.devices.base import DeviceArray, HostArray, aligned
 from offload.host_backend import HostColumns
-from offload.plan import LinearPlacement, Plan, Prediction, StreamRing
+from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
 # Operands are exact, so only fp32 additions differ from float64: at most K * 2**-24 of the sum of magnitudes.
@@ -96,12 +96,14 @@ def make_plan(
         machine={},
         budget_bytes=0,
         chunk_tokens=chunk_tokens,
+        prefill_tokens=prefill_tokens,
         ring=StreamRing(slots, slot_bytes),
         vram_bytes={},
         ram_bytes={},
         placements=tuple(placements),
-        predicted=Prediction(1.0, 1.0, "bus", 0),
-        prefill_tokens=prefill_tokens,
+        predicted=Prediction(1.0, 1.0, "bus", 0, {"bus": 1.0}),
+        at_depths=(),
+        prefill=Prefill(chunk_tokens, 1.0, 1.0, "bus"),
     )
 
 

@@ -172,7 +172,11 @@ def test_plan_prints_tables(engine: FakeEngine, capsys: pytest.CaptureFixture[st
         "total              5.00 MiB   4.00 MiB",
         "budget             8.00 MiB",
         "",
-        "predicted decode step 2 ms, 500.0 tokens/s, with 1024 tokens in the cache; bound by ram",
+        "predicted                  step             rate   the host waits for",
+        "────────────────────────────────────────────────────────────────────────────────────────",
+        "decode after 1024 tokens   2 ms   500.0 tokens/s   host columns 75%, other operators 25%",
+        "prefill of 16 tokens       8 ms   2,000 tokens/s   mostly bus",
+        "",
         "note: nothing else fits",
     ]
 
