@@ -65,6 +65,7 @@ class DeviceWork:
         stack: ExitStack,
     ) -> None:
         """Allocate, and register those of `host_weights` that prefill streams; `stack` gets what undoes it."""
+        self._hollow = device.hollow
         self.compute: DeviceStream = device.stream("compute")
         self._x_bytes, self._y_bytes = activation_capacity(placements, plan.chunk_tokens)
         self._pinned = device.allocate_pinned(self._x_bytes + self._y_bytes)
@@ -154,7 +155,7 @@ class DeviceWork:
         y_all = DeviceArray(self._memory, self._x_bytes, y_shape, WeightFormat.FP32)
         return DeviceStep(
             prefill=groups[0].prefill,
-            casts=tuple(casts),
+            casts=() if self._hollow else tuple(casts),
             x_device=x_all,
             x_pinned=self._typed(x_all),
             # Resident columns first: they keep the device busy while streamed ones arrive.
