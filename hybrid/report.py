@@ -3,8 +3,10 @@
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
+from offload.op_times import OpTime, OpTimes
 from offload.plan import Plan
 from offload.units import format_bytes, format_seconds
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from hybrid.runtime.engine import Engine
     from hybrid.text.generate import Generation, GenerationStats
+    from hybrid.truth import Truth
 
 Columns = tuple[int, int, int]  # how many are resident, streamed and on the host
 LayerRow = tuple[str, dict[str, Columns]]  # label, and the columns of each kind of Linear
@@ -70,12 +73,12 @@ def opening_line(engine: "Engine", asked: str | None) -> str:
     return " · ".join(parts)
 
 
-def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
+def closing_line(stats: "GenerationStats", memory: dict[str, int], truth: "Truth | None") -> str:
     """What the run took."""
-    parts = [
-        f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}",
-        f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}",
-    ]
+    decode = f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}"
+    if truth is not None:
+        decode += f" (predicted {rate(truth.predicted.decode_tokens_per_s).removesuffix(' tokens/s')})"
+    parts = [f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}", decode]
     if budget := memory.get("vram_budget_bytes"):
         parts.append(f"VRAM peak {format_bytes(memory['vram_peak_bytes'])} of {format_bytes(budget)}")
     if ram := memory.get("ram_peak_bytes"):
@@ -85,8 +88,16 @@ def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
     return " · ".join(parts)
 
 
-def stats_json(generation: "Generation", plan: Plan, memory: dict[str, int]) -> dict[str, Any]:
-    """What the run took, for programs. What was not measured is null."""
+def stats_json(
+    generation: "Generation", plan: Plan, memory: dict[str, int], truth: "Truth | None", times: OpTimes | None
+) -> dict[str, Any]:
+    """What the run took, for programs. What was not measured is null.
+
+    `decode_depth` is how many tokens the cache held in a decode step, a mean, and `predicted_depth` how many the
+    prediction is for; `measured_over_predicted` is of the median step, where enough of them ran on no simulated device.
+    `op_times`, with --op-times, is an `OpTimes`: its `host` rows add up to the step, its `inside` rows are part of
+    their islands, its `device` rows ran beside them.
+    """
     stats = generation.stats
     return {
         "prompt_tokens": stats.prompt_tokens,
@@ -99,9 +110,13 @@ def stats_json(generation: "Generation", plan: Plan, memory: dict[str, int]) -> 
         "decode_s": stats.decode_s,
         "decode_tokens_per_s": stats.decode_tokens_per_s,
         "decode_step_median_s": stats.decode_step_median_s,
+        "decode_depth": stats.mean_depth,
         "predicted_decode_step_s": plan.predicted.decode_step_s,
+        "predicted_depth": plan.predicted.depth,
+        "measured_over_predicted": None if truth is None else truth.measured_over_predicted,
         "memory": dict(memory),
         "plan": plan_totals(plan),
+        "op_times": None if times is None else asdict(times),
     }
 
 
@@ -165,6 +180,23 @@ def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = Fal
         *(f"note: {note}" for note in plan.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def op_times_text(times: OpTimes | None, width: int) -> str:
+    """Where the decode steps went, for people."""
+    if times is None:
+        return "no decode step was recorded\n"
+    steps = f"{times.steps} decode steps" if times.steps > 1 else "one decode step"
+    lines = [
+        f"where {steps} of {format_seconds(times.mean_step_s)} went",
+        _op_table("on the host", times.host, width),
+    ]
+    if times.inside:
+        lines.append(_op_table("inside islands, as onnxruntime profiles them", times.inside, width))
+    if times.device:
+        where = "modelled, beside it on the simulated device" if times.modelled else "beside it, on the device"
+        lines.append(_op_table(where, times.device, width))
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -274,6 +306,12 @@ def _memory_table(plan: Plan, width: int) -> str:
         for name in (*names, "total", *(["budget"] if plan.budget_bytes else []))
     ]
     return _table(("memory", "VRAM", "RAM"), rows, width, right=("VRAM", "RAM"))
+
+
+def _op_table(where: str, times: Iterable[OpTime], width: int) -> str:
+    header = (where, "what", "a step", "ms", "share")
+    rows = [(t.operator, t.what, f"{t.count:.4g}", f"{t.mean_s * 1e3:.3f}", f"{t.share:.1%}") for t in times]
+    return _table(header, rows, width, right=header[2:])
 
 
 def _add(one: Columns, other: Columns) -> Columns:

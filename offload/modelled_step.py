@@ -31,7 +31,7 @@ from mmap import PAGESIZE
 
 import numpy as np
 
-from offload.cost_model import StepShape
+from offload.cost_model import ROWS_AN_ISLAND, StepShape, Workload, whole_attention_s
 from offload.device_profile import CpuRates, DeviceProfile
 from offload.devices.base import HostArray, Span
 from offload.devices.simulated import SimulatedDevice
@@ -42,9 +42,6 @@ from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
 from offload.runner import LinearRunner
 from offload.specs import Layout, LinearSpec
-
-_QUERIES_A_PASS = 8  # queries that one pass of attention over the cache serves
-_ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,9 @@ def run_modelled(
                 device.spend(seconds, name)
             runner.run(number, *_arrays(specs[number], count))
         took_s.append(device.now_s - began_s)
-    spans = device.take_trace()
+    spans = (*device.take_trace(), *device.host_spans)
     runner.close()
-    return ModelledRun(tuple(took_s), tuple(spans))
+    return ModelledRun(tuple(took_s), spans)
 
 
 class ModelledHost:
@@ -153,16 +150,11 @@ def _before_levels(
     levels: Sequence[Sequence[LinearSpec]], step: StepShape, cpu: CpuRates, depth: int, rows: int
 ) -> list[dict[str, float]]:
     """What the host does alone before each level, in seconds by name."""
-    islands_s = cpu.island_s * step.islands / len(levels) * max(1.0, rows / _ROWS_AN_ISLAND)
-    cache_bytes = (depth + rows / 2) * step.cache_bytes_per_token
-    attention_s = -(-rows // _QUERIES_A_PASS) * cache_bytes / cpu.attention_bytes_per_s
-    if step.concat_cache:
-        attention_s += 2 * cache_bytes / cpu.ram_bytes_per_s
+    islands_s = cpu.island_s * step.islands / len(levels) * max(1.0, rows / ROWS_AN_ISLAND)
     attended = _second_levels(levels)
+    layer_s = whole_attention_s(step, cpu, Workload(depth, rows)) / max(1, len(attended))
     return [
-        {"islands": islands_s, "attention": attention_s / len(attended)}
-        if number in attended
-        else {"islands": islands_s}
+        {"islands": islands_s, "attention": layer_s} if number in attended else {"islands": islands_s}
         for number in range(len(levels))
     ]
 

@@ -10,24 +10,26 @@ from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import LinearPlacement, Plan
-from offload.telemetry import Timeline, span
+from offload.telemetry import Operator, Timeline, span
 
 _TRACK = "linears"
 
 
 @dataclass(frozen=True)
 class _HostWork:
-    """The host columns of one Linear group."""
+    """The host columns of one Linear group. `kinds` names the kinds of Linears, for the timeline."""
 
     group: str
+    kinds: str
     linears: tuple[str, ...]
     work: HostGroup
 
 
 @dataclass(frozen=True)
 class _Level:
-    """The work of one level; a group may be in both."""
+    """The work of one level; a group may be in both. `kinds` names the kinds on the device, for the timeline."""
 
+    kinds: str
     device: tuple[GroupWork, ...]
     host: tuple[_HostWork, ...]
 
@@ -108,15 +110,17 @@ class LinearRunner:
             if step is None:
                 step = self._steps[level, number] = self._work.bind(batch, tokens)
             try:
-                with span(self._timeline, _TRACK, f"queue level {level}"):
+                if self._timeline is not None:
+                    self._timeline.align()
+                with span(self._timeline, _TRACK, f"queue level {level}", Operator.QUEUE, work.kinds):
                     self._work.queue(step, inputs)
                 if number == 0:
                     self._multiply_on_host(work, inputs, outputs)
             finally:
                 # Whatever happened, the pinned buffers are the host's again only after this.
-                with span(self._timeline, _TRACK, "wait for the device"):
+                with span(self._timeline, _TRACK, "wait for the device", Operator.WAIT, work.kinds):
                     self._work.compute.synchronize()
-            with span(self._timeline, _TRACK, "collect outputs"):
+            with span(self._timeline, _TRACK, "collect outputs", Operator.COLLECT, work.kinds):
                 for name, columns, values in step.results:
                     outputs[name][:, columns.start : columns.stop] = values
 
@@ -124,7 +128,8 @@ class LinearRunner:
         self, level: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
     ) -> None:
         for host in level.host:
-            with span(self._timeline, _TRACK, f"host columns of {host.group}"):
+            name = f"host columns of {host.group}"
+            with span(self._timeline, _TRACK, name, Operator.HOST_COLUMNS, host.kinds):
                 host.work.multiply(inputs[host.group], [outputs[name] for name in host.linears])
 
 
@@ -150,6 +155,10 @@ def _by_group(levels: Sequence[Sequence[str]], plan: Plan) -> list[dict[str, lis
     return grouped
 
 
+def _kinds(placements: Sequence[LinearPlacement]) -> str:
+    return ", ".join(dict.fromkeys(placement.linear.kind for placement in placements))
+
+
 def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Device:
     """`device`, if it can do what the placements ask of it."""
     if device is None:
@@ -172,6 +181,7 @@ def _levels(
     on_device = work.groups(prefill) if work is not None else {}
     return [
         _Level(
+            kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
             device=tuple(on_device[group] for group in level if group in on_device),
             host=tuple(
                 _host_work(group, on_host, weights, host, prefill)
@@ -202,4 +212,5 @@ def _host_work(
         )
         for placement in placements
     ]
-    return _HostWork(group, tuple(placement.linear.name for placement in placements), host.group(columns))
+    linears = tuple(placement.linear.name for placement in placements)
+    return _HostWork(group, _kinds(placements), linears, host.group(columns))

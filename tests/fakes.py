@@ -69,6 +69,7 @@ class FakeEngine:
         self.closed = False
         self.plan = small_plan()
         self.target = "a bench top"
+        self.simulated = False
         graph = Graph("fake", (), (), (), {}, {})
         self.decoder = Decoder("fake", Path(), graph, "llama", VOCAB, 0, (EOS,), BOS, (), False)
 

@@ -11,6 +11,7 @@ from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
+from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.ram import read_ram
@@ -125,7 +126,10 @@ def load(
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
-    islands = load_islands(program, threads)
+    profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
+    islands = load_islands(program, threads, profiler)
+    if timeline is not None and profiler is not None:
+        timeline.add_inside(profiler.end, profiler.read)
     cache: KvCache = (
         SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
         if decoder.shared_cache
@@ -133,7 +137,7 @@ def load(
     )
     inputs = StepInputs(decoder.graph)
     executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target)
+    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
 class _DeviceOpener:

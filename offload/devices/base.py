@@ -55,12 +55,22 @@ class DeviceArray:
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work on one track of the timeline; seconds since the trace began."""
+    """One piece of work on one track of the timeline; seconds since the trace began.
+
+    `operator` and `what` say what it does in words that are the same in every layer ("host columns", "q_proj").
+    """
 
     track: str
     name: str
     start_s: float
     duration_s: float
+    operator: str = ""
+    what: str = ""
+
+    @property
+    def stop_s(self) -> float:
+        """When it was done."""
+        return self.start_s + self.duration_s
 
 
 class DeviceEvent(Protocol):
@@ -150,6 +160,9 @@ class Device(Protocol):
 
     def start_trace(self) -> None:
         """Note the time of everything queued from here on; `Span.start_s` counts from this moment."""
+
+    def trace_clock_s(self) -> float:
+        """Now, on the clock of the spans of the trace that is on."""
 
     def take_trace(self) -> list[Span]:
         """Wait for all streams, end the trace and return its spans, one track for each stream."""

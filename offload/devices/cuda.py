@@ -6,6 +6,7 @@ low-level calls are positional integers, and pointers are addresses.
 
 import os
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,7 @@ class CudaDevice:
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
+        self._trace_began_s = 0.0
         # cuBLAS reads the scalars of a GEMM from host memory, so they have to outlive it.
         self._scalars = np.array([1.0, 0.0], np.float32)
         self.one_address = self._scalars.ctypes.data
@@ -237,6 +239,11 @@ class CudaDevice:
         self.runtime.deviceSynchronize()
         self._trace_base = self.tick(self._cupy.cuda.Stream(non_blocking=True))
         self._trace_base.synchronize()
+        self._trace_began_s = perf_counter()
+
+    def trace_clock_s(self) -> float:
+        """See Device. The host's clock, which runs as the GPU's does."""
+        return perf_counter() - self._trace_began_s
 
     def take_trace(self) -> list[Span]:
         """See Device."""

@@ -239,13 +239,21 @@ class SimulatedDevice:
         self._trace, self._host_spans = [], []
         self._trace_start_s = self._clock.now_s
 
+    def trace_clock_s(self) -> float:
+        """See Device. Virtual time, which passes only while the host waits or spends it."""
+        return self._clock.now_s - self._trace_start_s
+
     def take_trace(self) -> list[Span]:
         """See Device. Every track's name begins with "modelled"."""
         self._clock.finish()
         traced, self._trace = self._trace or [], None
         start_s = self._trace_start_s
-        spans = [Span(done.track, done.name, done.start_s - start_s, done.duration_s) for done in traced]
-        return spans + self._host_spans
+        return [Span(done.track, done.name, done.start_s - start_s, done.duration_s) for done in traced]
+
+    @property
+    def host_spans(self) -> tuple[Span, ...]:
+        """What the host has spent time on and waited for since the trace began, in virtual time."""
+        return tuple(self._host_spans)
 
     def close(self) -> None:
         """See Device. Raises StreamOrderError when the host changed the source of a copy in flight."""

@@ -272,5 +272,5 @@ def test_timeline_shows_host_and_device(device: Any, tmp_path: Path) -> None:
     timeline.write(tmp_path / "trace.json")
     assert {span.name for span in timeline.spans()} >= {"queue level 0", "wait for the device"}
     tracks = {span.track.removeprefix("modelled ") for span in timeline.spans(device.name)}
-    assert tracks == {"compute", "weight copies", "host"} if device.simulated else {"compute", "weight copies"}
+    assert tracks == {"compute", "weight copies"}
     runner.close()
