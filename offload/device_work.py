@@ -11,7 +11,7 @@ from offload.kernels.host import FloatArray, cast_activations
 from offload.packing import ActivationRow, ColumnMatrix, activation_capacity
 from offload.plan import LinearPlacement, Plan
 from offload.specs import ColumnRange, Layout, WeightFormat
-from offload.stream import WeightRing
+from offload.stream import Piece, WeightRing
 from offload.weight_store import WeightStore
 
 
@@ -74,24 +74,39 @@ class DeviceWork:
         self.store = WeightStore(device, placements, plan.ring.slot_bytes)
         stack.callback(self.store.close)
         streamed = list(zip(self.store.streamed, self.store.pieces, strict=True))
-        only_prefill = host_pieces(placements, host_weights, plan.ring.slot_bytes) if plan.prefill_tokens else []
         self.warning = ""  # why prefill streams no more than decode, although it should
-        try:
-            pin(device, only_prefill, stack)
-        except PinningError as error:
-            self.warning = f"prefill streams no host columns: {error}"
-            only_prefill = []
+        only_prefill = self._only_prefill(device, plan, placements, host_weights, stack)
         self.has_prefill = bool(only_prefill)
-        # By phase. A level's pieces have to be next to each other: its groups' in the order of their placements.
+        # A level's pieces have to be next to each other: its groups' in the order of their placements.
         order = {placement.linear.group: number for number, placement in enumerate(placements)}
         both = sorted((*streamed, *only_prefill), key=lambda entry: order[entry[0].group])
-        self._streamed = {False: streamed, True: both if only_prefill else streamed}
-        self._pieces = {False: self.store.pieces, True: tuple(piece for _, piece in self._streamed[True])}
+        # By phase, decode and prefill.
+        self._streamed = {False: streamed, True: both}
+        self._pieces = {prefill: tuple(piece for _, piece in those) for prefill, those in self._streamed.items()}
         self._ring: WeightRing | None = None
         if self._pieces[True]:
             self._ring = WeightRing(device, self.compute, plan.ring.slots, plan.ring.slot_bytes)
             stack.callback(self._ring.close)
         stack.callback(self.compute.synchronize)  # called first: nothing is freed while in use
+
+    def _only_prefill(
+        self,
+        device: Device,
+        plan: Plan,
+        placements: Sequence[LinearPlacement],
+        host_weights: Mapping[str, HostArray],
+        stack: ExitStack,
+    ) -> list[tuple[ColumnMatrix, Piece]]:
+        """What prefill streams beyond decode, registered with the device; nothing where that is refused."""
+        if not plan.prefill_tokens:
+            return []
+        pieces = host_pieces(placements, host_weights, plan.ring.slot_bytes)
+        try:
+            pin(device, pieces, stack)
+        except PinningError as error:
+            self.warning = f"prefill streams no host columns: {error}"
+            return []
+        return pieces
 
     def load(self, weights: Mapping[str, HostArray], on_bytes: Callable[[int], None] | None) -> None:
         """Load the weights and begin to stream."""
