@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.plan import HostTier, LinearPlacement, StreamRing
-from offload.specs import ColumnRange, WeightFormat
+from offload.specs import WeightFormat
 
 _QUERIES_A_PASS = 8  # queries that one pass of attention over the cache serves
-_ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
+ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def step_cost(
     """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
     groups = _groups(placements)
     attended = _groups_after_attention(groups)
-    islands_s = profile.cpu.island_s * step.islands / max(1, len(groups)) * max(1.0, work.rows / _ROWS_AN_ISLAND)
-    attention_s = _attention_s(step, profile.cpu, work) / max(1, len(attended))
-    streams = any(len(streamed_range(p, work.prefill)) for p in placements)
+    islands_s = profile.cpu.island_s * step.islands / max(1, len(groups)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    attention_s = whole_attention_s(step, profile.cpu, work) / max(1, len(attended))
+    streams = any(len(p.streamed_in(work.prefill)) for p in placements)
     levels = tuple(
         _level_cost(
             members,
@@ -88,8 +88,8 @@ def step_cost(
         )
         for number, members in enumerate(groups)
     )
-    streamed_bytes = sum(len(streamed_range(p, work.prefill)) * p.linear.column_bytes for p in placements)
-    host_bytes = sum(len(host_range(p, work.prefill)) * p.host_column_bytes for p in placements)
+    streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.linear.column_bytes for p in placements)
+    host_bytes = sum(len(p.host_in(work.prefill)) * p.host_column_bytes for p in placements)
     file_bytes = sum(len(p.host) * p.host_column_bytes for p in placements if p.tier is HostTier.FILE)
     return StepCost(
         start_s=profile.cpu.step_s,
@@ -97,18 +97,6 @@ def step_cost(
         ram_s=(streamed_bytes + host_bytes) / profile.cpu.ram_bytes_per_s,
         disk_s=file_bytes / profile.cpu.disk_bytes_per_s,
     )
-
-
-def streamed_range(placement: LinearPlacement, prefill: bool) -> ColumnRange:
-    """The columns that cross the bus in a step of decode or prefill."""
-    if prefill and placement.prefill_stop:
-        return ColumnRange(placement.resident.stop, placement.prefill_stop)
-    return placement.streamed
-
-
-def host_range(placement: LinearPlacement, prefill: bool) -> ColumnRange:
-    """The columns that the CPU multiplies in a step of decode or prefill."""
-    return ColumnRange(streamed_range(placement, prefill).stop, placement.linear.out_features)
 
 
 def gemm_s(gpu: GpuRates, weight_format: WeightFormat, nbytes: float, rows: int) -> float:
@@ -134,10 +122,10 @@ def _level_cost(
     beside_bus: bool,
 ) -> LevelCost:
     cpu, gpu = profile.cpu, profile.gpu
-    on_host = sum(host_s(cpu, p, len(host_range(p, work.prefill)), work.rows, beside_bus) for p in members)
+    on_host = sum(host_s(cpu, p, len(p.host_in(work.prefill)), work.rows, beside_bus) for p in members)
     if on_host:
         on_host += cpu.launch_s
-    device_columns = sum(len(p.resident) + len(streamed_range(p, work.prefill)) for p in members)
+    device_columns = sum(len(p.resident) + len(p.streamed_in(work.prefill)) for p in members)
     if not device_columns or gpu is None:
         return LevelCost(islands_s, attention_s, on_host, False, 0.0, 0.0, 0, 0.0, 0.0)
     x_bytes = work.rows * members[0].linear.in_features * 2
@@ -145,7 +133,7 @@ def _level_cost(
     resident_s = sum(gemm_s(gpu, p.linear.format, len(p.resident) * p.linear.column_bytes, work.rows) for p in members)
     if resident_s:
         resident_s += gpu.launch_s
-    streamed = [(p, len(streamed_range(p, work.prefill)) * p.linear.column_bytes) for p in members]
+    streamed = [(p, len(p.streamed_in(work.prefill)) * p.linear.column_bytes) for p in members]
     streamed_bytes = sum(nbytes for _, nbytes in streamed)
     pieces = -(-int(streamed_bytes) // ring.slot_bytes) if streamed_bytes else 0
     streamed_s = sum(gemm_s(gpu, p.linear.format, nbytes, work.rows) for p, nbytes in streamed)
@@ -162,7 +150,8 @@ def _level_cost(
     )
 
 
-def _attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
+def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
+    """Seconds of attention in all layers, rewriting the cache included."""
     passes = -(-work.rows // _QUERIES_A_PASS)
     cache_bytes = (work.depth + work.rows / 2) * step.cache_bytes_per_token
     seconds = passes * cache_bytes / cpu.attention_bytes_per_s

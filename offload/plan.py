@@ -42,6 +42,12 @@ class LinearPlacement:
 
         if self.prefill_stop and not self.streamed.stop <= self.prefill_stop <= self.linear.out_features:
             raise ValueError(f"{self.linear.name}: prefill cannot stream up to column {self.prefill_stop}")
+        as_stored = self.tier is HostTier.RAM and self.host_format is self.linear.format
+        if self.prefill_stop > self.streamed.stop and not as_stored:
+            raise ValueError(
+                f"{self.linear.name}: prefill cannot stream host columns that are kept as {self.host_format}"
+                f" in {self.tier}, only those in RAM as {self.linear.format}"
+            )
 
     @property
     def host_column_bytes(self) -> float:
@@ -52,8 +58,18 @@ class LinearPlacement:
 
     @property
     def on_device(self) -> bool:
-        """True when any column is multiplied by the device."""
-        return len(self.resident) + len(self.streamed) > 0
+        """True when any column is multiplied by the device, be it in prefill only."""
+        return len(self.resident) + len(self.streamed_in(prefill=True)) > 0
+
+    def streamed_in(self, prefill: bool) -> ColumnRange:
+        """The columns that cross the bus in a step of prefill or decode."""
+        if prefill and self.prefill_stop:
+            return ColumnRange(self.resident.stop, self.prefill_stop)
+        return self.streamed
+
+    def host_in(self, prefill: bool) -> ColumnRange:
+        """The columns that the CPU multiplies in a step of prefill or decode."""
+        return ColumnRange(self.streamed_in(prefill).stop, self.linear.out_features)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class LinearRunner:
         for levels and weights that do not fit the plan.
         """
         self._chunk_tokens = plan.chunk_tokens
+        self._prefill_tokens = 0  # as in the plan, where prefill differs from decode
+        self.warning = ""  # one line, where not everything of the plan can be done
         self._timeline = timeline
         self._steps: dict[tuple[int, int], DeviceStep] = {}  # for `_tokens` tokens, by level and batch
         self._tokens = 0
@@ -64,22 +66,14 @@ class LinearRunner:
         placements = [placement for level in grouped for group in level.values() for placement in group]
         with ExitStack() as stack:
             self._work: DeviceWork | None = None
-            on_device: dict[str, GroupWork] = {}
+            host_weights = host_weights or weights
             if any(placement.on_device for placement in placements):
-                self._work = DeviceWork(_usable(device, placements), plan, placements, stack)
-                on_device = self._work.groups()
-            self._levels = [
-                _Level(
-                    kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
-                    device=tuple(on_device[group] for group in level if group in on_device),
-                    host=tuple(
-                        _host_work(group, on_host, host_weights or weights, host)
-                        for group, members in level.items()
-                        if (on_host := [placement for placement in members if len(placement.host)])
-                    ),
-                )
-                for level in grouped
-            ]
+                self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
+                self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
+                self.warning = self._work.warning
+            self._levels = self._prefill_levels = _levels(grouped, self._work, host_weights, host, prefill=False)
+            if self._prefill_tokens:
+                self._prefill_levels = _levels(grouped, self._work, host_weights, host, prefill=True)
             if self._work is not None:
                 self._work.load(weights, on_bytes)
             self._resources = stack.pop_all()
@@ -90,9 +84,10 @@ class LinearRunner:
         `inputs`: group name -> x float32 [M, K]; `outputs`: Linear name -> y float32 [M, N], wholly
         overwritten; all C-contiguous, M equal for all and from 1 to the plan's `chunk_tokens`.
         """
-        work = self._levels[level]
+        prefill = self._prefill_tokens and any(len(x) >= self._prefill_tokens for x in inputs.values())
+        work = (self._prefill_levels if prefill else self._levels)[level]
         if work.device:
-            self._run_with_device(level, inputs, outputs)
+            self._run_with_device(level, work, inputs, outputs)
         else:
             self._multiply_on_host(work, inputs, outputs)
 
@@ -100,9 +95,10 @@ class LinearRunner:
         """Free everything on the device. Safe to call twice."""
         self._resources.close()
 
-    def _run_with_device(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
+    def _run_with_device(
+        self, level: int, work: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+    ) -> None:
         assert self._work is not None
-        work = self._levels[level]
         tokens = inputs[work.device[0].name].shape[0]
         if not 1 <= tokens <= self._chunk_tokens:
             raise ValueError(f"a step has 1 to {self._chunk_tokens} tokens, not {tokens}")
@@ -174,11 +170,35 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
     return device
 
 
+def _levels(
+    grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
+    work: DeviceWork | None,
+    weights: Mapping[str, HostArray],
+    host: HostBackend | None,
+    prefill: bool,
+) -> list[_Level]:
+    """The work of every level in prefill or decode."""
+    on_device = work.groups(prefill) if work is not None else {}
+    return [
+        _Level(
+            kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
+            device=tuple(on_device[group] for group in level if group in on_device),
+            host=tuple(
+                _host_work(group, on_host, weights, host, prefill)
+                for group, members in level.items()
+                if (on_host := [placement for placement in members if len(placement.host_in(prefill))])
+            ),
+        )
+        for level in grouped
+    ]
+
+
 def _host_work(
     group: str,
     placements: Sequence[LinearPlacement],
     weights: Mapping[str, HostArray],
     host: HostBackend | None,
+    prefill: bool,
 ) -> _HostWork:
     if host is None:
         raise ValueError("the plan leaves columns to the host, and no host backend was given")
@@ -187,8 +207,8 @@ def _host_work(
             weights[placement.linear.name],
             placement.linear.format,
             placement.linear.layout,
-            placement.host.start,
-            placement.host.stop,
+            placement.host_in(prefill).start,
+            placement.host_in(prefill).stop,
         )
         for placement in placements
     ]

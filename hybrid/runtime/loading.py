@@ -1,7 +1,7 @@
 """Load a model as planned: settings -> `Engine`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
@@ -121,6 +121,8 @@ def load(
         on_bytes=progress.on_bytes,
         host_weights=host_weights,
     )
+    if linears.warning:
+        plan = replace(plan, notes=(*plan.notes, linears.warning), warnings=(*plan.warnings, linears.warning))
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
@@ -164,17 +166,13 @@ class _DeviceOpener:
             return self._cuda
         if target.device == "cpu":
             return None
-        from offload.devices.simulated import SimulatedDevice, SimulatedRates
+        from offload.devices.simulated import SimulatedDevice
+        from offload.devices.simulated_rates import SimulatedRates
 
         gpu = target.profile.gpu
         assert gpu is not None
-        rates = SimulatedRates(
-            copy_bytes_per_s=gpu.bus_bytes_per_s,
-            memory_bytes_per_s=gpu.vram_bytes_per_s,
-            launch_s=gpu.launch_s,
-        )
         # The budget is the simulated device's memory, so that a plan that breaks it fails.
-        return SimulatedDevice(target.budget.nbytes, gpu.context_bytes, gpu.workspace_bytes, rates)
+        return SimulatedDevice(target.budget.nbytes, gpu.context_bytes, gpu.workspace_bytes, SimulatedRates.of(gpu))
 
 
 def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:

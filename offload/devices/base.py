@@ -84,7 +84,10 @@ class DeviceStream(Protocol):
     """A queue of device work."""
 
     def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
-        """Queue a copy of `src` (pinned, contiguous, as many bytes as `dst`) into `dst`."""
+        """Queue a copy of `src` (pinned, as many bytes as `dst`) into `dst`.
+
+        `src` is contiguous, or a matrix of contiguous rows that lie apart.
+        """
 
     def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
         """Queue a copy of `src` into `dst` (pinned, contiguous, as many bytes as `src`)."""
@@ -116,6 +119,10 @@ class Device(Protocol):
         """True when times are modelled rather than measured."""
 
     @property
+    def hollow(self) -> bool:
+        """True when no bytes are held, so that nothing needs to be loaded and no result means anything."""
+
+    @property
     def fixed_bytes(self) -> dict[str, int]:
         """Memory this process already takes on the device and cannot give back: context, workspace."""
 
@@ -135,6 +142,15 @@ class Device(Protocol):
 
         Raises OutOfDeviceMemoryError.
         """
+
+    def pin(self, array: npt.NDArray[np.uint8]) -> None:
+        """Page-lock memory of ours, which must stay where it is until `unpin`; no page of it may be pinned already.
+
+        `array` is contiguous and no mapped file. Raises PinningError.
+        """
+
+    def unpin(self, array: npt.NDArray[np.uint8]) -> None:
+        """Undo `pin` of the same array. The host must have synchronised with all work that uses it."""
 
     def stream(self, name: str) -> DeviceStream:
         """A new stream; `name` labels it in the timeline."""
