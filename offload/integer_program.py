@@ -19,7 +19,10 @@ A second solve keeps S and asks least of the ring: streamed columns go where the
 questions have equal answers.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,13 +115,14 @@ class _Program:
             upper[-2] = most_s
         integrality = np.zeros(self._size)
         integrality[2 * self._count : 3 * self._count] = 1
-        result = milp(
-            objective,
-            integrality=integrality,
-            bounds=Bounds(self._lower, upper),
-            constraints=LinearConstraint(np.array(self._rows), ub=np.array(self._most)),
-            options={"mip_rel_gap": _GAP},
-        )
+        with _stdout_closed():
+            result = milp(
+                objective,
+                integrality=integrality,
+                bounds=Bounds(self._lower, upper),
+                constraints=LinearConstraint(np.array(self._rows), ub=np.array(self._most)),
+                options={"mip_rel_gap": _GAP},
+            )
         return None if result.x is None else np.asarray(result.x)
 
     def _level(self, i: int, kind: GroupKind) -> None:
@@ -163,3 +167,21 @@ class _Program:
         for number, value in coefficients.items():
             row[number] += value
         return row
+
+
+@contextmanager
+def _stdout_closed() -> Iterator[None]:
+    """HiGHS now and then writes a line for its developers to file descriptor 1, which no option turns off."""
+    if sys.stdout is None:  # closed by who started us
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)

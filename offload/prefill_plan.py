@@ -8,7 +8,7 @@ from offload.kinds import Kinds
 from offload.placing import CHUNK_TOKENS, PlanRequest, Shares, SharesOf, place_linears, vram_bytes
 from offload.plan import LinearPlacement, StreamRing
 from offload.replay import replay
-from offload.specs import LinearSpec
+from offload.specs import Layout, LinearSpec
 from offload.units import MIB
 
 _RING = StreamRing(4, 4 * MIB)
@@ -46,8 +46,8 @@ def prefill_phase(
 
 
 def _streamable(request: PlanRequest, linear: LinearSpec) -> bool:
-    """Host columns can be streamed as they are stored only."""
-    return request.host_format is None or not linear.format.is_float
+    """Host columns are streamed as they are stored only, and from RAM: split [K, N] weights stay in their file."""
+    return request.host_format is None and linear.layout is Layout.NK
 
 
 def _step_s(
