@@ -92,9 +92,7 @@ def ours(case: Case, attention: HostAttention, dtype: Any) -> Callable[[], objec
     """All layers through our kernel."""
     shape, (q, k, v), (cos, sin) = case.shape, case.new(), case.tables()
     last = np.array([case.capacity - 1], np.int32)
-    spec = AttentionSpec(
-        shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5, rotary_dim=shape.head_dim
-    )
+    spec = AttentionSpec(shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5, rotary_dim=shape.head_dim)
     output = np.empty_like(q)
     calls = [
         attention.bind(spec, AttentionArrays(q, k, v, keys, values, cos, sin, last, output))

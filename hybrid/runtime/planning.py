@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.config import RunSettings
+from hybrid.graph.attention import Attention, find_attentions
 from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
@@ -18,17 +19,20 @@ from offload.units import format_bytes
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A decoder, its static matmuls, and the context of this run in tokens."""
+    """A decoder, its static matmuls and attentions, and the context of this run in tokens."""
 
     decoder: Decoder
     linears: tuple[Linear, ...]
     context_tokens: int
+    attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
-    """Open the model of `settings` and find its Linears."""
+    """Open the model of `settings` and find its Linears and attentions."""
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens)
+    shared = decoder.cache if decoder.shared_cache else ()
+    attentions = find_attentions(decoder.graph, shared, context_tokens)
+    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions)
 
 
 def make_plan(settings: RunSettings) -> Plan:

@@ -288,9 +288,7 @@ def score(task: Any, keys: Any, count: int, queries: Any, rows: int, scores: Any
     """scores[rows, count] = queries[rows, d] @ keys[count, d].T."""
     d = task[HEAD_DIM]
     if task[SGEMM] == 0:
-        call(
-            task[SCORE], (address(keys), d, int64(0), count, address(queries), d, rows, address(scores), count)
-        )
+        call(task[SCORE], (address(keys), d, int64(0), count, address(queries), d, rows, address(scores), count))
         return
     block = address(keys)
     if task[EXPAND]:
@@ -305,9 +303,7 @@ def mix(task: Any, values: Any, count: int, weights: Any, rows: int, total: Any,
     """total[rows, d] += weights[rows, count] @ values[count, d]."""
     d = task[HEAD_DIM]
     if task[SGEMM] == 0:
-        call(
-            task[MIX], (address(values), d, int64(0), d, address(weights), count, rows, address(product), d)
-        )
+        call(task[MIX], (address(values), d, int64(0), d, address(weights), count, rows, address(product), d))
         for i in range(rows * d):
             store(total, i, load(total, i) + load(product, i))
         return
