@@ -74,6 +74,7 @@ def run(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -103,10 +104,11 @@ def run(
         return _print_settings(run, locals())
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
         return chat(
-            model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
-            typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
+            model, variant, cuda, device, machine, context, threads, kv_dtype, max_tokens, temperature, top_k, top_p,
+            min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop,
+            chat_template,
         )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
     if timeline is not None:
         check_writable("--timeline", timeline)
     text = _prompt_text(prompt, file)
@@ -150,6 +152,7 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
+    kv_dtype: options.CacheType = None,
     as_json: options.AsJson = False,
     verbose: options.ShowLinears = False,
     config: Config = None,
@@ -164,7 +167,7 @@ def plan(
 
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
+    made = make_plan(RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -180,6 +183,7 @@ def chat(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -201,7 +205,7 @@ def chat(
     if print_config:
         return _print_settings(chat, locals())
     flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation

@@ -105,11 +105,11 @@ def load(
 ) -> Engine:
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
 
-    Attentions run on the threads that multiply host columns, where Linears run outside.
+    Attentions run on the threads that multiply host columns, where Linears run outside or onnxruntime cannot attend.
     """
     progress = progress or Progress()
     decoder = opened.decoder
-    program = cut(decoder.graph, outside, opened.attentions if outside else ())
+    program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
     weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
     placements = [placement for placement in plan.placements if placement.linear.name in weights]

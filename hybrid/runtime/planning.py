@@ -8,7 +8,7 @@ from hybrid.graph.attention import Attention, find_attentions
 from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
-from hybrid.runtime.cache_shape import cache_bytes
+from hybrid.runtime.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.cost_model import StepShape
 from offload.plan import Plan
@@ -25,14 +25,22 @@ class OpenedModel:
     linears: tuple[Linear, ...]
     context_tokens: int
     attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
+    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
-    """Open the model of `settings` and find its Linears and attentions."""
+    """Open the model of `settings` and find its Linears and attentions.
+
+    Raises UsageError for a type of the cache that this model cannot have.
+    """
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions)
+    attends_outside = settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}
+    if settings.kv_dtype is not None and attends_outside:
+        ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
+        decoder = with_cache_type(decoder, settings.kv_dtype, ours)
+    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions, attends_outside)
 
 
 def make_plan(settings: RunSettings) -> Plan:
