@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from offload.attention import AttentionSpec
 from offload.host_backend import NumbaBackend
-from offload.kernels import host, host_jobs, host_loops
+from offload.kernels import host, host_jobs, host_loops, host_softmax
 from offload.kernels import host_attention as words
 from offload.kernels.host import FloatArray
 from offload.kernels.host_attention import KEYS
@@ -55,6 +55,8 @@ class HostAttention:
 
     def warm_up(self, cache_dtypes: Iterable[np.dtype[Any]]) -> None:
         """Compile what caches of these types need, about 3 s unless cached, rather than at first use."""
+        for function in (host_softmax.soften, host_softmax.join):
+            host.kernel_address(function)
         for dtype in cache_dtypes:
             weight_format = _FORMATS[dtype]
             for job in words.JOBS:
@@ -155,8 +157,10 @@ class AttentionCall:
             (words.SGEMM, 0 if rows <= _DIRECT_ROWS else attention.sgemm),
         ):
             task[word] = number
-        for word, function in _products(rows, weight_format).items():
-            task[word] = function
+        for word, function in ((words.SOFTEN, host_softmax.soften), (words.JOIN, host_softmax.join)):
+            task[word] = host.kernel_address(function)
+        for word, address in _products(rows, weight_format).items():
+            task[word] = address
         return task
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import config, types
 
-from offload.kernels import host_attention, host_jobs, host_loops
+from offload.kernels import host_attention, host_jobs, host_loops, host_softmax
 from offload.specs import WeightFormat
 
 FloatArray = npt.NDArray[np.float32]
 
-_SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES | host_attention.SIGNATURES
+_SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES | host_attention.SIGNATURES | host_softmax.SIGNATURES
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up

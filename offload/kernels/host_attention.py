@@ -1,9 +1,9 @@
 """Attention on the CPU, as jobs for the threads of one launch: new keys and values into the cache, attend, merge.
 
-Blocks of keys are taken one after the other with a running maximum and sum (the online softmax of FlashAttention,
-Dao et al. 2022); where there are too few heads for the threads, the tokens of a head are cut into chunks whose
-results are merged (flash-decoding). All query heads that share a key/value head are rows of one product, so that
-keys and values are read once. The products themselves are those of `host_loops` and BLAS, called by address.
+Keys are taken block by block; where there are too few heads for the threads, the tokens of a head are cut into chunks
+whose results are merged (flash-decoding). All query heads that share a key/value head are rows of one product, so
+that keys and values are read once. The products are those of `host_loops` and BLAS, the softmax that of
+`host_softmax`, called by address.
 
 A task is a table of int64 words. As in `host_loops`, nothing here may come from another file.
 """
@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import extending, float32, int16, int64, prange, types
-from numba.core import cgutils
 
 KEYS = 256  # keys of one block: their scores stay in L1 at decode, their fp32 panels in L2 at prefill
 
@@ -23,9 +22,8 @@ QUERY, QUERY_STRIDE, KEY, KEY_STRIDE, VALUE, VALUE_STRIDE, OUTPUT, TOKENS, PAST 
 HEADS, KV_HEADS, HEAD_DIM, CAPACITY, WINDOW, SCALE, SOFTCAP = range(9, 16)
 COS, SIN, ROTARY_DIM, INTERLEAVED = range(16, 20)
 BLOCK_TOKENS, CHUNKS, COUNTER, SCRATCH, SCRATCH_FLOATS, PARTIALS = range(20, 26)
-SCORE, MIX, EXPAND, GEMM, SGEMM, WORDS = range(26, 32)
+SCORE, MIX, EXPAND, GEMM, SGEMM, SOFTEN, JOIN, WORDS = range(26, 34)
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 LOWEST = np.float32(-np.inf)
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
@@ -33,7 +31,6 @@ helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
 Pointer = types.CPointer
 _I64, _I32, _I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
 _F32 = ir.FloatType()
-_FMA = ("contract",)
 
 
 @intrinsic
@@ -115,131 +112,6 @@ def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
     return types.void(pointer, int64, float32), generate
 
 
-def _vector(kind: Any, lanes: int) -> Any:
-    return ir.VectorType(kind, lanes) if lanes > 1 else kind
-
-
-def _constant(kind: Any, value: float, lanes: int) -> Any:
-    return ir.Constant(_vector(kind, lanes), [value] * lanes if lanes > 1 else value)
-
-
-def _splat(builder: Any, value: Any, lanes: int) -> Any:
-    if lanes == 1:
-        return value
-    vector = _vector(_F32, lanes)
-    head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(head, head, ir.Constant(_vector(_I32, lanes), [0] * lanes))
-
-
-def _single(value: float) -> float:
-    return float(np.float32(value))
-
-
-# exp(r) for |r| <= ln 2 / 2, as in Cephes' expf: 1 + r + r^2 * polynomial.
-_EXP = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
-_LN2 = (0.693359375, -2.12194440e-4)  # in two parts, the first exact
-_UNDERFLOW = -87.0  # below, exp is no normal number and counts as 0
-
-
-def _exp(builder: Any, x: Any, lanes: int) -> Any:
-    """IR for exp(x), x <= 0: error below 2 ulp, exp(0) is 1, exp(-inf) is 0, a NaN stays one."""
-
-    def number(value: float) -> Any:
-        return _constant(_F32, _single(value), lanes)
-
-    def fma(a: Any, b: Any, c: Any) -> Any:
-        return builder.fadd(builder.fmul(a, b, flags=_FMA), c, flags=_FMA)
-
-    floats = _vector(_F32, lanes)
-    name = f"llvm.rint.v{lanes}f32" if lanes > 1 else "llvm.rint.f32"
-    rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats]), name)
-    normal = builder.fcmp_ordered(">=", x, number(_UNDERFLOW))
-    inside = builder.select(normal, x, number(0.0))  # the conversion to integers needs a finite number
-    twos = builder.call(rint, [builder.fmul(inside, number(1 / np.log(2)))])
-    rest = fma(twos, number(-_LN2[1]), fma(twos, number(-_LN2[0]), inside))
-    series = number(_EXP[0])
-    for factor in _EXP[1:]:
-        series = fma(series, rest, number(factor))
-    value = builder.fadd(fma(series, builder.fmul(rest, rest), rest), number(1.0))
-    exponent = builder.add(builder.fptosi(twos, _vector(_I32, lanes)), _constant(_I32, 127, lanes))
-    power = builder.bitcast(builder.shl(exponent, _constant(_I32, 23, lanes)), floats)
-    is_nan = builder.fcmp_unordered("uno", x, x)
-    return builder.select(normal, builder.fmul(value, power), builder.select(is_nan, x, number(0.0)))
-
-
-def _sweep(builder: Any, count: Any, body: Callable[[Any, int, Any], None], initial: float, fold: Any) -> Any:
-    """IR that runs `body(index, lanes, total)` over `count` elements, vectors first; gives the folded total."""
-    whole = builder.sub(count, builder.srem(count, _I64(LANES)))
-    wide = cgutils.alloca_once_value(builder, _constant(_F32, initial, LANES))
-    with cgutils.for_range_slice(builder, _I64(0), whole, _I64(LANES), _I64) as (index, _):
-        body(index, LANES, wide)
-    values = builder.load(wide)
-    total = builder.extract_element(values, _I32(0))
-    for lane in range(1, LANES):
-        total = fold(total, builder.extract_element(values, _I32(lane)))
-    narrow = cgutils.alloca_once_value(builder, total)
-    with cgutils.for_range_slice(builder, whole, count, _I64(1), _I64) as (index, _):
-        body(index, 1, narrow)
-    return builder.load(narrow)
-
-
-def _place(builder: Any, pointer: Any, index: Any, lanes: int) -> Any:
-    return builder.bitcast(builder.gep(pointer, [index]), _vector(_F32, lanes).as_pointer())
-
-
-@intrinsic
-def largest(typing: Any, values: Any, count: Any) -> Any:
-    """The largest of `count` numbers, NaN left out; -inf when there is none."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", b, a), b, a)
-
-        def body(index: Any, lanes: int, total: Any) -> None:
-            value = builder.load(_place(builder, args[0], index, lanes), align=4)
-            builder.store(larger(builder.load(total), value), total)
-
-        return _sweep(builder, args[1], body, float("-inf"), larger)
-
-    return float32(values, int64), generate
-
-
-@intrinsic
-def weigh(typing: Any, scores: Any, count: Any, offset: Any) -> Any:
-    """Replace each score by exp(score - offset), which is at most 1; gives their sum."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def add(a: Any, b: Any) -> Any:
-            return builder.fadd(a, b)
-
-        def body(index: Any, lanes: int, total: Any) -> None:
-            place = _place(builder, args[0], index, lanes)
-            score = builder.load(place, align=4)
-            weight = _exp(builder, builder.fsub(score, _splat(builder, args[2], lanes)), lanes)
-            builder.store(weight, place, align=4)
-            builder.store(add(builder.load(total), weight), total)
-
-        return _sweep(builder, args[1], body, 0.0, add)
-
-    return float32(scores, int64, float32), generate
-
-
-@intrinsic
-def exponential(typing: Any, x: Any) -> Any:
-    """exp(x) for x <= 0."""
-    return float32(float32), lambda context, builder, signature, args: _exp(builder, args[0], 1)
-
-
-@helper
-def cap(scores: Any, count: int, limit: Any) -> None:
-    """Bend scores towards +-limit: limit * tanh(score / limit)."""
-    for i in range(count):
-        x = load(scores, i) / limit
-        decay = exponential(float32(-2) * abs(x))
-        bent = limit * ((float32(1) - decay) / (float32(1) + decay))
-        store(scores, i, -bent if x < 0 else bent)
-
-
 @helper
 def fill(target: Any, first: int, last: int, value: Any) -> None:
     """target[first:last] = value."""
@@ -316,36 +188,6 @@ def mix(task: Any, values: Any, count: int, weights: Any, rows: int, total: Any,
 
 
 @helper
-def soften(task: Any, scores: Any, count: int, first_key: int, first: int, rows: int, total: Any, states: Any) -> None:
-    """Scores of one block to weights; `total` and the states (maxima, then sums) follow the new maxima.
-
-    Row r is query `first` + r // group. What it may not see, keys after it and behind its window, weighs nothing.
-    """
-    d, group = task[HEAD_DIM], task[HEADS] // task[KV_HEADS]
-    limit = as_float(task[SOFTCAP])
-    for r in range(rows):
-        position = task[PAST] + first + r // group
-        low = min(max(position + 1 - task[WINDOW] - first_key, 0), count)
-        high = max(min(position + 1 - first_key, count), low)
-        row = at(scores, r * count)
-        fill(row, 0, low, float32(0))
-        fill(row, high, count, float32(0))
-        seen = at(row, low)
-        if limit > 0:
-            cap(seen, high - low, limit)
-        before = load(states, r)
-        after = max(before, largest(seen, high - low))
-        offset = after if after > LOWEST else float32(0)
-        factor = exponential(before - offset)
-        store(states, r, after)
-        store(states, rows + r, load(states, rows + r) * factor + weigh(seen, high - low, offset))
-        if factor != float32(1):
-            line = at(total, r * d)
-            for i in range(d):
-                store(line, i, load(line, i) * factor)
-
-
-@helper
 def give(task: Any, head: int, first: int, r: int, line: Any, total: Any) -> None:
     """Write row r of a block that begins at query `first`: `line` / `total`."""
     d, group = task[HEAD_DIM], task[HEADS] // task[KV_HEADS]
@@ -389,7 +231,20 @@ def attend(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None
         for key in range(start, stop, KEYS):
             count, place = min(KEYS, stop - key), (head * task[CAPACITY] + key) * d
             score(task, at(keys, place), count, queries, rows, scores, panel)
-            soften(task, scores, count, key, first, rows, total, states)
+            seen, softcap = task[PAST] + first + 1 - key, address(at(task, SOFTCAP))
+            sizes = (
+                address(scores),
+                count,
+                seen,
+                task[WINDOW],
+                rows,
+                group,
+                softcap,
+                address(total),
+                d,
+                address(states),
+            )
+            call(task[SOFTEN], sizes)
             mix(task, at(values, place), count, scores, rows, total, panel)
         if chunks == 1:
             for r in range(rows):
@@ -415,20 +270,8 @@ def merge(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
         rows = min(task[BLOCK_TOKENS], task[TOKENS] - first) * group
         partials = at(floats(task[PARTIALS]), item * chunks * distance)
         for r in range(rows):
-            highest = LOWEST
-            for chunk in range(chunks):
-                highest = max(highest, load(partials, chunk * distance + r))
-            offset = highest if highest > LOWEST else float32(0)
-            fill(total, 0, d, float32(0))
-            weight_sum = float32(0)
-            for chunk in range(chunks):
-                partial = at(partials, chunk * distance)
-                factor = exponential(load(partial, r) - offset)
-                weight_sum += load(partial, rows + r) * factor
-                line = at(partial, 2 * rows + r * d)
-                for i in range(d):
-                    store(total, i, load(total, i) + load(line, i) * factor)
-            give(task, item % kv_heads, first, r, total, weight_sum)
+            call(task[JOIN], (address(partials), chunks, distance, rows, r, d, address(total)))
+            give(task, item % kv_heads, first, r, total, load(total, d))
 
 
 def launch(jobs: Any, task: int, keys: int, values: int, writers: int, threads: int, mergers: int) -> None:
