@@ -17,7 +17,7 @@ from offload.specs import WeightFormat
 
 _FORMATS = {np.dtype(np.float32): WeightFormat.FP32, np.dtype(np.float16): WeightFormat.FP16}
 _BLOCK_ROWS = 128  # query rows of one block: enough for BLAS, few enough that a block's scores stay in L2
-_DIRECT_ROWS = 16  # query rows up to which stored keys and values are multiplied directly; beyond, by BLAS
+_DIRECT_ROWS = 48  # query rows up to which stored keys and values are multiplied directly; beyond, by BLAS
 _SERIAL_ELEMENTS = 1 << 14  # elements that one thread reads or writes in less time than several need to wake up
 _NO_WINDOW = 1 << 40
 
