@@ -74,6 +74,7 @@ def run(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -106,10 +107,11 @@ def run(
         if timeline is not None or op_times:
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(
-            model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
-            typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
+            model, variant, cuda, device, machine, context, threads, kv_dtype, max_tokens, temperature, top_k, top_p,
+            min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop,
+            chat_template,
         )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
     text = _prompt_text(prompt, file)
     flags = _sampling_flags(locals())
 
@@ -154,6 +156,7 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
+    kv_dtype: options.CacheType = None,
     as_json: options.AsJson = False,
     draw: options.DrawFile = None,
     verbose: options.ShowLinears = False,
@@ -173,7 +176,7 @@ def plan(
         check_picture("--draw", draw)
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
+    made = make_plan(RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -191,6 +194,7 @@ def chat(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -212,7 +216,7 @@ def chat(
     if print_config:
         return _print_settings(chat, locals())
     flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation

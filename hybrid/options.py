@@ -42,6 +42,13 @@ class StatsFormat(StrEnum):
     JSON = "json"
 
 
+class KvDtype(StrEnum):
+    """What `--kv-dtype` knows."""
+
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -73,6 +80,10 @@ Context = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="CPU threads.", show_default="physical cores it may use"),
+]
+CacheType = Annotated[
+    KvDtype | None,
+    typer.Option("--kv-dtype", help="How the cache keeps keys and values.", show_default="as the model's graph has it"),
 ]
 
 

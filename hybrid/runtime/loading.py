@@ -7,6 +7,7 @@ from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
+from hybrid.runtime.attention import AttentionBinder
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
@@ -21,7 +22,8 @@ from hybrid.runtime.threads import default_threads
 from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
-from offload.host_backend import HostBackend
+from offload.host_attention import HostAttention
+from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
 from offload.planner import make_plan
@@ -102,13 +104,17 @@ def load(
     timeline: Timeline | None = None,
     target: str = "",
 ) -> Engine:
-    """Load `opened` with the Linears `outside` run as planned, all others inside their islands."""
+    """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
+
+    Attentions run on the threads that multiply host columns, where Linears run outside or onnxruntime cannot attend.
+    """
     progress = progress or Progress()
     decoder = opened.decoder
-    program = cut(decoder.graph, outside)
+    program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
+    attends = any(level.attentions for level in program.levels)
     weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
     placements = [placement for placement in plan.placements if placement.linear.name in weights]
-    host = _host_backend(placements, threads, progress)
+    host = _host_backend(placements, attends, threads, progress)
     progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
     host_weights = _host_weights(placements, weights, progress)
     linears = LinearRunner(
@@ -136,7 +142,8 @@ def load(
         else GrowingCache(decoder.graph, decoder.cache)
     )
     inputs = StepInputs(decoder.graph)
-    executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
+    attentions = AttentionBinder(program, HostAttention(host), cache.fixed) if attends and host else None
+    executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
     return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
@@ -199,14 +206,14 @@ def _threads(asked: int | None) -> int:
     return asked
 
 
-def _host_backend(placements: Sequence[LinearPlacement], threads: int, progress: Progress) -> HostBackend | None:
-    """The kernels for the host columns, compiled; None where there are none."""
+def _host_backend(
+    placements: Sequence[LinearPlacement], attends: bool, threads: int, progress: Progress
+) -> NumbaBackend | None:
+    """The kernels for the host columns, compiled; None where there are none and nothing attends."""
     kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
-    if not kinds:
+    if not kinds and not attends:
         return None
     progress.on_stage("Compiling kernels (kept for the next run)", 0)
-    from offload.host_backend import NumbaBackend
-
     backend = NumbaBackend(threads)
     backend.warm_up(sorted(kinds))
     return backend
