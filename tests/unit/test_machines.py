@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from hybrid.config import RunSettings
+from hybrid.doctor.calibrated import examine_calibration
+from hybrid.doctor.findings import Level
 from hybrid.errors import UsageError
 from hybrid.runtime.machines import calibration_file, find_profile, machine_name, save_profile
 from hybrid.runtime.planning import open_for_run, plan_request
@@ -44,6 +46,14 @@ def no_gpu(ordinal: int, profile: DeviceProfile) -> GpuFacts:
 
 def on_cpu(**changes: object) -> Target:
     return choose_target(replace(RunSettings(cuda="0"), **changes), no_gpu)
+
+
+def test_the_doctor_says_whether_this_machine_was_measured() -> None:
+    missing = examine_calibration(default_threads())
+    assert (missing.level, missing.mend) == (Level.NOTE, "hybrid tune --calibrate")
+    measured(threads=3)
+    assert "was measured with 3 threads, this run has 5" in examine_calibration(5).text
+    assert examine_calibration(3).level is Level.OK
 
 
 def test_what_was_measured_is_used_from_then_on() -> None:
