@@ -77,7 +77,8 @@ def calibrate(
             ram_bytes_per_s_beside_bus=share * host.ram_bytes_per_s,
             disk_bytes_per_s=disk_bytes_per_s,
             multiply_bytes_per_s=host.multiply_bytes_per_s,
-            attention_bytes_per_s=step.attention_bytes_per_s,
+            # Noise can make attention seem to take no time; it cannot be faster than the memory.
+            attention_bytes_per_s=min(step.attention_bytes_per_s, host.ram_bytes_per_s),
             island_s=step.island_s,
             launch_s=host.launch_s,
             step_s=step.step_s,

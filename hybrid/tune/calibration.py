@@ -30,6 +30,7 @@ _LEAST_BYTES = 64 * MIB
 _DISK_BYTES = 256 * MIB
 _DISK_PIECE_BYTES = 8 * MIB
 _IN_FEATURES = 4096
+_BUSY_SHARE = 0.75  # a calibration that has just ended may itself be half of the load
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def measure_machine(
     if ram is None:
         raise UsageError("the kernel does not tell how much RAM there is (/proc/meminfo), so nothing can be measured")
     effort = effort or choose_effort(ram.available_bytes)
+    busy = _busy()  # before this process adds its part
     done = 0
 
     def tell(stage: str) -> None:
@@ -116,7 +118,15 @@ def measure_machine(
         notes = (*notes, "the device is simulated: its rates are modelled, so the profile stays an estimate")
     if device is None:
         notes = (*notes, "no bus: the rate of RAM beside it is that of RAM alone")
-    return Calibrated(profile, estimate, notes)
+    return Calibrated(profile, estimate, (*notes, *busy))
+
+
+def _busy() -> tuple[str, ...]:
+    """A note where other programs have been running: what they take is missing in the rates."""
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load < _BUSY_SHARE * cpus:
+        return ()
+    return (f"the machine is busy: a load of {load:.1f} on {cpus} CPUs; measure again when it is not",)
 
 
 def _open_device(name: str) -> tuple[Device | None, DeviceProfile, tuple[str, ...]]:

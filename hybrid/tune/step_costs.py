@@ -18,7 +18,6 @@ from offload.planner import make_plan
 from offload.rounds import rounds_within
 from offload.telemetry import Timeline
 
-_LEVELS = 4  # islands of a layer
 _MORE_LAYERS = 3  # of the second model, on top of the first one's only layer
 
 
@@ -64,9 +63,9 @@ def measure_step_costs(folder: Path, threads: int, effort: StepEffort) -> StepCo
                     readings.append(reading)
         one_s, more_s, deep_s = map(median, times)
         cache_bytes = effort.depth * more.cache_bytes_per_token
-    island_s = max(0.0, (more_s - one_s) / _MORE_LAYERS / _LEVELS)
+    island_s = max(0.0, (more_s - one_s) / (more.islands - one.islands))
     return StepCosts(
-        step_s=max(0.0, one_s - (_LEVELS * shape.layers + 1) * island_s),
+        step_s=max(0.0, one_s - one.islands * island_s),
         island_s=island_s,
         attention_bytes_per_s=cache_bytes / max(deep_s - more_s, 1e-6),
     )
@@ -82,6 +81,7 @@ class _TimedModel:
         opened = open_for_run(settings)
         request = plan_request(opened, choose_target(settings, look_in_profile), {})
         plan = make_plan(request)
+        self.islands = request.step.islands  # as the cost model counts them
         self.cache_bytes_per_token = request.step.cache_bytes_per_token
         outside = linears_outside(opened.linears, plan)
         self._engine = load(opened, plan, outside, None, threads, timeline=self._timeline)

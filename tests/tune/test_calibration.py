@@ -84,6 +84,15 @@ def test_a_simulated_device_stays_an_estimate_and_is_never_used_unasked(
     assert plan.machine["name"] == "generic-cpu"
 
 
+@pytest.mark.parametrize("load", [0.0, 1000.0])
+def test_a_busy_machine_is_told_of(
+    load: float, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    _, _, err = tune(capsys, "--calibrate", "--device", "cpu")
+    assert any("the machine is busy: a load of 1000.0" in line for line in err) is bool(load)
+
+
 def test_out_and_threads(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.json"
     assert tune(capsys, "--calibrate", "--device", "cpu", "--threads", "1", "--out", str(path))[0] == 0
