@@ -171,8 +171,9 @@ class DeviceMeter:
         self._device.start_trace()
         queue()
         self._stream.synchronize()
-        spans = self._device.take_trace()
-        return max(span.start_s + span.duration_s for span in spans) - min(span.start_s for span in spans)
+        elapsed_s = self._device.trace_clock_s()
+        self._device.take_trace()
+        return elapsed_s
 
     def _to_device(self, nbytes: int) -> None:
         self._stream.copy_to_device(self._bytes(nbytes), self._pinned[:nbytes])

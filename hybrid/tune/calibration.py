@@ -18,9 +18,10 @@ from hybrid.runtime.target import CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE
 from hybrid.tune.quantised_multiply import quantised_multipliers
 from hybrid.tune.step_costs import StepEffort, effort_within, measure_step_costs
 from offload.calibrate import Effort, calibrate
-from offload.device_profile import DeviceProfile, GpuRates
+from offload.device_profile import DeviceProfile
 from offload.devices.base import Device
-from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import DeviceUnavailableError
 from offload.host_calibration import multiply_rates
 from offload.units import GIB, MIB, format_bytes
@@ -137,7 +138,9 @@ def _open_device(name: str) -> tuple[Device | None, DeviceProfile, tuple[str, ..
     if name == "simulated":
         estimate = find_profile(SIMULATED_PROFILE)
         assert estimate.gpu is not None
-        return simulated_device(estimate.gpu), estimate, ()
+        gpu = estimate.gpu
+        rates = SimulatedRates.of(gpu)
+        return SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates), estimate, ()
     if (name != "auto" and kind != "cuda") or (number and not number.isdecimal()) or name.endswith(":"):
         raise UsageError(f"--device {name}: must be auto, cpu, cuda, cuda:N or simulated")
     from offload.devices.cuda import CudaDevice
@@ -148,14 +151,6 @@ def _open_device(name: str) -> tuple[Device | None, DeviceProfile, tuple[str, ..
         if name != "auto":
             raise
         return None, find_profile(CPU_PROFILE), (f"no usable GPU, only the CPU was measured: {error}",)
-
-
-def simulated_device(gpu: GpuRates) -> SimulatedDevice:
-    """The device that a profile describes, its times modelled."""
-    rates = SimulatedRates(
-        copy_bytes_per_s=gpu.bus_bytes_per_s, memory_bytes_per_s=gpu.vram_bytes_per_s, launch_s=gpu.launch_s
-    )
-    return SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from offload.device_calibration import DeviceEffort, DeviceMeter
 from offload.device_profile import GpuRates
 from offload.devices.base import Device
 from offload.devices.cuda import CudaDevice
-from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import OutOfDeviceMemoryError
 from offload.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
@@ -23,18 +24,23 @@ def measure(device: Device, effort: DeviceEffort | None = None) -> GpuRates:
 
 @pytest.mark.parametrize(
     "modelled",
-    [SimulatedRates(), SimulatedRates(3e9, 50e-6, 80e9, 2e12, 30e-6), SimulatedRates(50e9, 2e-6, 900e9, 80e12, 3e-6)],
+    [
+        SimulatedRates(),
+        SimulatedRates(3e9, 2e9, 50e-6, 80e9, 2e12, 30e-6, wait_s=20e-6),
+        SimulatedRates(50e9, 40e9, 2e-6, 900e9, 80e12, 3e-6),
+    ],
 )
 def test_a_simulated_device_is_measured_as_it_was_modelled(modelled: SimulatedRates) -> None:
     device = SimulatedDevice(256 * MIB, context_bytes=5 * MIB, workspace_bytes=3 * MIB, rates=modelled)
     rates = measure(device)
     assert rates.bus_bytes_per_s == pytest.approx(modelled.copy_bytes_per_s, rel=0.01)
-    assert rates.bus_back_bytes_per_s == pytest.approx(modelled.copy_bytes_per_s, rel=0.01)
+    assert rates.bus_back_bytes_per_s == pytest.approx(modelled.copy_back_bytes_per_s, rel=0.01)
     assert rates.vram_bytes_per_s == pytest.approx(modelled.memory_bytes_per_s, rel=0.01)
     assert rates.flops_per_s == pytest.approx(modelled.flops_per_s, rel=0.01)
-    assert rates.copy_s == pytest.approx(modelled.copy_latency_s, rel=0.01)
-    assert rates.launch_s == pytest.approx(modelled.launch_s, rel=0.03)
-    assert rates.round_trip_s == pytest.approx(2 * (modelled.copy_latency_s + 8192 / modelled.copy_bytes_per_s))
+    assert rates.copy_s == pytest.approx(modelled.copy_latency_s + modelled.wait_s / 64, rel=0.03)
+    assert rates.launch_s == pytest.approx(modelled.launch_s + modelled.wait_s / 64, rel=0.03)
+    trip_s = modelled.copy_s(8192) + modelled.copy_back_s(8192) + modelled.wait_s
+    assert rates.round_trip_s == pytest.approx(trip_s)
     assert (rates.vram_bytes, rates.context_bytes, rates.workspace_bytes) == (256 * MIB, 5 * MIB, 3 * MIB)
     assert rates.pageable_bytes_per_s == 123.0  # what is not modelled is taken from elsewhere
     assert "simulated" in rates.name
