@@ -1,4 +1,4 @@
-"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat` and `doctor`.
+"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat`, `tune` and `doctor`.
 
 Standard output carries the result and nothing else; everything for people goes to standard error.
 Whatever is slow to import is imported inside the commands.
@@ -18,7 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import discard, emit, read_stdin, read_text, say, width
+from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -253,6 +253,40 @@ def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson =
     return PROBLEMS if found.problems else 0
 
 
+def tune(
+    calibrate: options.Calibrate = False,
+    out: options.ProfileOut = None,
+    device: options.DeviceName = "auto",
+    threads: options.Threads = None,
+    as_json: options.ProfileAsJson = False,
+) -> int:
+    """`hybrid tune`; gives the exit code."""
+    if not calibrate:
+        raise UsageError("say what to tune: hybrid tune --calibrate measures this machine")
+
+    from hybrid import report
+    from hybrid.runtime.machines import calibration_file, save_profile
+    from hybrid.runtime.threads import default_threads
+    from hybrid.tune.calibration import measure_machine
+    from hybrid.tune.table import calibration_text
+
+    if out is not None:
+        check_writable("--out", out)
+    folder = calibration_file("").parent if out is None else out.absolute().parent
+    with report.tuning_progress(sys.stderr) as on_stage:
+        made = measure_machine(device, threads or default_threads(), folder, on_stage)
+    path = out or calibration_file(made.profile.name)
+    save_profile(made.profile, path)
+    if as_json:
+        emit(json.dumps(made.profile.to_json(), indent=2) + "\n")
+    else:
+        emit(calibration_text(made.profile, made.estimate, width(sys.stdout)))
+    for note in made.notes:
+        say(f"note: {note}")
+    say(f"saved as {path}" + ("" if out is None and not made.profile.estimated else f"; --machine {path} uses it"))
+    return 0
+
+
 def _print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> int:
     """Print what is in force for the flags of a command."""
     from hybrid.settings_file import print_config, settings_of
@@ -312,6 +346,7 @@ def _hybrid() -> typer.Typer:
     application.command(help=options.RUN_HELP)(run)
     application.command(help=options.PLAN_HELP)(plan)
     application.command(help=options.CHAT_HELP)(chat)
+    application.command(help=options.TUNE_HELP)(tune)
     application.command(help=options.DOCTOR_HELP)(doctor)
     return application
 

@@ -67,8 +67,8 @@ Machine = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="Device profile to plan with: a bundled one, or a file.",
-        show_default="one that suits the device",
+        help="Device profile to plan with: a bundled or a measured one, or a file.",
+        show_default="what was measured here, else one that suits the device",
     ),
 ]
 Context = Annotated[
@@ -178,6 +178,26 @@ ModelToExamine = Annotated[
     str | None, typer.Option("--model", metavar="DIR", help="Also look at this model: what it is, would it fit.")
 ]
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
+
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Measure this machine; takes less than 30 s.")]
+ProfileOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE.json",
+        help="Where to save the profile; only --machine FILE.json uses it then.",
+        show_default="with the user's settings, where every run finds it",
+    ),
+]
+ProfileAsJson = Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")]
+
+TUNE_HELP = """Measure this machine, so that plans and predicted speeds rest on its own rates.
+
+\b
+Examples:
+  hybrid tune --calibrate
+  hybrid tune --calibrate --threads 4 --out four-threads.json
+"""
 
 CHAT_HELP = """Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat.
 

@@ -61,8 +61,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
-    notes = [f"{target.profile.name}: the rates are estimates, not measured on this machine"]
-    notes += decoder.notes
+    notes = [*target.notes, *decoder.notes]
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -82,7 +81,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
         step=StepShape(islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache),
         unsupported=unsupported,
         notes=tuple(notes),
-        warnings=(target.budget.note,) if target.budget.note else (),
+        warnings=(*target.warnings, *((target.budget.note,) if target.budget.note else ())),
     )
 
 
