@@ -43,9 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     flags = parser.parse_args()
     config = genai.Config(flags.model)
-    config.overlay(
-        json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": flags.threads}}}})
-    )
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": flags.threads}}}}))
     model = genai.Model(config)
     prefill_s = min(_prefill_s(_generator(model, 256), PREFILL_TOKENS) for _ in range(2))
     shallow, deep = _generator(model, 2000), _generator(model, 2000)
