@@ -16,6 +16,7 @@ class RunSettings:
     `ram` is the text of `--ram`: the most RAM this process may take, read like `cuda`; None for most of what is there.
     `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
     of those that come with the package; None picks one that suits the device.
+    `kv_dtype` is "fp16" or "fp32", what keys and values are kept in; None for what the model's graph has.
     """
 
     model: str | Path = DEMO_MODEL
@@ -26,3 +27,4 @@ class RunSettings:
     context_tokens: int | None = None
     threads: int | None = None
     ram: str | None = None
+    kv_dtype: str | None = None

@@ -5,6 +5,7 @@ OffloadError                    base
 │   └── RamBudgetError          a RAM cap that is too small; carries the least that would do
 ├── DeviceUnavailableError      no usable GPU; says why
 ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
+├── PinningError                memory of ours that the device cannot read in place
 └── ProfileError                a device profile that cannot be read
 """
 
@@ -37,6 +38,10 @@ class OutOfDeviceMemoryError(OffloadError, MemoryError):
         self.asked_bytes = asked_bytes
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
+
+
+class PinningError(OffloadError):
+    """Host memory that cannot be page-locked where it is."""
 
 
 class ProfileError(OffloadError):

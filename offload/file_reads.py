@@ -10,7 +10,7 @@ import numpy.typing as npt
 from offload.devices.base import HostArray
 from offload.errors import OffloadError
 
-READERS = 4  # one alone waits between its requests: it reads at half the rate of a virtual disk
+READERS = 4  # one alone waits between its requests, and reads virtual disks more slowly
 _BAND_BYTES = 4 << 20  # what a thread reads at once when it wants some columns of it only
 
 

@@ -15,7 +15,11 @@ _RING_PIECES = 8  # one being multiplied, four being read, the others there for 
 
 def host_ram_bytes(placement: LinearPlacement) -> int:
     """RAM for the host columns: those columns, but all of a [K, N] weight as stored, whose columns share all pages."""
-    if not len(placement.host) or placement.tier is HostTier.FILE:
+    return 0 if placement.tier is HostTier.FILE else _kept_bytes(placement)
+
+
+def _kept_bytes(placement: LinearPlacement) -> int:
+    if not len(placement.host):
         return 0
     linear = placement.linear
     if linear.layout is Layout.KN and placement.host_format is linear.format:
@@ -63,7 +67,7 @@ def ram_bytes(placements: Sequence[LinearPlacement], fixed_bytes: Mapping[str, i
 
 def file_bytes(placements: Sequence[LinearPlacement]) -> int:
     """Bytes that are read from files at every step."""
-    return sum(host_ram_bytes(replace(p, tier=HostTier.RAM)) for p in placements if p.tier is HostTier.FILE)
+    return sum(_kept_bytes(placement) for placement in placements if placement.tier is HostTier.FILE)
 
 
 def file_warnings(placements: Sequence[LinearPlacement]) -> tuple[str, ...]:

@@ -13,24 +13,26 @@ from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
-from offload.telemetry import Timeline, span
+from offload.telemetry import Operator, Timeline, span
 
 _TRACK = "linears"
 
 
 @dataclass(frozen=True)
 class _HostWork:
-    """The host columns of one Linear group."""
+    """The host columns of one Linear group. `kinds` names the kinds of Linears, for the timeline."""
 
     group: str
+    kinds: str
     linears: tuple[str, ...]
     work: HostGroup
 
 
 @dataclass(frozen=True)
 class _Level:
-    """The work of one level; a group may be in both."""
+    """The work of one level; a group may be in both. `kinds` names the kinds on the device, for the timeline."""
 
+    kinds: str
     device: tuple[GroupWork, ...]
     host: tuple[_HostWork, ...]
 
@@ -59,6 +61,8 @@ class LinearRunner:
         for levels and weights that do not fit the plan.
         """
         self._chunk_tokens = plan.chunk_tokens
+        self._prefill_tokens = 0  # as in the plan, where prefill differs from decode
+        self.warning = ""  # one line, where not everything of the plan can be done
         self._timeline = timeline
         self._steps: dict[tuple[int, int], DeviceStep] = {}  # for `_tokens` tokens, by level and batch
         self._tokens = 0
@@ -66,18 +70,16 @@ class LinearRunner:
         placements = [placement for level in grouped for group in level.values() for placement in group]
         with ExitStack() as stack:
             self._work: DeviceWork | None = None
-            on_device: dict[str, GroupWork] = {}
+            host_weights = host_weights or weights
             if any(placement.on_device for placement in placements):
-                self._work = DeviceWork(_usable(device, placements), plan, placements, stack)
-                on_device = self._work.groups()
-            host_works = _host_works(grouped, host_weights or weights, host, plan.read_ahead_bytes, stack)
-            self._levels = [
-                _Level(
-                    device=tuple(on_device[group] for group in level if group in on_device),
-                    host=tuple(work for group in level for work in host_works.get(group, ())),
-                )
-                for level in grouped
-            ]
+                self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
+                self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
+                self.warning = self._work.warning
+            in_files = _file_works(grouped, host_weights, host, plan.read_ahead_bytes, stack)
+            self._levels = _levels(grouped, self._work, host_weights, host, in_files, prefill=False)
+            self._prefill_levels = self._levels
+            if self._prefill_tokens:
+                self._prefill_levels = _levels(grouped, self._work, host_weights, host, in_files, prefill=True)
             if self._work is not None:
                 self._work.load(weights, on_bytes)
             self._resources = stack.pop_all()
@@ -88,9 +90,10 @@ class LinearRunner:
         `inputs`: group name -> x float32 [M, K]; `outputs`: Linear name -> y float32 [M, N], wholly
         overwritten; all C-contiguous, M equal for all and from 1 to the plan's `chunk_tokens`.
         """
-        work = self._levels[level]
+        prefill = self._prefill_tokens and any(len(x) >= self._prefill_tokens for x in inputs.values())
+        work = (self._prefill_levels if prefill else self._levels)[level]
         if work.device:
-            self._run_with_device(level, inputs, outputs)
+            self._run_with_device(level, work, inputs, outputs)
         else:
             self._multiply_on_host(work, inputs, outputs)
 
@@ -98,9 +101,10 @@ class LinearRunner:
         """Free everything on the device and stop reading ahead. Safe to call twice."""
         self._resources.close()
 
-    def _run_with_device(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
+    def _run_with_device(
+        self, level: int, work: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+    ) -> None:
         assert self._work is not None
-        work = self._levels[level]
         tokens = inputs[work.device[0].name].shape[0]
         if not 1 <= tokens <= self._chunk_tokens:
             raise ValueError(f"a step has 1 to {self._chunk_tokens} tokens, not {tokens}")
@@ -112,15 +116,17 @@ class LinearRunner:
             if step is None:
                 step = self._steps[level, number] = self._work.bind(batch, tokens)
             try:
-                with span(self._timeline, _TRACK, f"queue level {level}"):
+                if self._timeline is not None:
+                    self._timeline.align()
+                with span(self._timeline, _TRACK, f"queue level {level}", Operator.QUEUE, work.kinds):
                     self._work.queue(step, inputs)
                 if number == 0:
                     self._multiply_on_host(work, inputs, outputs)
             finally:
                 # Whatever happened, the pinned buffers are the host's again only after this.
-                with span(self._timeline, _TRACK, "wait for the device"):
+                with span(self._timeline, _TRACK, "wait for the device", Operator.WAIT, work.kinds):
                     self._work.compute.synchronize()
-            with span(self._timeline, _TRACK, "collect outputs"):
+            with span(self._timeline, _TRACK, "collect outputs", Operator.COLLECT, work.kinds):
                 for name, columns, values in step.results:
                     outputs[name][:, columns.start : columns.stop] = values
 
@@ -128,7 +134,8 @@ class LinearRunner:
         self, level: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
     ) -> None:
         for host in level.host:
-            with span(self._timeline, _TRACK, f"host columns of {host.group}"):
+            name = f"host columns of {host.group}"
+            with span(self._timeline, _TRACK, name, Operator.HOST_COLUMNS, host.kinds):
                 host.work.multiply(inputs[host.group], [outputs[name] for name in host.linears])
 
 
@@ -154,6 +161,10 @@ def _by_group(levels: Sequence[Sequence[str]], plan: Plan) -> list[dict[str, lis
     return grouped
 
 
+def _kinds(placements: Sequence[LinearPlacement]) -> str:
+    return ", ".join(dict.fromkeys(placement.linear.kind for placement in placements))
+
+
 def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Device:
     """`device`, if it can do what the placements ask of it."""
     if device is None:
@@ -165,48 +176,88 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
     return device
 
 
-def _host_works(
-    levels: Sequence[Mapping[str, Sequence[LinearPlacement]]],
+def _levels(
+    grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
+    work: DeviceWork | None,
+    weights: Mapping[str, HostArray],
+    host: HostBackend | None,
+    in_files: Mapping[str, _HostWork],
+    prefill: bool,
+) -> list[_Level]:
+    """The work of every level in prefill or decode; `in_files` is by group, and the same in both."""
+    on_device = work.groups(prefill) if work is not None else {}
+    levels = []
+    for level in grouped:
+        on_host: list[_HostWork] = []
+        for group, members in level.items():
+            in_ram = [p for p in members if len(p.host_in(prefill)) and not _is_read_ahead(p, weights)]
+            if in_ram:
+                on_host.append(_host_work(group, in_ram, weights, host, prefill))
+            if group in in_files:
+                on_host.append(in_files[group])
+        levels.append(
+            _Level(
+                kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
+                device=tuple(on_device[group] for group in level if group in on_device),
+                host=tuple(on_host),
+            )
+        )
+    return levels
+
+
+def _is_read_ahead(placement: LinearPlacement, weights: Mapping[str, HostArray]) -> bool:
+    """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
+    mapped = isinstance(weights[placement.linear.name], np.memmap)
+    return placement.tier is HostTier.FILE and mapped and len(placement.host) > 0
+
+
+def _file_works(
+    grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
     weights: Mapping[str, HostArray],
     host: HostBackend | None,
     read_ahead_bytes: int,
     stack: ExitStack,
-) -> dict[str, list[_HostWork]]:
-    """The host work of every group: the columns in RAM, then those that are read ahead, which begins here."""
-    in_ram: dict[str, list[LinearPlacement]] = {}
-    in_files: dict[str, list[LinearPlacement]] = {}
-    for group, members in ((group, members) for level in levels for group, members in level.items()):
-        for placement in members:
-            mapped = isinstance(weights[placement.linear.name], np.memmap)
-            if len(placement.host):
-                tier = in_files if placement.tier is HostTier.FILE and mapped else in_ram
-                tier.setdefault(group, []).append(placement)
-    if host is None:
-        if in_ram or in_files:
-            raise ValueError("the plan leaves columns to the host, and no host backend was given")
+) -> dict[str, _HostWork]:
+    """The host columns that are read ahead, by group; begins to read, and `stack` gets what ends it."""
+    groups = {
+        group: read_ahead
+        for level in grouped
+        for group, members in level.items()
+        if (read_ahead := [placement for placement in members if _is_read_ahead(placement, weights)])
+    }
+    if not groups:
         return {}
-    works = {group: [_host_work(group, members, weights, host)] for group, members in in_ram.items()}
-    if in_files:
-        files = FileTier(in_files, weights, host, read_ahead_bytes)
-        stack.callback(files.close)
-        for group, members in in_files.items():
-            names = tuple(placement.linear.name for placement in members)
-            works.setdefault(group, []).append(_HostWork(group, names, files.groups[group]))
-        files.start()
-    return works
+    files = FileTier(groups, weights, _given(host), read_ahead_bytes)
+    stack.callback(files.close)
+    files.start()
+    return {
+        group: _HostWork(group, _kinds(members), tuple(p.linear.name for p in members), files.groups[group])
+        for group, members in groups.items()
+    }
+
+
+def _given(host: HostBackend | None) -> HostBackend:
+    if host is None:
+        raise ValueError("the plan leaves columns to the host, and no host backend was given")
+    return host
 
 
 def _host_work(
-    group: str, placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], host: HostBackend
+    group: str,
+    placements: Sequence[LinearPlacement],
+    weights: Mapping[str, HostArray],
+    host: HostBackend | None,
+    prefill: bool,
 ) -> _HostWork:
     columns = [
         HostColumns(
             weights[placement.linear.name],
             placement.linear.format,
             placement.linear.layout,
-            placement.host.start,
-            placement.host.stop,
+            placement.host_in(prefill).start,
+            placement.host_in(prefill).stop,
         )
         for placement in placements
     ]
-    return _HostWork(group, tuple(placement.linear.name for placement in placements), host.group(columns))
+    linears = tuple(placement.linear.name for placement in placements)
+    return _HostWork(group, _kinds(placements), linears, _given(host).group(columns))

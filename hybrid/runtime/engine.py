@@ -15,6 +15,7 @@ from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
 from offload.plan import Plan
 from offload.runner import LinearRunner
+from offload.telemetry import DECODE, Timeline, step
 
 Logits = npt.NDArray[np.float32]
 
@@ -39,6 +40,7 @@ class Engine:
         device: Device | None,
         target: str,
         memory: MemoryWatch,
+        timeline: Timeline | None = None,
     ) -> None:
         self.decoder = decoder
         self.plan = plan
@@ -50,6 +52,7 @@ class Engine:
         self._linears = linears
         self._device = device
         self.target = target
+        self._timeline = timeline
         self._memory = memory
         # Pages of mapped tables count as this process's RAM; the system has them still when they are wanted again.
         self._drops_pages = plan.ram_is_asked or plan.read_ahead_bytes > 0
@@ -62,13 +65,16 @@ class Engine:
         self._check(token_ids)
         logits = np.empty(0, np.float32)
         for start in range(0, len(token_ids), self.plan.chunk_tokens):
-            logits = self._step(token_ids[start : start + self.plan.chunk_tokens])
+            chunk = token_ids[start : start + self.plan.chunk_tokens]
+            with step(self._timeline, f"prefill of {len(chunk)} tokens"):
+                logits = self._step(chunk)
         return logits
 
     def decode(self, token_id: int) -> Logits:
         """Append one token; gives the float32 logits [vocab] after it."""
         self._check((token_id,))
-        return self._step((token_id,))
+        with step(self._timeline, DECODE):
+            return self._step((token_id,))
 
     def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
@@ -81,6 +87,11 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
         return self._memory.read(self.plan)
+
+    @property
+    def simulated(self) -> bool:
+        """True when a simulated device takes part: what it takes on the wall clock is no speed of anything."""
+        return self._device is not None and self._device.simulated
 
     def close(self) -> None:
         """Give back what the device holds. The engine cannot be used afterwards."""

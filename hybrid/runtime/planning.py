@@ -4,18 +4,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybrid.config import RunSettings
+from hybrid.graph.attention import Attention, find_attentions
 from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
-from hybrid.runtime.cache_shape import cache_bytes
+from hybrid.runtime.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
+from offload.advice import with_advice
 from offload.cost_model import StepShape
 from offload.device_profile import DeviceProfile
 from offload.errors import RamBudgetError
+from offload.placing import CHUNK_TOKENS, PlanRequest
 from offload.plan import Plan
-from offload.planner import CHUNK_TOKENS, PlanRequest
 from offload.planner import make_plan as fill_budget
 from offload.specs import WeightFormat
 from offload.units import MIB, format_bytes
@@ -28,36 +30,52 @@ _FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A decoder, its static matmuls, and the context of this run in tokens."""
+    """A decoder, its static matmuls and attentions, and the context of this run in tokens."""
 
     decoder: Decoder
     linears: tuple[Linear, ...]
     context_tokens: int
+    attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
+    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
-    """Open the model of `settings` and find its Linears."""
+    """Open the model of `settings` and find its Linears and attentions.
+
+    Raises UsageError for a type of the cache that this model cannot have.
+    """
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens)
+    shared = decoder.cache if decoder.shared_cache else ()
+    attentions = find_attentions(decoder.graph, shared, context_tokens)
+    attends_outside = settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}
+    if settings.kv_dtype is not None and attends_outside:
+        ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
+        decoder = with_cache_type(decoder, settings.kv_dtype, ours)
+    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions, attends_outside)
 
 
 def make_plan(settings: RunSettings) -> Plan:
-    """What would go where. A machine profile stands for the GPU when one is named, else the driver is asked."""
+    """What would go where, and what would help.
+
+    A machine profile stands for the GPU when one is named, else the driver is asked.
+    """
     opened = open_for_run(settings)
     look = look_through_driver if settings.machine is None else look_in_profile
     target = choose_target(settings, look)
     ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
-    return plan_within(opened, target, {}, resolve_ram(settings.ram, ram))
+    return with_advice(*plan_within(opened, target, {}, resolve_ram(settings.ram, ram)))
 
 
-def plan_within(opened: OpenedModel, target: Target, unsupported: dict[str, str], ram: RamBudget | None) -> Plan:
-    """The plan within the VRAM of the target and the RAM cap.
+def plan_within(
+    opened: OpenedModel, target: Target, unsupported: dict[str, str], ram: RamBudget | None
+) -> tuple[PlanRequest, Plan]:
+    """The plan within the VRAM of the target and the RAM cap, and the request that led to it.
 
     Raises RamBudgetError when a cap that was asked for is too small; one that was not is raised, with a warning.
     """
     request = plan_request(opened, target, unsupported, ram)
     try:
-        return fill_budget(request)
+        return request, fill_budget(request)
     except RamBudgetError as error:
         if ram is None or ram.asked:
             raise
@@ -65,7 +83,8 @@ def plan_within(opened: OpenedModel, target: Target, unsupported: dict[str, str]
             f"{format_bytes(error.least_bytes)} of RAM are needed, and {format_bytes(ram.nbytes)} should be taken: "
             "the machine may become slow, or end this program"
         )
-        return fill_budget(replace(request, ram_budget_bytes=error.least_bytes, warnings=(*request.warnings, warning)))
+        request = replace(request, ram_budget_bytes=error.least_bytes, warnings=(*request.warnings, warning))
+        return request, fill_budget(request)
 
 
 def ram_of(profile: DeviceProfile) -> Ram:
@@ -81,8 +100,7 @@ def plan_request(
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
-    notes = [f"{target.profile.name}: the rates are estimates, not measured on this machine"]
-    notes += decoder.notes
+    notes = [*target.notes, *decoder.notes]
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -104,7 +122,7 @@ def plan_request(
         step=StepShape(islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache),
         unsupported=unsupported,
         notes=tuple(notes),
-        warnings=tuple(note for note in (target.budget.note, ram.note if ram else "") if note),
+        warnings=(*target.warnings, *(note for note in (target.budget.note, ram.note if ram else "") if note)),
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
     )

@@ -15,7 +15,7 @@ from offload.errors import OffloadError
 from offload.plan import HostTier, LinearPlacement
 from offload.runner import LinearRunner
 from offload.specs import Layout
-from tests.device.support import NumpyHost, make_plan
+from tests.device.support import NumpyHost, in_one_block, make_plan, place
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
 
 _FILE_HEADER_BYTES = 1021  # odd, so that no element is aligned
@@ -81,6 +81,27 @@ def test_some_linears_of_a_group_in_files(device: Any, tmp_path: Path) -> None:
     ]
     runner = file_runner(model, placements, device, weights)
     run_steps(model, runner)
+    runner.close()
+
+
+def test_prefill_and_decode_share_what_is_read_ahead(device: Any, tmp_path: Path) -> None:
+    model = Model(FP16)
+    mapped = in_a_file(model, tmp_path / "weights")
+    in_files = {spec.name for spec in model.linears if spec.name[0] in "kgh"}
+    placements = [
+        replace(place(spec, 0.25, 0.25), tier=HostTier.FILE)
+        if spec.name in in_files
+        else place(spec, 0.25, 0.25, 0.5)  # no host columns in prefill
+        for spec in model.linears
+    ]
+    plan = make_plan(placements, CHUNK, SLOTS, SLOT_BYTES, prefill_tokens=4)
+    plan = replace(plan, read_ahead_bytes=12 * PAGE_BYTES)
+    host_weights = in_one_block(model.weights) | {name: mapped[name] for name in in_files}
+    runner = LinearRunner(model.names, plan, mapped, device, NumpyHost(), host_weights=host_weights)
+    assert runner.warning == ""
+    for tokens in (17, 1, 4, 3, 20, 1):
+        for level in range(len(model.levels)):
+            model.run(runner, level, tokens)
     runner.close()
 
 

@@ -108,8 +108,9 @@ def test_one_byte_less_moves_as_little_as_pays_for_the_buffers() -> None:
     assert total(kept) < total(placements)
 
 
-def test_a_quantised_copy_that_leaves_ram_is_read_as_it_is_in_the_file() -> None:
-    placement = placed("a", 40_960, 0, host_format=WeightFormat.INT8, prefill_stop=16)
+@pytest.mark.parametrize("changes", [{"host_format": WeightFormat.INT8}, {"prefill_stop": 16}], ids=str)
+def test_what_leaves_ram_is_read_as_it_is_in_the_file_and_never_streamed(changes: dict[str, Any]) -> None:
+    placement = placed("a", 40_960, 0, **changes)
     (kept,) = keep_in_ram([placement], FIXED, 0)
     assert (kept.tier, kept.host_format, kept.prefill_stop) == (HostTier.FILE, WeightFormat.FP16, 0)
 
