@@ -4,6 +4,7 @@ CuPy's pools are not used: device and pinned blocks have exactly the size that w
 low-level calls are positional integers, and pointers are addresses.
 """
 
+import functools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import numpy.typing as npt
 
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.cuda_compiler import CudaCompiler
+from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, FloatWeight
 from offload.devices.gemm_probe import gemm_is_exact
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
@@ -113,6 +116,32 @@ class CudaStream:
         if began is not None:
             device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
 
+    def multiply_rows(
+        self,
+        x: DeviceArray,
+        w: FloatWeight | BlockWeight,
+        y: DeviceArray,
+        scratch: DeviceArray | None = None,
+        bias: DeviceArray | None = None,
+    ) -> None:
+        """Queue y[M, N] = x[M, K] @ W + bias for 1 to 8 rows by our own kernels; all but W are fp32.
+
+        `scratch` has `CudaDevice.kernels.scratch_bytes(M, w)` bytes. Raises DeviceUnavailableError when the kernel
+        cannot be compiled or loaded.
+        """
+        assert (x.format, y.format, y.shape) == (WeightFormat.FP32, WeightFormat.FP32, (x.shape[0], w.columns))
+        began = self._device.tick(self._stream)
+        self._device.kernels.multiply(
+            FloatRows(_address(x), *x.shape),
+            w,
+            _address(y),
+            self._address,
+            bias=_address(bias) if bias else 0,
+            scratch=_address(scratch) if scratch else 0,
+        )
+        if began is not None:
+            self._device.tock(self._stream, began, self._name, f"multiply {x.shape[0]}x{w.inner}x{w.columns}")
+
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
@@ -144,7 +173,8 @@ class CudaDevice:
             free_bytes, total_bytes = self.runtime.memGetInfo()  # creates the context, if that did not
         except self.runtime.CUDARuntimeError as error:
             raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
-        self.name: str = self.runtime.getDeviceProperties(ordinal)["name"].decode()
+        self._properties = self.runtime.getDeviceProperties(ordinal)
+        self.name: str = self._properties["name"].decode()
         used_after_bytes = nvml.used_bytes(pci_bus_id)
         if used_before_bytes is None or used_after_bytes is None:
             context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
@@ -213,6 +243,13 @@ class CudaDevice:
     def event(self) -> CudaEvent:
         """See Device."""
         return CudaEvent(self, self._cupy.cuda.Event(disable_timing=True))
+
+    @functools.cached_property
+    def kernels(self) -> CudaKernels:
+        """Our own kernels, compiled when first launched. Raises DeviceUnavailableError without NVRTC."""
+        properties = self._properties
+        capability = 10 * properties["major"] + properties["minor"]
+        return CudaKernels(CudaCompiler(*_import_compiler(), capability), properties["multiProcessorCount"])
 
     def start_trace(self) -> None:
         """See Device."""
@@ -309,6 +346,19 @@ def _import_cublas() -> Any:
             f" 'cupy-cuda13x[ctk]' brings it): {_one_line(error)}"
         ) from error
     return cublas
+
+
+def _import_compiler() -> tuple[Any, Any, Any]:
+    """NVRTC, the driver, and what makes a module of compiled code."""
+    from cupy.cuda import driver, function
+    from cupy_backends.cuda.libs import nvrtc
+
+    def load(code: bytes) -> Any:
+        module = function.Module()
+        module.load(code)
+        return module
+
+    return nvrtc, driver, load
 
 
 def _check_driver(runtime: Any, ordinal: int) -> None:

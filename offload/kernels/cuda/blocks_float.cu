@@ -6,7 +6,7 @@
 #include "blocks.cuh"
 
 template <int BITS, typename Scale, int WORDS, int ROWS, bool ALIGNED>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, blocks_at_once(ROWS, ALIGNED))
 multiply_blocks_float(const Byte *__restrict__ w, const typename Scale::Stored *__restrict__ scales,
                       const Byte *__restrict__ zeros, const float *__restrict__ x, const float *__restrict__ bias,
                       float *__restrict__ y, int columns, int inner, int blocks, int block_log2,

@@ -13,6 +13,13 @@ constexpr int MAX_THREADS = 128;     // of a block; the launch may take fewer, i
 constexpr int COLUMNS_PER_BLOCK = 4; // output columns that share one pass over x
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+// Blocks that a multiprocessor has to hold at least, which caps the registers of a thread at 96, 128 or 168, and 255
+// without alignment: more rows need more sums at hand. Left to itself, ptxas would rather spill a few registers than
+// use more than 128.
+__device__ constexpr int blocks_at_once(int rows, bool aligned) {
+    return !aligned ? 2 : rows <= 2 ? 5 : rows <= 4 ? 4 : 3;
+}
+
 __device__ inline float widen_fp16(unsigned short bits) {
 #ifdef __CUDACC_RTC__
     float value;

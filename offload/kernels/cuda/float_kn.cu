@@ -10,7 +10,7 @@ constexpr int TILE = 64, ELEMENTS = 8, STEP = 4;
 constexpr int THREADS_ACROSS = TILE / ELEMENTS;
 
 template <typename Format, int ROWS, bool ALIGNED>
-__global__ void __launch_bounds__(MAX_THREADS, 3)
+__global__ void __launch_bounds__(MAX_THREADS, blocks_at_once(ROWS, ALIGNED))
 multiply_float_kn(const typename Format::Stored *__restrict__ w, const float *__restrict__ x,
                   const float *__restrict__ bias, float *__restrict__ y, int columns, int inner,
                   int steps_per_split) {

@@ -7,7 +7,7 @@
 #include "common.cuh"
 
 template <typename Format, int ROWS, bool ALIGNED>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, blocks_at_once(ROWS, ALIGNED))
 multiply_float_nk(const typename Format::Stored *__restrict__ w, const float *__restrict__ x,
                   const float *__restrict__ bias, float *__restrict__ y, int columns, int inner,
                   int chunks_per_split) {

@@ -71,12 +71,12 @@ class BlockFormat:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes that a thread reads at a time, all of one block."""
+        """Bytes that a thread reads at a time at most, all of one block."""
         return min(_CHUNK_BYTES, self.block * self.bits // 8)
 
     @property
     def chunk_numbers(self) -> int:
-        """Numbers in a chunk."""
+        """Numbers in such a chunk."""
         return self.chunk_bytes * 8 // self.bits
 
     def blocks(self, inner: int) -> int:
@@ -131,13 +131,16 @@ def multiply_blocks(
 ) -> Multiplication:
     """y[rows, columns] = x[rows, inner] @ W for block-quantised weights.
 
-    `int8_rows`: x was quantised by `quantise_rows`. `aligned`: W begins at a multiple of its chunks' size and,
-    unless x is int8, x at one of 16 bytes and `inner` is a multiple of a chunk's numbers.
+    `int8_rows`: x was quantised by `quantise_rows`. `aligned`: W begins at a multiple of `chunk_bytes` and,
+    unless x is int8, x at one of 16 bytes and `inner` is a multiple of `chunk_numbers`.
     """
     _check_rows(rows)
-    arguments = f"<{weight.arguments}, {weight.chunk_bytes // 4}, {rows}, {_flag(aligned)}>"
+    # Unpacked weights and fp32 rows side by side take registers: the more rows, the less of a weight at a time.
+    most_bytes = _CHUNK_BYTES if int8_rows or rows <= 2 else 8 if rows <= 4 else 4
+    chunk_bytes = min(most_bytes, weight.chunk_bytes)
+    arguments = f"<{weight.arguments}, {chunk_bytes // 4}, {rows}, {_flag(aligned)}>"
     name = "blocks_int8" if int8_rows else "blocks_float"
-    chunks = -(-inner // weight.chunk_numbers)
+    chunks = -(-inner * weight.bits // (8 * chunk_bytes))
     return _by_columns(f"{name}.cu", f"multiply_{name}{arguments}", rows, columns, chunks, processors)
 
 
