@@ -15,10 +15,10 @@ import numpy.typing as npt
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
 from offload.devices.cuda_compiler import CudaCompiler
-from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, FloatWeight
+from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
 from offload.devices.gemm_probe import gemm_is_exact
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.specs import Layout, WeightFormat
+from offload.specs import ColumnRange, Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _CUDA_R_32F = 0
@@ -118,29 +118,32 @@ class CudaStream:
 
     def multiply_rows(
         self,
-        x: DeviceArray,
-        w: FloatWeight | BlockWeight,
+        x: DeviceArray | Int8Rows,
+        w: Weight,
         y: DeviceArray,
         scratch: DeviceArray | None = None,
-        bias: DeviceArray | None = None,
     ) -> None:
-        """Queue y[M, N] = x[M, K] @ W + bias for 1 to 8 rows by our own kernels; all but W are fp32.
+        """Queue y[M, N] = x[M, K] @ W for 1 to 8 rows by our own kernels; x is fp32 or quantised, y fp32.
 
         `scratch` has `CudaDevice.kernels.scratch_bytes(M, w)` bytes. Raises DeviceUnavailableError when the kernel
         cannot be compiled or loaded.
         """
-        assert (x.format, y.format, y.shape) == (WeightFormat.FP32, WeightFormat.FP32, (x.shape[0], w.columns))
+        rows = x if isinstance(x, Int8Rows) else _float_rows(x)
+        assert (y.format, y.shape) == (WeightFormat.FP32, (rows.rows, w.columns))
         began = self._device.tick(self._stream)
-        self._device.kernels.multiply(
-            FloatRows(_address(x), *x.shape),
-            w,
-            _address(y),
-            self._address,
-            bias=_address(bias) if bias else 0,
-            scratch=_address(scratch) if scratch else 0,
-        )
+        scratch_address = _address(scratch) if scratch else 0
+        self._device.kernels.multiply(rows, w, _address(y), self._address, scratch=scratch_address)
         if began is not None:
-            self._device.tock(self._stream, began, self._name, f"multiply {x.shape[0]}x{w.inner}x{w.columns}")
+            self._device.tock(self._stream, began, self._name, f"multiply {rows.rows}x{w.inner}x{w.columns}")
+
+    def quantise_rows(self, x: DeviceArray, into: Int8Rows) -> None:
+        """Queue the quantisation of fp32 x[M, K] for `multiply_rows`."""
+        self._device.kernels.quantise(_float_rows(x), into, self._address)
+
+    def dequantise(self, w: BlockWeight, columns: ColumnRange, out: DeviceArray) -> None:
+        """Queue some columns of W into a panel [n, K] of fp16 or fp32, for `gemm` with many rows."""
+        assert out.shape == (len(columns), w.inner)
+        self._device.kernels.dequantise(w, columns.start, columns.stop, _address(out), out.format, self._address)
 
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
@@ -321,6 +324,11 @@ def _address(array: DeviceArray) -> int:
     return array.allocation.address + array.offset_bytes
 
 
+def _float_rows(x: DeviceArray) -> FloatRows:
+    assert x.format is WeightFormat.FP32
+    return FloatRows(_address(x), *x.shape)
+
+
 def _import_cupy() -> tuple[Any, Any]:
     try:
         import cupy
@@ -349,7 +357,7 @@ def _import_cublas() -> Any:
 
 
 def _import_compiler() -> tuple[Any, Any, Any]:
-    """NVRTC, the driver, and what makes a module of compiled code."""
+    """NVRTC, the driver, and what makes a module of code."""
     from cupy.cuda import driver, function
     from cupy_backends.cuda.libs import nvrtc
 

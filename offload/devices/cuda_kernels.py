@@ -75,6 +75,10 @@ class FloatRows:
     inner: int
 
 
+Weight = FloatWeight | BlockWeight
+Rows = FloatRows | Int8Rows
+
+
 class CudaKernels:
     """The kernels of one GPU."""
 
@@ -83,7 +87,7 @@ class CudaKernels:
         self._launch = launcher
         self._processors = processors
 
-    def scratch_bytes(self, rows: int, weight: FloatWeight | BlockWeight) -> int:
+    def scratch_bytes(self, rows: int, weight: Weight) -> int:
         """Bytes of device memory that `multiply` needs beside x, W and y; at most for any kind of x."""
         columns = weight.columns
         if isinstance(weight, FloatWeight):
@@ -92,8 +96,8 @@ class CudaKernels:
 
     def multiply(
         self,
-        x: FloatRows | Int8Rows,
-        weight: FloatWeight | BlockWeight,
+        x: Rows,
+        weight: Weight,
         y: int,
         stream: int,
         bias: int = 0,
@@ -178,7 +182,7 @@ def _float_aligned(x: FloatRows, weight: FloatWeight) -> bool:
     return weight.columns % 8 == 0 and weight.inner % 4 == 0
 
 
-def _blocks_aligned(x: FloatRows | Int8Rows, weight: BlockWeight) -> bool:
+def _blocks_aligned(x: Rows, weight: BlockWeight) -> bool:
     if weight.numbers % weight.format.chunk_bytes:
         return False
     return isinstance(x, Int8Rows) or (x.address % 16 == 0 and x.inner % weight.format.chunk_numbers == 0)
