@@ -54,9 +54,7 @@ class CudaCompiler:
 
     def __call__(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None:
         """Queue a launch with ctypes arguments. Raises DeviceUnavailableError when it cannot be compiled or loaded."""
-        function = self._functions.get((launch.program, launch.kernel))
-        if function is None:
-            function = self._function(launch.program, launch.kernel)
+        function = self._functions.get((launch.program, launch.kernel)) or self.prepare(launch)
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         x, y = launch.blocks
         # The driver copies the arguments before it returns.
@@ -64,13 +62,9 @@ class CudaCompiler:
             function.ptr, x, y, 1, launch.threads, 1, 1, launch.shared_bytes, stream, ctypes.addressof(addresses), 0
         )
 
-    def prepare(self, launch: Launch) -> None:
-        """Compile and load what a launch needs now, rather than at the first."""
-        if (launch.program, launch.kernel) not in self._functions:
-            self._function(launch.program, launch.kernel)
-
-    def _function(self, file: str, kernel: str) -> Any:
-        source = program(file)
+    def prepare(self, launch: Launch) -> Any:
+        """The function that a launch needs, compiled and loaded. Raises DeviceUnavailableError."""
+        kernel, source = launch.kernel, program(launch.program)
         key = "\0".join([source, kernel, self._target, *_OPTIONS, str(self._version)])
         kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.kernel"
         name, code = _read(kept) or (None, b"")
@@ -84,7 +78,7 @@ class CudaCompiler:
                 f"the driver cannot load the kernel {kernel} that NVRTC {self._named_version} compiled for"
                 f" {self._target}; update the driver: {_one_line(error)}"
             ) from error
-        self._functions[file, kernel] = function  # which keeps its module alive
+        self._functions[launch.program, kernel] = function  # which keeps its module alive
         return function
 
     def _compile(self, source: str, kernel: str) -> tuple[str, bytes]:
