@@ -1,4 +1,4 @@
-"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat` and `doctor`.
+"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat`, `tune` and `doctor`.
 
 Standard output carries the result and nothing else; everything for people goes to standard error.
 Whatever is slow to import is imported inside the commands.
@@ -74,6 +74,7 @@ def run(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -93,6 +94,7 @@ def run(
     chat_template: options.TemplateName = None,
     stats: options.Stats = None,
     timeline: options.TimelineFile = None,
+    op_times: options.OpTimes = False,
     verbose: options.ShowPlacement = False,
     config: Config = None,
     print_config: options.PrintConfig = False,
@@ -102,27 +104,29 @@ def run(
     if print_config:
         return _print_settings(run, locals())
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
+        if timeline is not None or op_times:
+            raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(
-            model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
-            typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
+            model, variant, cuda, device, machine, context, threads, kv_dtype, max_tokens, temperature, top_k, top_p,
+            min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop,
+            chat_template,
         )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
-    if timeline is not None:
-        check_writable("--timeline", timeline)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
     text = _prompt_text(prompt, file)
     flags = _sampling_flags(locals())
 
     from hybrid import report
-    from hybrid.completion import Request, complete, write_timeline
+    from hybrid.completion import Request, complete
+    from hybrid.recording import start_recording
     from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
     from hybrid.text.text_model import open_text_model
-    from offload.telemetry import Timeline
 
     merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
-    recorder = Timeline() if timeline is not None else None
+    recording = start_recording(timeline, op_times)
+    watched = recording.timeline if recording else None
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
-        text_model = open_text_model(settings, chat_template, False, on_stage, on_bytes, recorder)
+        text_model = open_text_model(settings, chat_template, False, on_stage, on_bytes, watched)
     with text_model:
         sampling = merge_sampling(text_model.defaults.sampling, **flags)
         if beams > 1 and temperature is None:
@@ -137,9 +141,11 @@ def run(
             say(f"note: {warning}")
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
-        finished = complete(text_model, request, recorder, stats is options.StatsFormat.JSON)
-        if recorder is not None and timeline is not None:
-            write_timeline(recorder, timeline)  # before the device closes: its part is read now
+        finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON)
+        if op_times and recording is not None and stats is None:
+            say(report.op_times_text(recording.op_times(), width(sys.stderr)).rstrip("\n"))
+        if recording is not None:
+            recording.write(text_model.engine.decoder.name)  # before the device closes: its part is read now
     return 0 if finished else INTERRUPTED
 
 
@@ -150,7 +156,9 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
+    kv_dtype: options.CacheType = None,
     as_json: options.AsJson = False,
+    draw: options.DrawFile = None,
     verbose: options.ShowLinears = False,
     config: Config = None,
     print_config: options.PrintConfig = False,
@@ -162,13 +170,19 @@ def plan(
     from hybrid.model.hub import resolve_model
     from hybrid.runtime.planning import make_plan
 
+    if draw is not None:
+        from hybrid.drawing.files import check_picture, write_plan_picture
+
+        check_picture("--draw", draw)
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
+    made = make_plan(RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
         emit(report.plan_text(made, cuda, width(sys.stdout), each_linear=verbose))
+    if draw is not None:
+        write_plan_picture(made, draw)
     return 0
 
 
@@ -180,6 +194,7 @@ def chat(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -201,7 +216,7 @@ def chat(
     if print_config:
         return _print_settings(chat, locals())
     flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation
@@ -236,6 +251,40 @@ def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson =
     found = examine(None if model is None else Path(model), os.environ)
     emit(json.dumps(found.to_json(), indent=2) + "\n" if as_json else report_text(found, width(sys.stdout)))
     return PROBLEMS if found.problems else 0
+
+
+def tune(
+    calibrate: options.Calibrate = False,
+    out: options.ProfileOut = None,
+    device: options.DeviceName = "auto",
+    threads: options.Threads = None,
+    as_json: options.ProfileAsJson = False,
+) -> int:
+    """`hybrid tune`; gives the exit code."""
+    if not calibrate:
+        raise UsageError("say what to tune: hybrid tune --calibrate measures this machine")
+
+    from hybrid import report
+    from hybrid.runtime.machines import calibration_file, save_profile
+    from hybrid.runtime.threads import default_threads
+    from hybrid.tune.calibration import measure_machine
+    from hybrid.tune.table import calibration_text
+
+    if out is not None:
+        check_writable("--out", out)
+    folder = calibration_file("").parent if out is None else out.absolute().parent
+    with report.tuning_progress(sys.stderr) as on_stage:
+        made = measure_machine(device, threads or default_threads(), folder, on_stage)
+    path = out or calibration_file(made.profile.name)
+    save_profile(made.profile, path)
+    if as_json:
+        emit(json.dumps(made.profile.to_json(), indent=2) + "\n")
+    else:
+        emit(calibration_text(made.profile, made.estimate, width(sys.stdout)))
+    for note in made.notes:
+        say(f"note: {note}")
+    say(f"saved as {path}" + ("" if out is None and not made.profile.estimated else f"; --machine {path} uses it"))
+    return 0
 
 
 def _print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> int:
@@ -297,6 +346,7 @@ def _hybrid() -> typer.Typer:
     application.command(help=options.RUN_HELP)(run)
     application.command(help=options.PLAN_HELP)(plan)
     application.command(help=options.CHAT_HELP)(chat)
+    application.command(help=options.TUNE_HELP)(tune)
     application.command(help=options.DOCTOR_HELP)(doctor)
     return application
 

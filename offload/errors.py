@@ -4,6 +4,7 @@ OffloadError                    base
 ├── BudgetError                 a VRAM budget that cannot be read or cannot be
 ├── DeviceUnavailableError      no usable GPU; says why
 ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
+├── PinningError                memory of ours that the device cannot read in place
 └── ProfileError                a device profile that cannot be read
 """
 
@@ -28,6 +29,10 @@ class OutOfDeviceMemoryError(OffloadError, MemoryError):
         self.asked_bytes = asked_bytes
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
+
+
+class PinningError(OffloadError):
+    """Host memory that cannot be page-locked where it is."""
 
 
 class ProfileError(OffloadError):

@@ -16,7 +16,7 @@ from hybrid.runtime.loading import linears_outside, load
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from offload.devices.simulated import SimulatedDevice
-from offload.planner import Shares, place
+from offload.placing import Shares, place
 from offload.specs import LinearSpec
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
@@ -29,6 +29,7 @@ class Placement:
 
     name: str
     shares: Callable[[int, LinearSpec], Shares]
+    prefill_tokens: int = 0
 
 
 PLACEMENTS = (
@@ -78,7 +79,12 @@ def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
     """An engine with this placement on a simulated device, every float Linear outside its island."""
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
-    plan = place(plan_request(opened, target, {}), lambda linear: placement.shares(numbers[linear.name], linear))
+    request = plan_request(opened, target, {})
+    plan = place(
+        request,
+        lambda linear: placement.shares(numbers[linear.name], linear),
+        prefill_tokens=placement.prefill_tokens,
+    )
     outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
     return load(opened, plan, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from hybrid.config import RunSettings
 from hybrid.doctor.findings import Finding, note, ok, problem
 from hybrid.errors import OffloadError
+from hybrid.runtime.machines import find_profile
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.ram import Ram
-from hybrid.runtime.target import GpuFacts, Target, choose_target, find_profile
+from hybrid.runtime.target import GpuFacts, Target, choose_target
 from offload.budget import ResolvedBudget
 from offload.device_profile import DeviceProfile
 from offload.devices.nvml import Driver
+from offload.placing import Shares, place
 from offload.plan import Plan
 from offload.planner import make_plan
 from offload.specs import LinearSpec
@@ -31,7 +33,7 @@ def examine_model(
     try:
         opened = open_for_run(settings)
         on_cpu = make_plan(plan_request(opened, choose_target(settings, _no_gpu), {}))
-        on_gpu = make_plan(plan_request(opened, _unlimited_gpu(), dict(device_refuses)))
+        on_gpu = place(plan_request(opened, _unlimited_gpu(), dict(device_refuses)), lambda _: Shares(1.0))
     except OffloadError as error:
         return [problem(str(error))]
     specs = [linear.spec for linear in opened.linears]

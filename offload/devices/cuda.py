@@ -1,4 +1,4 @@
-"""A CUDA GPU through CuPy's low-level calls; the only importer of cupy, and late.
+"""A CUDA GPU through CuPy's low-level calls.
 
 CuPy's pools are not used: device and pinned blocks have exactly the size that was asked for. Arguments of the
 low-level calls are positional integers, and pointers are addresses.
@@ -7,6 +7,7 @@ low-level calls are positional integers, and pointers are addresses.
 import functools
 import os
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
 from offload.devices.cuda_compiler import CudaCompiler
 from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
+from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
 from offload.devices.gemm_probe import gemm_is_exact
-from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError, PinningError
 from offload.specs import ColumnRange, Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
@@ -25,7 +27,7 @@ _CUDA_R_32F = 0
 _OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _COMPUTE_32F = 68
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
-_NO_MEMORY, _NO_DEVICE = 2, 100  # cudaError_t
+_NO_MEMORY = 2  # cudaError_t
 _CUBLAS_ALLOC_FAILED = 3
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
@@ -61,7 +63,7 @@ class CudaStream:
         self._stream = stream
         self._address = stream.ptr
         runtime, cublas = device.runtime, device.cublas
-        self._memcpy = runtime.memcpyAsync
+        self._memcpy, self._memcpy_2d = runtime.memcpyAsync, runtime.memcpy2DAsync
         self._event_record = runtime.eventRecord
         self._wait_event = runtime.streamWaitEvent
         self._gemm_ex = cublas.gemmEx
@@ -70,9 +72,14 @@ class CudaStream:
     def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
         """See DeviceStream."""
         assert src.nbytes == dst.nbytes
-        assert src.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._memcpy(_address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+        if src.flags.c_contiguous:
+            self._memcpy(_address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+        else:
+            assert (src.shape, src.strides[1]) == (dst.shape, src.itemsize)
+            row = dst.nbytes // len(src)
+            source = (src.ctypes.data, src.strides[0])
+            self._memcpy_2d(_address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
 
@@ -164,11 +171,12 @@ class CudaDevice:
     """See Device. Raises DeviceUnavailableError, with one line that says what is missing."""
 
     simulated = False
+    hollow = False
 
     def __init__(self, ordinal: int = 0) -> None:
-        self._cupy, self.runtime = _import_cupy()
-        _check_driver(self.runtime, ordinal)
-        self.cublas = _import_cublas()
+        self._cupy, self.runtime = import_cupy()
+        check_driver(self.runtime, ordinal)
+        self.cublas = import_cublas()
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
         used_before_bytes = nvml.used_bytes(pci_bus_id)
         try:
@@ -189,6 +197,7 @@ class CudaDevice:
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
+        self._trace_began_s = 0.0
         # cuBLAS reads the scalars of a GEMM from host memory, so they have to outlive it.
         self._scalars = np.array([1.0, 0.0], np.float32)
         self.one_address = self._scalars.ctypes.data
@@ -239,6 +248,17 @@ class CudaDevice:
         # The array's base keeps `memory` alive, which frees the block when the last view is gone.
         return np.frombuffer(self._cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes)
 
+    def pin(self, array: npt.NDArray[np.uint8]) -> None:
+        """See Device."""
+        try:
+            self.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
+        except self.runtime.CUDARuntimeError as error:
+            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from error
+
+    def unpin(self, array: npt.NDArray[np.uint8]) -> None:
+        """See Device."""
+        self.runtime.hostUnregister(array.ctypes.data)
+
     def stream(self, name: str) -> CudaStream:
         """See Device."""
         return CudaStream(self, name, self._cupy.cuda.Stream(non_blocking=True))
@@ -252,7 +272,7 @@ class CudaDevice:
         """Our own kernels, compiled when first launched. Raises DeviceUnavailableError without NVRTC."""
         properties = self._properties
         capability = 10 * properties["major"] + properties["minor"]
-        return CudaKernels(CudaCompiler(*_import_compiler(), capability), properties["multiProcessorCount"])
+        return CudaKernels(CudaCompiler(*import_compiler(), capability), properties["multiProcessorCount"])
 
     def start_trace(self) -> None:
         """See Device."""
@@ -260,6 +280,11 @@ class CudaDevice:
         self.runtime.deviceSynchronize()
         self._trace_base = self.tick(self._cupy.cuda.Stream(non_blocking=True))
         self._trace_base.synchronize()
+        self._trace_began_s = perf_counter()
+
+    def trace_clock_s(self) -> float:
+        """See Device. The host's clock, which runs as the GPU's does."""
+        return perf_counter() - self._trace_began_s
 
     def take_trace(self) -> list[Span]:
         """See Device."""
@@ -327,71 +352,3 @@ def _address(array: DeviceArray) -> int:
 def _float_rows(x: DeviceArray) -> FloatRows:
     assert x.format is WeightFormat.FP32
     return FloatRows(_address(x), *x.shape)
-
-
-def _import_cupy() -> tuple[Any, Any]:
-    try:
-        import cupy
-        from cupy.cuda import runtime
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
-        raise DeviceUnavailableError(
-            "CuPy is not installed: pip install 'hybrid-run[cu12]' (driver 525 or newer)"
-            " or 'hybrid-run[cu13]' (driver 580 or newer)"
-        ) from error
-    except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
-    return cupy, runtime
-
-
-def _import_cublas() -> Any:
-    try:
-        from cupy_backends.cuda.libs import cublas
-    except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(
-            f"the cuBLAS library cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
-            f" 'cupy-cuda13x[ctk]' brings it): {_one_line(error)}"
-        ) from error
-    return cublas
-
-
-def _import_compiler() -> tuple[Any, Any, Any]:
-    """NVRTC, the driver, and what makes a module of code."""
-    from cupy.cuda import driver, function
-    from cupy_backends.cuda.libs import nvrtc
-
-    def load(code: bytes) -> Any:
-        module = function.Module()
-        module.load(code)
-        return module
-
-    return nvrtc, driver, load
-
-
-def _check_driver(runtime: Any, ordinal: int) -> None:
-    driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    if driver == 0:
-        raise DeviceUnavailableError("no NVIDIA driver is installed, or this process cannot see it")
-    if driver // 1000 < built_for // 1000:
-        other = ", or pip install 'hybrid-run[cu12]'" if driver // 1000 == 12 else ""
-        raise DeviceUnavailableError(
-            f"the NVIDIA driver is too old: it serves CUDA {_version(driver)} and CuPy was built for"
-            f" CUDA {_version(built_for)}; update the driver{other}"
-        )
-    try:
-        devices = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        if error.status == _NO_DEVICE:
-            raise DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)") from error
-        raise DeviceUnavailableError(f"CUDA does not start: {_one_line(error)}") from error
-    if not 0 <= ordinal < devices:
-        raise DeviceUnavailableError(f"there is no CUDA device {ordinal}: {devices} are visible")
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """Compile our CUDA C kernels when first needed, keep them on disk, and launch them.
 
 NVRTC is called directly rather than through CuPy's RawModule, which wants CUDA's header files and flushes small
-numbers to zero. CuPy's modules are handed in by cuda.py, their only importer.
+numbers to zero. CuPy's modules are handed in by cuda.py.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from offload.devices.cuda_libraries import one_line
 from offload.errors import DeviceUnavailableError
 from offload.kernels.cuda.launch import Launch
 from offload.kernels.cuda.sources import program
@@ -40,7 +41,7 @@ class CudaCompiler:
         except RuntimeError as error:  # CuPy looks for the library when it is first called
             raise DeviceUnavailableError(
                 "the CUDA compiler library NVRTC cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
-                f" 'cupy-cuda13x[ctk]' brings it): {_one_line(error)}"
+                f" 'cupy-cuda13x[ctk]' brings it): {one_line(error)}"
             ) from error
         # Machine code needs no newer driver than CuPy's own. For a GPU that is newer than this NVRTC: code for
         # the newest it knows, which the driver translates.
@@ -76,7 +77,7 @@ class CudaCompiler:
         except (RuntimeError, OSError) as error:
             raise DeviceUnavailableError(
                 f"the driver cannot load the kernel {kernel} that NVRTC {self._named_version} compiled for"
-                f" {self._target}; update the driver: {_one_line(error)}"
+                f" {self._target}; update the driver: {one_line(error)}"
             ) from error
         self._functions[launch.program, kernel] = function  # which keeps its module alive
         return function
@@ -90,7 +91,7 @@ class CudaCompiler:
             try:
                 nvrtc.compileProgram(made, (f"-arch={self._target}", *_OPTIONS))
             except nvrtc.NVRTCError as error:
-                log = _one_line(nvrtc.getProgramLog(made))
+                log = one_line(nvrtc.getProgramLog(made))
                 raise DeviceUnavailableError(f"NVRTC {self._named_version} does not compile {kernel}: {log}") from error
             code = nvrtc.getCUBIN(made) if self._machine_code else nvrtc.getPTX(made)
             return str(nvrtc.getLoweredName(made, kernel)), bytes(code)
@@ -127,7 +128,3 @@ def _write(kept: Path, name: str, code: bytes) -> None:
         os.replace(part.name, kept)
     except OSError:
         return  # no folder to write to, or a full disk: compile again next time
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

@@ -6,6 +6,7 @@ right results show that the arguments are right. Stream order is left to the sim
 
 import ctypes
 import sys
+from mmap import PAGESIZE
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,8 @@ class EmulatedCupy:
         self.current_stream: Any = None
         self.refused_types: set[int] = set()
         self.synchronize_error = 0
+        self.register_error = 0
+        self.registered: dict[int, range] = {}  # pages by address
         self._handles = iter(range(1, 1 << 30))
 
     # cupy.cuda.runtime
@@ -68,6 +71,27 @@ class EmulatedCupy:
         assert stream != 0
         self.calls.append(("memcpyAsync", (dst, src, nbytes, kind, stream)))
         ctypes.memmove(dst, src, nbytes)
+
+    def memcpy2DAsync(self, dst, dpitch, src, spitch, width, height, kind, stream):  # type: ignore[no-untyped-def]
+        assert min(dpitch, spitch) >= width
+        assert self._is_device(dst, (height - 1) * dpitch + width)
+        assert kind == 1
+        assert stream != 0
+        self.calls.append(("memcpy2DAsync", (dst, dpitch, src, spitch, width, height, kind, stream)))
+        for row in range(height):
+            ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
+
+    def hostRegister(self, ptr: int, size: int, flags: int) -> None:
+        assert flags == 0
+        pages = range(ptr // PAGESIZE, -(-(ptr + size) // PAGESIZE))
+        if self.register_error:
+            raise CUDARuntimeError(self.register_error)
+        if any(pages.start < other.stop and other.start < pages.stop for other in self.registered.values()):
+            raise CUDARuntimeError(712)
+        self.registered[ptr] = pages
+
+    def hostUnregister(self, ptr: int) -> None:
+        del self.registered[ptr]
 
     def wait(self, handle: int = 0) -> None:
         if self.synchronize_error:
@@ -158,6 +182,9 @@ class EmulatedCupy:
             malloc=self.malloc,
             free=self.free,
             memcpyAsync=self.memcpyAsync,
+            memcpy2DAsync=self.memcpy2DAsync,
+            hostRegister=self.hostRegister,
+            hostUnregister=self.hostUnregister,
             eventRecord=record("eventRecord"),
             streamWaitEvent=record("streamWaitEvent"),
             eventSynchronize=self.wait,

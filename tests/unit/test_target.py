@@ -8,7 +8,8 @@ import pytest
 
 from hybrid.config import RunSettings
 from hybrid.errors import DeviceUnavailableError, UsageError
-from hybrid.runtime.target import GpuFacts, choose_target, find_profile, look_in_profile
+from hybrid.runtime.machines import find_profile
+from hybrid.runtime.target import GpuFacts, choose_target, look_in_profile
 from offload.device_profile import DeviceProfile
 from offload.errors import BudgetError, ProfileError
 from offload.units import GIB, MIB
@@ -113,8 +114,8 @@ def test_a_named_machine_stands_as_it_is() -> None:
 
 def test_the_simulated_device_needs_no_gpu_and_says_that_its_times_are_modelled() -> None:
     target = choose_target(RunSettings(device="simulated", cuda="1"), never)
-    assert (target.device, target.profile.name, target.budget.nbytes) == ("simulated", "colab-t4", GIB)
-    assert target.why == "simulated Tesla T4, its times are modelled"
+    assert (target.device, target.profile.name, target.budget.nbytes) == ("simulated", "toy", GIB)
+    assert target.why == "simulated toy GPU, its times are modelled"
 
 
 def test_the_cpu_and_a_budget_contradict_each_other() -> None:
