@@ -50,7 +50,7 @@ class BlockWeight:
 class Int8Rows:
     """Rows of x quantised in blocks: int8[rows, blocks * block], padded, and fp32 scales[rows, blocks].
 
-    `numbers` is a multiple of 16.
+    `numbers` is a multiple of 16: a kernel that read elsewhere would take the whole CUDA context down.
     """
 
     numbers: int
@@ -58,6 +58,11 @@ class Int8Rows:
     rows: int
     block: int
     inner: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an address that is not aligned."""
+        if self.numbers % 16:
+            raise ValueError(f"int8 rows begin at a multiple of 16 bytes, not at {self.numbers:#x}")
 
     @staticmethod
     def sizes_bytes(rows: int, inner: int, block: int) -> tuple[int, int]:

@@ -228,6 +228,8 @@ def test_operands_that_do_not_belong_together(kernels: CudaKernels) -> None:
         kernels.multiply(Int8Rows(256, 256, 1, 32, 64), floats, 256, 1)
     with pytest.raises(ValueError, match="x is in blocks of 64 and the weight in blocks of 32"):
         kernels.multiply(Int8Rows(256, 256, 1, 64, 64), blocks, 256, 1)
+    with pytest.raises(ValueError, match="multiple of 16 bytes, not at 0x108"):
+        Int8Rows(264, 256, 1, 32, 64)
     with pytest.raises(ValueError, match="columns 3:9 are not among 8"):
         kernels.dequantise(blocks, 3, 9, 256, WeightFormat.FP16, 1)
     with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):

@@ -1,6 +1,6 @@
 // What all kernels here share: number formats, loads, and the sum of what the threads of a block have found.
 //
-// NVRTC compiles this without any header. A C++ compiler does too, behind tests/cuda_shim/shim.h; what only a
+// NVRTC compiles this without any header. A C++ compiler does too, behind tests/kernels/shim/shim.h; what only a
 // GPU can do stands behind __CUDACC_RTC__ and has an exact twin beside it.
 
 #ifdef __CUDACC_RTC__
