@@ -74,6 +74,8 @@ def run(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    host_dtype: options.HostDtype = None,
+    activations: options.Activations = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -103,10 +105,11 @@ def run(
         return _print_settings(run, locals())
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
         return chat(
-            model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
-            typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
+            model, variant, cuda, device, machine, context, threads, host_dtype, activations, max_tokens, temperature,
+            top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed,
+            stop, chat_template,
         )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, host_dtype, activations)
     if timeline is not None:
         check_writable("--timeline", timeline)
     text = _prompt_text(prompt, file)
@@ -150,6 +153,7 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
+    host_dtype: options.HostDtype = None,
     as_json: options.AsJson = False,
     verbose: options.ShowLinears = False,
     config: Config = None,
@@ -164,7 +168,7 @@ def plan(
 
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
+    made = make_plan(RunSettings(path, variant, cuda, device, machine, context, host_dtype=host_dtype))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -180,6 +184,8 @@ def chat(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    host_dtype: options.HostDtype = None,
+    activations: options.Activations = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -201,7 +207,7 @@ def chat(
     if print_config:
         return _print_settings(chat, locals())
     flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, host_dtype, activations)
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation

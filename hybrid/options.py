@@ -74,6 +74,23 @@ Threads = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="CPU threads.", show_default="physical cores it may use"),
 ]
+HostDtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8|int4",
+        help="Quantise what the CPU multiplies while loading: half or a quarter of fp16's RAM and time, a little less "
+        "exact.",
+        show_default="as the model stores it",
+    ),
+]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8|float",
+        help="What int8 and int4 weights multiply: activations rounded to int8 (fast), or as they are.",
+        show_default="as the model says; int8 with --host-dtype",
+    ),
+]
 
 
 Prompt = Annotated[

@@ -8,7 +8,7 @@ from offload.device_profile import DeviceProfile
 from offload.devices.base import aligned
 from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
 from offload.plan import LinearPlacement, Plan, StreamRing
-from offload.specs import ColumnRange, LinearSpec
+from offload.specs import ColumnRange, LinearSpec, WeightFormat
 from offload.units import format_bytes
 
 DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
@@ -46,6 +46,7 @@ class PlanRequest:
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # of what led to the budget
+    host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -121,8 +122,14 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares) -> L
         streamed=ColumnRange(resident, on_device),
         host=ColumnRange(on_device, columns),
         reason=reason,
-        host_format=linear.format,
+        host_format=_host_format(request, linear),
     )
+
+
+def _host_format(request: PlanRequest, linear: LinearSpec) -> WeightFormat:
+    if request.host_format is None or linear.host_only_reason or not linear.format.is_float:
+        return linear.format
+    return request.host_format
 
 
 def _whole_tiles(columns: int, share: float) -> int:

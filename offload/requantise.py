@@ -12,7 +12,7 @@ from offload.quantised import QuantisedWeight
 from offload.specs import REQUANTISED_BLOCK, Layout, WeightFormat
 
 _KERNELS = {Layout.NK: requantise_loops.requantise_nk, Layout.KN: requantise_loops.requantise_kn}
-_PART_COLUMNS = 1024  # after so many, progress is told
+_PART_BYTES = 64 << 20  # after so many, progress is told
 
 
 def requantise_into_ram(
@@ -67,13 +67,14 @@ def _requantise(
     kernel = _kernel(linear.format, linear.layout, placement.host_format)
     job, threads = host.kernel_address(host_jobs.requantise), numba.get_num_threads()
     distance = weight.strides[0] // weight.itemsize
-    for start in range(columns.start, columns.stop, _PART_COLUMNS):
-        stop = min(start + _PART_COLUMNS, columns.stop)
+    column_bytes = linear.in_features * weight.itemsize
+    for start in range(columns.start, columns.stop, max(1, _PART_BYTES // column_bytes)):
+        stop = min(start + max(1, _PART_BYTES // column_bytes), columns.stop)
         addresses = [array.__array_interface__["data"][0] for array in (weight, target.packed, target.scales)]
         words = [kernel, addresses[0], distance, linear.in_features, start, stop, addresses[1], addresses[2]]
         task = np.array(words, np.int64)
         host.launcher()(job, task.ctypes.data, threads)
-        on_bytes((stop - start) * linear.in_features * weight.itemsize)
+        on_bytes((stop - start) * column_bytes)
 
 
 def _kernel(stored: WeightFormat, layout: Layout, wanted: WeightFormat) -> int:

@@ -10,6 +10,8 @@ from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import LinearPlacement, Plan
+from offload.quantised import Activations, QuantisedWeight
+from offload.specs import Layout
 from offload.telemetry import Timeline, span
 
 _TRACK = "linears"
@@ -44,13 +46,15 @@ class LinearRunner:
         host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
-        host_weights: Mapping[str, HostArray] | None = None,
+        host_weights: Mapping[str, HostArray | QuantisedWeight] | None = None,
+        activations: Mapping[str, Activations] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
         `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
-        host columns keep using those in `host_weights`, where they are given. `device` and `host` may be None where
-        the plan has nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
+        host columns keep using those in `host_weights`, where they are given; quantised ones meet `activations`,
+        by Linear, else floats. `device` and `host` may be None where the plan has nothing for them. `on_bytes` is
+        called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -70,7 +74,7 @@ class LinearRunner:
                 _Level(
                     device=tuple(on_device[group] for group in level if group in on_device),
                     host=tuple(
-                        _host_work(group, on_host, host_weights or weights, host)
+                        _host_work(group, on_host, host_weights or weights, activations or {}, host)
                         for group, members in level.items()
                         if (on_host := [placement for placement in members if len(placement.host)])
                     ),
@@ -167,7 +171,8 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
 def _host_work(
     group: str,
     placements: Sequence[LinearPlacement],
-    weights: Mapping[str, HostArray],
+    weights: Mapping[str, HostArray] | Mapping[str, HostArray | QuantisedWeight],
+    activations: Mapping[str, Activations],
     host: HostBackend | None,
 ) -> _HostWork:
     if host is None:
@@ -175,10 +180,11 @@ def _host_work(
     columns = [
         HostColumns(
             weights[placement.linear.name],
-            placement.linear.format,
-            placement.linear.layout,
+            placement.host_format,
+            placement.linear.layout if placement.host_format.is_float else Layout.NK,
             placement.host.start,
             placement.host.stop,
+            activations.get(placement.linear.name, Activations.FLOAT),
         )
         for placement in placements
     ]

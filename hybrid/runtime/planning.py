@@ -8,11 +8,14 @@ from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import cache_bytes
+from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.cost_model import StepShape
 from offload.plan import Plan
 from offload.planner import PlanRequest
 from offload.planner import make_plan as fill_budget
+from offload.quantised import Activations
+from offload.specs import WeightFormat
 from offload.units import format_bytes
 
 
@@ -23,12 +26,15 @@ class OpenedModel:
     decoder: Decoder
     linears: tuple[Linear, ...]
     context_tokens: int
+    host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
+    activations: Activations | None = None  # as asked; None goes by the model
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
     """Open the model of `settings` and find its Linears."""
+    host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens)
+    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, host_format, activations)
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -46,6 +52,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
     layers = max(1, len(decoder.cache) // 2)
     notes = [f"{target.profile.name}: the rates are estimates, not measured on this machine"]
     notes += decoder.notes
+    notes += quantisation_notes(specs, opened.host_format)
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -66,10 +73,14 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
         unsupported=unsupported,
         notes=tuple(notes),
         warnings=(target.budget.note,) if target.budget.note else (),
+        host_format=opened.host_format,
     )
 
 
 def _other_weight_bytes(opened: OpenedModel) -> int:
     """Embeddings, norms and tables: every initializer that is not a Linear's weight."""
     linear_weights = {linear.weight for linear in opened.linears}
+    for linear in opened.linears:
+        if linear.blocks is not None:
+            linear_weights |= {linear.blocks.scales, linear.blocks.zero_points}
     return sum(i.nbytes for name, i in opened.decoder.graph.initializers.items() if name not in linear_weights)

@@ -139,6 +139,8 @@ def load(
     context_tokens: int | None = None,
     threads: int | None = None,
     variant: str | None = None,
+    host_dtype: str | None = None,
+    activations: str | None = None,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -148,7 +150,9 @@ def load(
             print(model.generate("Why is the sky blue?"))
 
     `cuda` is the VRAM budget: GiB, or text such as "800MiB", "80%" or "auto"; 0 keeps everything on the CPU, None
-    lets the machine decide. Raises OffloadError for anything that can be put right.
+    lets the machine decide. `host_dtype` "int8" or "int4" quantises on load what the CPU multiplies; `activations`
+    "int8" or "float" says what quantised weights multiply. Raises OffloadError for anything that can be put right.
     """
     budget = None if cuda is None else str(cuda)
-    return open_text_model(RunSettings(model, variant, budget, device, machine, context_tokens, threads))
+    settings = RunSettings(model, variant, budget, device, machine, context_tokens, threads, host_dtype, activations)
+    return open_text_model(settings)

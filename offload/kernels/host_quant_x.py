@@ -35,7 +35,7 @@ def padded(typing: Any, x: Any, count: Any, values: Any) -> Any:
 def round_block(typing: Any, x: Any, values: Any, scales: Any, sums: Any, index: Any) -> Any:
     """Block `index` of x as int8: scale = largest magnitude / 127, rounded to nearest even, and the sum of the int8.
 
-    A NaN or an infinity in the block makes its scale a NaN. That is how onnxruntime rounds too.
+    So does onnxruntime at accuracy_level 4. A NaN or an infinity in the block makes its scale a NaN.
     """
     bits, block = q.KINDS[values.dtype]
     lanes = 16
