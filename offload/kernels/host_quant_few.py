@@ -56,61 +56,87 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-@intrinsic
-def fill_panel(
-    typing: Any, panel: Any, w: Any, scales: Any, zeros: Any, blocks: Any, n: Any, count: Any, first: Any, depth: Any
-) -> Any:
-    """Put blocks first to first + depth of `count` columns from `n` on into a panel.
+def _row(builder: Any, n: Any, count: Any, column: Any) -> Any:
+    """The stored row of a column of the panel; columns that are missing repeat the last one."""
+    return builder.add(n, q.minimum(builder, column, builder.sub(count, q.I64(1))))
 
-    Columns that are missing repeat the last one.
-    """
+
+@intrinsic
+def fill_weights(typing: Any, panel: Any, w: Any, blocks: Any, n: Any, count: Any, first: Any, depth: Any) -> Any:
+    """Put blocks first to first + depth of `count` columns from `n` on into a panel, as bytes."""
     bits, block = q.KINDS[w.dtype]
-    block_bytes = block * bits // 8
-    chunk_bytes = q.SPAN * bits // 8
+    block_bytes, chunk_bytes = block * bits // 8, q.SPAN * bits // 8
     span = min(block, q.SPAN)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        memory, w, scale_start, zeros, blocks, n, count, first, depth = args
-        values, panel_scales, panel_zeros, _ = _panel(builder, memory)
+        memory, w, blocks, n, count, first, depth = args
+        values, _, _, _ = _panel(builder, memory)
         row_bytes = builder.mul(blocks, q.I64(block_bytes))
-        last = builder.sub(builder.add(n, count), q.I64(1))
+        start = q.offset(builder, w, first, block_bytes)
         nbytes = builder.mul(depth, q.I64(block_bytes))
-        whole = builder.udiv(nbytes, q.I64(chunk_bytes))
-        rest = builder.urem(nbytes, q.I64(chunk_bytes))
+        whole, rest = builder.udiv(nbytes, q.I64(chunk_bytes)), builder.urem(nbytes, q.I64(chunk_bytes))
 
-        def source(column: Any) -> Any:
-            row = q.minimum(builder, builder.add(n, column), last)
-            return q.offset(builder, q.offset(builder, w, builder.mul(row, row_bytes)), first, block_bytes)
-
-        def chunk(starts: list[Any], number: Any, side: int) -> None:
-            rows = [q.weights(builder, start, bits, q.SPAN, span) for start in starts]
-            words = [builder.bitcast(row, q.vector(q.I32, q.LANES)) for row in rows]
+        def chunk(rows: list[Any], number: Any, side: int) -> None:
+            loaded = [q.weights(builder, row, bits, q.SPAN, span) for row in rows]
+            words = [builder.bitcast(row, q.vector(q.I32, q.LANES)) for row in loaded]
+            place = q.offset(builder, values, number, 4 * COLUMNS * q.LANES)
             for i, column in enumerate(_transposed(builder, words)):
-                place = q.offset(
-                    builder, values, builder.add(builder.mul(number, q.I64(q.LANES)), q.I64(i)), 4 * COLUMNS
-                )
-                q.store(builder, column, q.offset(builder, place, side * q.SPAN))
+                q.store(builder, column, q.offset(builder, place, i * 4 * COLUMNS + side * q.SPAN))
 
         for side in range(2):
-            starts = [source(q.I64(side * q.LANES + i)) for i in range(q.LANES)]
+            columns = [_row(builder, n, count, q.I64(side * q.LANES + i)) for i in range(q.LANES)]
+            rows = [q.offset(builder, start, builder.mul(column, row_bytes)) for column in columns]
             with cgutils.for_range(builder, whole) as loop:
-                chunk([q.offset(builder, start, loop.index, chunk_bytes) for start in starts], loop.index, side)
-            with builder.if_then(builder.icmp_signed(">", rest, q.I64(0))):
-                copies = [q.scratch(builder, q.I8, chunk_bytes) for _ in starts]
-                for start, copy in zip(starts, copies, strict=True):
-                    end = q.offset(builder, start, whole, chunk_bytes)
+                chunk([q.offset(builder, row, loop.index, chunk_bytes) for row in rows], loop.index, side)
+            with builder.if_then(builder.icmp_signed(">", rest, q.I64(0))):  # not to read behind the weight
+                copies = [q.scratch(builder, q.I8, chunk_bytes) for _ in rows]
+                for row, copy in zip(rows, copies, strict=True):
+                    end = q.offset(builder, row, whole, chunk_bytes)
                     with cgutils.for_range(builder, rest) as loop:
                         builder.store(builder.load(builder.gep(end, [loop.index])), builder.gep(copy, [loop.index]))
                 chunk(copies, whole, side)
+        return context.get_dummy_value()
+
+    return types.void(panel, w, int64, int64, int64, int64, int64), generate
+
+
+@intrinsic
+def fill_scales(
+    typing: Any, panel: Any, w: Any, scales: Any, zeros: Any, blocks: Any, n: Any, count: Any, first: Any, depth: Any
+) -> Any:
+    """As `fill_weights`, for scales and zero points."""
+    bits = q.KINDS[w.dtype][0]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        memory, _, scale_start, zeros, blocks, n, count, first, depth = args
+        _, panel_scales, panel_zeros, _ = _panel(builder, memory)
+        whole = builder.sub(depth, builder.urem(depth, q.I64(q.LANES)))
+
+        def load_scales(row: Any, block: Any, lanes: int) -> Any:
+            index = builder.add(builder.mul(row, blocks), block)
+            return q.scales(builder, scales.dtype, scale_start, index, lanes)
+
+        for side in range(2):
+            rows = [_row(builder, n, count, q.I64(side * q.LANES + i)) for i in range(q.LANES)]
+            with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(q.LANES), q.I64) as (i, _):
+                square = [load_scales(row, builder.add(first, i), q.LANES) for row in rows]
+                place = q.offset(builder, panel_scales, i, 4 * COLUMNS)
+                for j, column in enumerate(_transposed(builder, square)):
+                    q.store(builder, column, q.offset(builder, place, j * 4 * COLUMNS + side * q.SPAN))
+        middle = ir.Constant(q.vector(q.F32, q.LANES), [-(1 << (bits - 1))] * q.LANES)
+        with cgutils.for_range(builder, depth) as loop:
+            for side in range(2):
+                place = q.offset(builder, panel_zeros, loop.index, 4 * COLUMNS)
+                q.store(builder, middle, q.offset(builder, place, side * q.SPAN))
         with cgutils.for_range(builder, q.I64(COLUMNS)) as column:
-            row = q.minimum(builder, builder.add(n, column.index), last)
-            with cgutils.for_range(builder, depth) as loop:
-                b = builder.add(first, loop.index)
-                place = builder.add(builder.mul(loop.index, q.I64(COLUMNS)), column.index)
-                scale = q.scales(builder, scales.dtype, scale_start, builder.add(builder.mul(row, blocks), b), 1)
-                q.store(builder, scale, q.offset(builder, panel_scales, place, 4))
-                zero = builder.fneg(q.zero_point(builder, zeros, bits, row, blocks, b))
-                q.store(builder, zero, q.offset(builder, panel_zeros, place, 4))
+            row = _row(builder, n, count, column.index)
+            with cgutils.for_range_slice(builder, whole, depth, q.I64(1), q.I64) as (i, _):
+                place = q.offset(builder, q.offset(builder, panel_scales, i, 4 * COLUMNS), column.index, 4)
+                q.store(builder, load_scales(row, builder.add(first, i), 1), place)
+            with builder.if_then(cgutils.is_not_null(builder, zeros)), cgutils.for_range(builder, depth) as loop:
+                place = q.offset(builder, q.offset(builder, panel_zeros, loop.index, 4 * COLUMNS), column.index, 4)
+                zero = q.zero_point(builder, zeros, bits, row, blocks, builder.add(first, loop.index))
+                q.store(builder, builder.fneg(zero), place)
         return context.get_dummy_value()
 
     return types.void(panel, w, scales, zeros, int64, int64, int64, int64, int64), generate
@@ -230,7 +256,8 @@ def int8_few(
         count = min(COLUMNS, last - n)
         for b in range(0, blocks, most):
             depth = min(most, blocks - b)
-            fill_panel(panel, w, scales, zeros, blocks, n, count, b, depth)
+            fill_weights(panel, w, blocks, n, count, b, depth)
+            fill_scales(panel, w, scales, zeros, blocks, n, count, b, depth)
             for i in range(0, m, TILE_ROWS):
                 int8_tile(w, panel, x, xs, sums, i, m, blocks, b, depth, at(y, n), ldy, count)
 
@@ -300,7 +327,8 @@ def float_few(
         count = min(COLUMNS, last - n)
         for b in range(0, blocks, most):
             depth = min(most, blocks - b)
-            fill_panel(panel, w, scales, zeros, blocks, n, count, b, depth)
+            fill_weights(panel, w, blocks, n, count, b, depth)
+            fill_scales(panel, w, scales, zeros, blocks, n, count, b, depth)
             widen_panel(panel, w, depth)
             for i in range(0, m, TILE_ROWS):
                 float_tile(w, panel, x, i, m, blocks, b, depth, at(y, n), ldy, count)
