@@ -3,31 +3,26 @@
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.graph.find import find_linears
 from hybrid.graph.graph import Node
 from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import linears_outside, open_engine
+from hybrid.runtime.loading import linears_outside
 from hybrid.runtime.planning import OpenedModel, open_for_run
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.quantised import BLOCKS, Activations, QuantisedWeight
 from offload.specs import Layout, WeightFormat
-from tests.engines import SHARED_MODELS, engine_on_cpu, greedy
+from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy
+from tests.hf_models import random_weights, tiny_config, write_model
 from tests.quantised import random_weight
 
 INT8, INT4 = WeightFormat.INT8, WeightFormat.INT4
-EXPORTS = [
-    "stories260K/genai-cpu-int4",
-    "stories260K/genai-cpu-int4-asym",
-    "stories260K/genai-cpu-int8",
-    "stories260K/optimum-q4",
-    "babyllama-tok105-1M/genai-cpu-int4",
-]
+EXPORTS = ["stories260K/optimum-q4", "babyllama-tok105-1M/genai-cpu-int4", "babyllama-tok105-1M/genai-cpu-int8"]
 _IDS = [1, 40, 77, 12, 9, 55, 60, 33, 21, 8, 99, 14]
 
 
@@ -86,22 +81,18 @@ def with_float_activations(opened: OpenedModel) -> OpenedModel:
 
     graph = opened.decoder.graph
     changed = replace(graph, nodes=tuple(map(exact, graph.nodes)))
-    from hybrid.graph.find import find_linears
-
     return replace(opened, decoder=replace(opened.decoder, graph=changed), linears=find_linears(changed))
 
 
 def test_every_block_of_an_export_runs_outside_onnxruntime(export: OpenedModel) -> None:
     with closing(engine_on_cpu(export)) as engine:
         outside = linears_outside(export.linears, engine.plan)
-    assert len(outside) == len(export.linears) > 20
-    assert {linear.spec.format for linear in outside} <= {INT8, INT4}
+    assert len(outside) > 20
+    assert outside == [linear for linear in export.linears if linear.spec.format in (INT8, INT4)]
 
 
 def test_cut_and_whole_exports_agree(export: OpenedModel) -> None:
     exact = with_float_activations(export)
-    if "genai" in str(export.decoder.folder) and "stories260K" in str(export.decoder.folder):
-        pytest.skip("onnxruntime's attention refuses heads of 8 with its own rotary")
     with closing(engine_on_cpu(exact, whole=True)) as whole, closing(engine_on_cpu(exact)) as cut:
         for ids in (_IDS[:8], _IDS[8:9], _IDS[9:]):
             assert np.abs(whole.prefill(ids) - cut.prefill(ids)).max() < 1e-4
@@ -118,18 +109,22 @@ def test_asking_for_float_activations_is_heard(export: OpenedModel) -> None:
         assert np.abs(rounded.prefill(_IDS) - logits).max() > 1e-4
 
 
-def demo(**changes: Any) -> Engine:
-    return open_engine(RunSettings(model=DEMO_MODEL, threads=2, **changes))
-
-
 @pytest.mark.parametrize(("host_dtype", "bound"), [("int8", 0.02), ("int4", 0.2)])
-@pytest.mark.parametrize("where", [{"cuda": "0"}, {"cuda": "200MiB", "device": "simulated"}])
+@pytest.mark.parametrize("placement", [None, *(p for p in PLACEMENTS if p.name == "half of the columns")], ids=str)
 def test_weights_quantised_on_load_give_about_the_same_logits(
-    where: dict[str, str], host_dtype: str, bound: float
+    placement: Placement | None, host_dtype: str, bound: float
 ) -> None:
-    """Relative to the spread of logits; with a device too, which takes some of the columns as they are."""
+    """Relative to the spread of logits; also where a device takes half of the columns as they are."""
+
+    def engine(settings: RunSettings) -> Engine:
+        opened = open_for_run(settings)
+        return engine_on_cpu(opened) if placement is None else engine_on_simulated(opened, placement)
+
     prompt = list(range(3, 15))
-    with closing(demo(**where)) as plain, closing(demo(**where, host_dtype=host_dtype)) as quantised:
+    with (
+        closing(engine(RunSettings(DEMO_MODEL))) as plain,
+        closing(engine(RunSettings(DEMO_MODEL, host_dtype=host_dtype))) as quantised,
+    ):
         assert all(p.host_format == host_dtype for p in quantised.plan.placements)
         assert any(f"quantised to {host_dtype} on load" in note for note in quantised.plan.notes)
         assert quantised.plan.ram_bytes["host weights"] < 0.6 * plain.plan.ram_bytes["host weights"]
@@ -138,3 +133,17 @@ def test_weights_quantised_on_load_give_about_the_same_logits(
     assert 0 < np.abs(logits - expected).std() < bound * expected.std()
     if host_dtype == "int8":
         assert found_ids == ids
+
+
+def test_fp32_weights_quantised_on_load_leave_onnxruntime(tmp_path: Path) -> None:
+    """Without a device, onnxruntime would keep them; K of 32 and 48 is less than a block."""
+    config = tiny_config()
+    write_model(tmp_path, config, random_weights(config))
+    opened = open_for_run(RunSettings(tmp_path, host_dtype="int8", activations="float"))
+    with (
+        closing(engine_on_cpu(open_for_run(RunSettings(tmp_path)))) as plain,
+        closing(engine_on_cpu(opened)) as engine,
+    ):
+        assert len(linears_outside(opened.linears, engine.plan)) == len(opened.linears) == 15
+        expected, logits = plain.prefill(range(30)), engine.prefill(range(30))
+    assert 0 < np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
