@@ -17,7 +17,7 @@ from hybrid.runtime.planning import OpenedModel, open_for_run
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.quantised import BLOCKS, Activations, QuantisedWeight
 from offload.specs import Layout, WeightFormat
-from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy
+from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy, read_golden
 from tests.hf_models import random_weights, tiny_config, write_model
 from tests.quantised import random_weight
 
@@ -107,6 +107,20 @@ def test_asking_for_float_activations_is_heard(export: OpenedModel) -> None:
         logits = exact.prefill(_IDS)
         np.testing.assert_array_equal(asked.prefill(_IDS), logits)
         assert np.abs(rounded.prefill(_IDS) - logits).max() > 1e-4
+
+
+def test_dequantised_weights_meet_rounded_activations_when_asked() -> None:
+    """Those of a DequantizeLinear stay in onnxruntime, which rounds as it does by default."""
+    folder = SHARED_MODELS / "exports/stories260K/transposed-qdq"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    golden = read_golden(folder / "ort.json")
+    with (
+        closing(engine_on_cpu(open_for_run(RunSettings(folder)))) as exact,
+        closing(engine_on_cpu(open_for_run(RunSettings(folder, activations="int8")))) as rounded,
+    ):
+        assert np.abs(rounded.prefill(golden.prompt_ids) - golden.first_step_logits).max() < 5e-5
+        assert np.abs(exact.prefill(golden.prompt_ids) - golden.first_step_logits).max() > 1e-3
 
 
 @pytest.mark.parametrize(("host_dtype", "bound"), [("int8", 0.02), ("int4", 0.2)])
