@@ -169,6 +169,20 @@ def zero_point(builder: Any, zeros: Any, bits: int, row: Any, blocks: Any, block
     return builder.uitofp(builder.load(value), F32)
 
 
+def zero_points(builder: Any, zeros: Any, bits: int, row: Any, blocks: Any, first: Any, lanes: int) -> Any:
+    """IR for stored zero points of some blocks of a row as fp32; the first block and the number are even."""
+    if bits == 8:
+        place = offset(builder, zeros, builder.add(builder.mul(row, blocks), first))
+        found = load(builder, place, I8, lanes)
+    else:
+        row_bytes = builder.lshr(builder.add(blocks, I64(1)), I64(1))
+        place = offset(builder, zeros, builder.add(builder.mul(row, row_bytes), builder.lshr(first, I64(1))))
+        found = weights(builder, place, 4, lanes, lanes)
+        half = lanes // 2  # which come as all the even ones, then the odd ones
+        found = pick(builder, found, found, [i // 2 + half * (i % 2) for i in range(lanes)])
+    return builder.uitofp(found, vector(F32, lanes))
+
+
 def fetch(builder: Any, address: Any) -> None:
     """IR that has a cache line brought into the L1 cache; harmless where there is no memory."""
     kind = ir.FunctionType(ir.VoidType(), [BYTE, I32, I32, I32])

@@ -70,7 +70,11 @@ def int8_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, 
                 return
             factor, total = (q.load(builder, builder.gep(p, [b]), q.F32, width) for p in (xs, sums))
             q.store(builder, builder.fmul(factor, stored.scale(builder, b, width)), factors)
-            start = builder.fmul(total, ir.Constant(total.type, [-(1 << (bits - 1))] * width))
+            zero = cgutils.alloca_once_value(builder, ir.Constant(total.type, [1 << (bits - 1)] * width))
+            with builder.if_then(cgutils.is_not_null(builder, stored.zeros)):
+                found = q.zero_points(builder, stored.zeros, bits, stored.row, stored.blocks, b, width)
+                builder.store(found, zero)
+            start = builder.fneg(builder.fmul(total, builder.load(zero)))
             q.store(builder, builder.fptosi(start, q.vector(q.I32, width)), starts)
 
         def multiply(first: Any, i: Any, chain: int) -> None:
@@ -85,24 +89,16 @@ def int8_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, 
             product = builder.sitofp(dot, q.vector(q.F32, lanes))
             builder.store(q.fma(builder, product, factor, builder.load(totals[chain])), totals[chain])
 
-        def one_by_one(first: Any, length: Any) -> None:
-            with cgutils.for_range(builder, length) as loop:
-                prepare(first, loop.index, 1)
-
         whole = builder.sub(stored.blocks, builder.srem(stored.blocks, q.I64(batch)))
         with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(batch), q.I64) as (first, _):
-            with builder.if_else(cgutils.is_not_null(builder, stored.zeros)) as (then, otherwise):
-                with then:
-                    one_by_one(first, q.I64(batch))
-                with otherwise:
-                    prepare(first, q.I64(0), batch)
+            prepare(first, q.I64(0), batch)
             with cgutils.for_range_slice(builder, q.I64(0), q.I64(batch), q.I64(together), q.I64) as (i, _):
                 stored.fetch(builder, builder.add(first, i), together)
                 for j in range(together):
                     multiply(first, builder.add(i, q.I64(j)), j % CHAINS)
         rest = builder.sub(stored.blocks, whole)
-        one_by_one(whole, rest)
         with cgutils.for_range(builder, rest) as loop:
+            prepare(whole, loop.index, 1)
             multiply(whole, loop.index, 0)
         total = builder.load(totals[0])
         for other in totals[1:]:
