@@ -1,5 +1,6 @@
 """Float weights quantised on load: symmetric blocks of 64 with fp16 scales, in RAM of our own."""
 
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 
 import numba
@@ -75,6 +76,9 @@ def _requantise(
         task = np.array(words, np.int64)
         host.launcher()(job, task.ctypes.data, threads)
         on_bytes((stop - start) * column_bytes)
+    if isinstance(weight.base, mmap.mmap):
+        # What was read of a mapped file stays in the page cache, and no longer counts as this process's.
+        weight.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _kernel(stored: WeightFormat, layout: Layout, wanted: WeightFormat) -> int:

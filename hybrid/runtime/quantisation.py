@@ -23,14 +23,14 @@ _ROUNDING_LEVEL = 4  # the accuracy_level of MatMulNBits at which activations ar
 def host_format_of(text: str | None) -> WeightFormat | None:
     """What `--host-dtype` asks for. Raises UsageError."""
     if text is None or text in (WeightFormat.INT8, WeightFormat.INT4):
-        return WeightFormat(text) if text else None
+        return None if text is None else WeightFormat(text)
     raise UsageError(f"--host-dtype {text}: must be int8 or int4")
 
 
 def activations_asked(text: str | None) -> Activations | None:
     """What `--activations` asks for. Raises UsageError."""
     if text is None or text in list(Activations):
-        return Activations(text) if text else None
+        return None if text is None else Activations(text)
     raise UsageError(f"--activations {text}: must be int8 or float")
 
 
@@ -85,9 +85,14 @@ class HostQuantisation:
         self, floats: Mapping[str, HostArray], in_ram: bool, on_bytes: Callable[[int], None]
     ) -> dict[str, QuantisedWeight]:
         """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`."""
-        found = {linear.spec.name: stored_weight(self._graph, linear) for linear in self._stored}
-        if in_ram:
-            found = _copied(found, on_bytes)
+        sizes = [_nbytes(self._graph, linear) if in_ram else 0 for linear in self._stored]
+        memory, position, found = np.empty(sum(sizes), np.uint8), 0, {}
+        for linear, nbytes in zip(self._stored, sizes, strict=True):
+            weight = stored_weight(self._graph, linear)  # mapped no longer than it takes to copy it
+            if in_ram:
+                weight = _copied(weight, memory[position : position + nbytes], on_bytes)
+                position += nbytes
+            found[linear.spec.name] = weight
         if self._made:
             from offload.requantise import requantise_into_ram
 
@@ -129,23 +134,25 @@ def _activations(linear: Linear) -> Activations:
     return Activations.FLOAT if is_exact else Activations.INT8
 
 
-def _copied(weights: Mapping[str, QuantisedWeight], on_bytes: Callable[[int], None]) -> dict[str, QuantisedWeight]:
-    """The same weights in one block of memory, which comes in huge pages."""
-    parts = [array for weight in weights.values() for array in _arrays(weight)]
-    block = np.empty(sum(aligned(array.nbytes) for array in parts), np.uint8)
-    position, copies = 0, {}
-    for name, weight in weights.items():
-        places: list[HostArray] = []
-        for array in _arrays(weight):
-            place = block[position : position + array.nbytes].view(array.dtype).reshape(array.shape)
-            place[...] = array
-            position += aligned(array.nbytes)
-            on_bytes(array.nbytes)
-            places.append(place)
-        zeros = places[2] if len(places) > 2 else None
-        copies[name] = QuantisedWeight(places[0], places[1], zeros, weight.format, weight.in_features)
-    return copies
+def _nbytes(graph: Graph, linear: Linear) -> int:
+    """Bytes of a copy of the weight of a MatMulNBits."""
+    assert linear.blocks is not None
+    names = linear.weight, linear.blocks.scales, linear.blocks.zero_points
+    return sum(aligned(graph.initializers[name].nbytes) for name in names if name)
 
 
-def _arrays(weight: QuantisedWeight) -> list[HostArray]:
-    return [array for array in (weight.packed, weight.scales, weight.zero_points) if array is not None]
+def _copied(weight: QuantisedWeight, memory: HostArray, on_bytes: Callable[[int], None]) -> QuantisedWeight:
+    """The same weight in memory of our own, which comes in huge pages."""
+    position = 0
+
+    def copied(array: HostArray) -> HostArray:
+        nonlocal position
+        copy = memory[position : position + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        position += aligned(array.nbytes)
+        on_bytes(array.nbytes)
+        return copy
+
+    packed, scales = copied(weight.packed), copied(weight.scales)
+    zeros = None if weight.zero_points is None else copied(weight.zero_points)
+    return QuantisedWeight(packed, scales, zeros, weight.format, weight.in_features)
