@@ -16,9 +16,9 @@ def test_what_can_be_asked_for() -> None:
     assert [host_format_of(text) for text in (None, "int8", "int4")] == [None, WeightFormat.INT8, WeightFormat.INT4]
     assert [activations_asked(text) for text in (None, "int8", "float")] == [None, Activations.INT8, Activations.FLOAT]
     for text in ("", "fp16", "INT8"):
-        with pytest.raises(UsageError, match="--host-dtype .*: must be int8 or int4"):
+        with pytest.raises(UsageError, match=r"--host-dtype .*: must be int8 or int4"):
             host_format_of(text)
-        with pytest.raises(UsageError, match="--activations .*: must be int8 or float"):
+        with pytest.raises(UsageError, match=r"--activations .*: must be int8 or float"):
             activations_asked(text)
 
 
