@@ -15,6 +15,7 @@ from hybrid.runtime.island import load_islands
 from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
+from hybrid.runtime.quantisation import HostQuantisation
 from hybrid.runtime.ram import read_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import GpuFacts, Target, choose_target
@@ -27,6 +28,7 @@ from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
 from offload.planner import make_plan
+from offload.quantised import Activations, QuantisedWeight
 from offload.runner import LinearRunner
 from offload.specs import WeightFormat
 from offload.telemetry import Timeline
@@ -80,17 +82,22 @@ def open_engine(
 def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
     """The Linears that run outside onnxruntime under a plan.
 
-    onnxruntime multiplies fp32 and quantised weights best and keeps those, unless a device takes part: then fp32
-    weights are multiplied in place, beside the device. Half weights would be upcast, twice the memory, so they
-    never go through it.
+    onnxruntime keeps fp32 weights, unless a device takes part: then they are multiplied in place, beside the device.
+    Half weights would be upcast, twice the memory, so they never go through it. Our own kernels multiply blocks of
+    int8 and int4 faster than it does, be they stored or made on load.
     """
     device_takes_part = any(placement.on_device for placement in plan.placements)
+    requantised = {p.linear.name for p in plan.placements if p.host_format is not p.linear.format}
     return [
         linear
         for linear in linears
-        if linear.spec.format.is_float
-        and not linear.spec.host_only_reason
-        and (device_takes_part or linear.spec.format is not WeightFormat.FP32)
+        if linear.blocks is not None
+        or linear.spec.name in requantised
+        or (
+            linear.spec.format.is_float
+            and not linear.spec.host_only_reason
+            and (device_takes_part or linear.spec.format is not WeightFormat.FP32)
+        )
     ]
 
 
@@ -112,11 +119,17 @@ def load(
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
-    weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
-    placements = [placement for placement in plan.placements if placement.linear.name in weights]
-    host = _host_backend(placements, attends, threads, progress)
+    names = {linear.spec.name for linear in outside}
+    placements = [placement for placement in plan.placements if placement.linear.name in names]
+    weights = {
+        linear.spec.name: decoder.graph.initializers[linear.weight].array()
+        for linear in outside
+        if linear.spec.format.is_float
+    }
+    quantised = HostQuantisation(decoder.graph, outside, placements, opened.activations)
+    host = _host_backend(placements, quantised, attends, threads, progress)
     progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
-    host_weights = _host_weights(placements, weights, progress)
+    host_weights = _host_weights(placements, weights, quantised, progress)
     linears = LinearRunner(
         levels=[[linear.name for linear in level.linears] for level in program.levels],
         plan=plan,
@@ -126,6 +139,7 @@ def load(
         timeline=timeline,
         on_bytes=progress.on_bytes,
         host_weights=host_weights,
+        activations=quantised.activations,
     )
     if linears.warning:
         plan = replace(plan, notes=(*plan.notes, linears.warning), warnings=(*plan.warnings, linears.warning))
@@ -133,7 +147,7 @@ def load(
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
     profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
-    islands = load_islands(program, threads, profiler)
+    islands = load_islands(program, threads, profiler, rounds=opened.activations is Activations.INT8)
     if timeline is not None and profiler is not None:
         timeline.add_inside(profiler.end, profiler.read)
     cache: KvCache = (
@@ -207,24 +221,36 @@ def _threads(asked: int | None) -> int:
 
 
 def _host_backend(
-    placements: Sequence[LinearPlacement], attends: bool, threads: int, progress: Progress
+    placements: Sequence[LinearPlacement],
+    quantised: HostQuantisation,
+    attends: bool,
+    threads: int,
+    progress: Progress,
 ) -> NumbaBackend | None:
     """The kernels for the host columns, compiled; None where there are none and nothing attends."""
-    kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
-    if not kinds and not attends:
+    if not any(len(placement.host) for placement in placements) and not attends:
         return None
+    kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
     progress.on_stage("Compiling kernels (kept for the next run)", 0)
     backend = NumbaBackend(threads)
     backend.warm_up(sorted(kinds))
+    quantised.warm_up(backend)
     return backend
 
 
 def _host_weights(
-    placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], progress: Progress
-) -> Mapping[str, HostArray]:
-    """The weights for the host columns: in RAM where that leaves enough of it, else in their mapped files."""
-    host_bytes = sum(len(p.host) * p.linear.column_bytes for p in placements)
+    placements: Sequence[LinearPlacement],
+    weights: Mapping[str, HostArray],
+    quantised: HostQuantisation,
+    progress: Progress,
+) -> Mapping[str, HostArray | QuantisedWeight]:
+    """The weights for the host columns: in RAM where that leaves enough of it, else in their mapped files.
+
+    Those that are quantised on load are in RAM, whatever it takes.
+    """
+    host_bytes = sum(len(p.host) * p.host_column_bytes for p in placements)
     ram = read_ram(read_limits())
-    if ram is None or host_bytes > _MOST_RAM_SHARE * ram.available_bytes:
-        return weights
-    return read_into_ram(placements, weights, progress.on_bytes)
+    fits = ram is not None and host_bytes <= _MOST_RAM_SHARE * ram.available_bytes
+    stored = [placement for placement in placements if placement.host_format.is_float]
+    floats = read_into_ram(stored, weights, progress.on_bytes) if fits else weights
+    return {**floats, **quantised.weights(weights, fits, progress.on_bytes)}
