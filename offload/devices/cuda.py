@@ -4,17 +4,27 @@ CuPy's pools are not used: device and pinned blocks have exactly the size that w
 low-level calls are positional integers, and pointers are addresses.
 """
 
+import ctypes
 import os
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.cuda_errors import CUBLAS_FAILED, CUBLAS_NO_MEMORY, LOST, NO_DEVICE, NO_MEMORY
 from offload.devices.gemm_probe import gemm_is_exact
-from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.errors import (
+    DEVICE_MEMORY,
+    PINNED_RAM,
+    DeviceLostError,
+    DeviceUnavailableError,
+    OutOfDeviceMemoryError,
+)
 from offload.specs import Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
@@ -22,10 +32,9 @@ _CUDA_R_32F = 0
 _OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _COMPUTE_32F = 68
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
-_NO_MEMORY, _NO_DEVICE = 2, 100  # cudaError_t
-_CUBLAS_ALLOC_FAILED = 3
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
+_lost: list["CudaDevice"] = []  # kept, since CuPy's destructors of streams and events complain of a lost context
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,6 @@ class CudaEvent:
 
     def __init__(self, device: "CudaDevice", event: Any) -> None:
         self._device = device
-        self._event = event  # CuPy destroys the event with this object
         self.address = event.ptr
 
     def synchronize(self) -> None:
@@ -69,7 +77,7 @@ class CudaStream:
         assert src.nbytes == dst.nbytes
         assert src.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._memcpy(_address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+        self._device.call(self._memcpy, _address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
 
@@ -78,7 +86,7 @@ class CudaStream:
         assert dst.nbytes == src.nbytes
         assert dst.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._memcpy(dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
+        self._device.call(self._memcpy, dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-out {src.nbytes} B")
 
@@ -96,32 +104,29 @@ class CudaStream:
         one, zero = device.one_address, device.zero_address
         began = device.tick(self._stream)
         with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
-            try:
-                if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
-                    self._sgemm(*size, one, _address(w), leading, _address(x), inner, zero, _address(y), columns)
-                else:
-                    kind = _OPERAND_TYPES[w.format]
-                    self._gemm_ex(
-                        *size,
-                        *(one, _address(w), kind, leading, _address(x), kind, inner),
-                        *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
-                    )
-            except device.cublas.CUBLASError as error:
-                if error.status == _CUBLAS_ALLOC_FAILED:
-                    raise device.out_of_memory(0) from error
-                raise
+            if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
+                x_and_w = (one, _address(w), leading, _address(x), inner)
+                device.call(self._sgemm, *size, *x_and_w, zero, _address(y), columns)
+            else:
+                kind = _OPERAND_TYPES[w.format]
+                device.call(
+                    self._gemm_ex,
+                    *size,
+                    *(one, _address(w), kind, leading, _address(x), kind, inner),
+                    *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
+                )
         if began is not None:
             device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
 
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
-        self._event_record(event.address, self._address)
+        self._device.call(self._event_record, event.address, self._address)
 
     def wait(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
-        self._wait_event(self._address, event.address)
+        self._device.call(self._wait_event, self._address, event.address)
 
     def synchronize(self) -> None:
         """See DeviceStream. Raises OutOfDeviceMemoryError for work that found no memory."""
@@ -153,6 +158,14 @@ class CudaDevice:
         # A process has one context for each GPU, so only its first device sees what that takes.
         context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
+        self._errors = (
+            self.runtime.CUDARuntimeError,
+            self.cublas.CUBLASError,
+            self._cupy.cuda.memory.OutOfMemoryError,
+        )
+        self._lost_why = ""
+        self._opened = False
+        self._handles: list[Any] = []  # CuPy destroys a stream or event with its object
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
@@ -166,10 +179,12 @@ class CudaDevice:
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
         try:
             self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
-        except self.runtime.CUDARuntimeError as error:
-            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {error}") from error
-        workspace_bytes = free_bytes - self.memory().free_bytes
+            workspace_bytes = free_bytes - self.memory().free_bytes
+        except (*self._errors, OutOfDeviceMemoryError, DeviceLostError) as error:
+            self.close()
+            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {_one_line(error)}") from error
         self.fixed_bytes = {"context": context_bytes, "workspace": max(0, workspace_bytes)}
+        self._opened = True
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device. The float formats were tried when the device was opened."""
@@ -177,7 +192,7 @@ class CudaDevice:
 
     def memory(self) -> DeviceMemory:
         """See Device."""
-        free_bytes, total_bytes = self.runtime.memGetInfo()
+        free_bytes, total_bytes = self.call(self.runtime.memGetInfo)
         return DeviceMemory(free_bytes, total_bytes)
 
     def allocate(self, nbytes: int) -> CudaAllocation:
@@ -190,85 +205,131 @@ class CudaDevice:
         """See Device."""
         assert isinstance(allocation, CudaAllocation)
         del self._allocations[allocation.address]
-        self.runtime.free(allocation.address)
+        self._give_back(self.runtime.free, allocation.address)
 
     def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """See Device."""
-        try:
-            memory = self._cupy.cuda.PinnedMemory(nbytes)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status != _NO_MEMORY:
-                raise
-            page_bytes = os.sysconf("SC_PAGE_SIZE")
-            ram_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
-            free_bytes = page_bytes * os.sysconf("SC_AVPHYS_PAGES")
-            raise OutOfDeviceMemoryError(nbytes, ram_bytes - free_bytes, ram_bytes, "pinned RAM") from error
-        # The array's base keeps `memory` alive, which frees the block when the last view is gone.
-        return np.frombuffer(self._cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes)
+        address = self.call(self.runtime.hostAlloc, nbytes, 0, asked_bytes=nbytes, where=PINNED_RAM)
+        array = np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)), np.uint8)
+        # Views have this array as their base, so it is gone when the last of them is.
+        weakref.finalize(array, self._give_back, self.runtime.freeHost, address).atexit = False
+        return array
 
     def stream(self, name: str) -> CudaStream:
         """See Device."""
-        return CudaStream(self, name, self._cupy.cuda.Stream(non_blocking=True))
+        return CudaStream(self, name, self._new_stream())
 
     def event(self) -> CudaEvent:
         """See Device."""
-        return CudaEvent(self, self._cupy.cuda.Event(disable_timing=True))
+        event = self.call(lambda: self._cupy.cuda.Event(disable_timing=True))
+        self._handles.append(event)
+        return CudaEvent(self, event)
 
     def start_trace(self) -> None:
-        """See Device."""
+        """See Device. A device that is lost here shows it at the next operation."""
         self._trace = []
-        self.runtime.deviceSynchronize()
-        self._trace_base = self.tick(self._cupy.cuda.Stream(non_blocking=True))
-        self._trace_base.synchronize()
+        with suppress(DeviceLostError):
+            self.call(self.runtime.deviceSynchronize)
+            self._trace_base = self.tick(self._new_stream())
+            self.call(self._trace_base.synchronize)
 
     def take_trace(self) -> list[Span]:
         """See Device."""
-        self.runtime.deviceSynchronize()
+        try:
+            self.call(self.runtime.deviceSynchronize)
+        except DeviceLostError:
+            return []
         traced, self._trace = self._trace or [], None
-        elapsed_ms = self._cupy.cuda.get_elapsed_time
         return [
-            Span(track, name, elapsed_ms(self._trace_base, began) * 1e-3, elapsed_ms(began, ended) * 1e-3)
+            Span(track, name, self._elapsed_s(self._trace_base, began), self._elapsed_s(began, ended))
             for track, name, began, ended in traced
         ]
 
     def close(self) -> None:
         """See Device. The CUDA context itself lives as long as the process."""
-        self.runtime.deviceSynchronize()
+        self._give_back(self.runtime.deviceSynchronize)
         for allocation in list(self._allocations.values()):
             self.free(allocation)
         if self.cublas_handle:
-            self.cublas.destroy(self.cublas_handle)
+            self._give_back(self.cublas.destroy, self.cublas_handle)
             self.cublas_handle = 0
+        if not self._lost_why:
+            self._handles.clear()
 
     # What streams and events ask of their device.
 
-    def call(self, function: Any, argument: int, asked_bytes: int = 0) -> Any:
-        """`function(argument)`, with CUDA's "out of memory" as an OutOfDeviceMemoryError."""
-        try:
-            return function(argument)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status == _NO_MEMORY:
-                raise self.out_of_memory(asked_bytes) from error
-            raise
+    def call(self, function: Any, *arguments: Any, asked_bytes: int = 0, where: str = DEVICE_MEMORY) -> Any:
+        """`function(*arguments)`, with CUDA's errors as OutOfDeviceMemoryError and DeviceLostError where they are that.
 
-    def out_of_memory(self, asked_bytes: int) -> OutOfDeviceMemoryError:
-        """The error for an allocation of `asked_bytes`; 0 where a library does not say how much it wanted."""
-        memory = self.memory()
-        used_bytes = memory.total_bytes - memory.free_bytes
-        return OutOfDeviceMemoryError(asked_bytes, used_bytes, memory.total_bytes, "device memory")
+        `asked_bytes` is what it is to allocate and `where`, for the former.
+        """
+        if self._lost_why:
+            raise DeviceLostError(self._lost_why)
+        try:
+            return function(*arguments)
+        except self._errors as error:
+            self._raise_meaning_of(error, asked_bytes, where)
+            raise
 
     def tick(self, stream: Any) -> Any:
         """While a trace is on, an event that holds the time on `stream`; else None."""
         if self._trace is None:
             return None
-        event = self._cupy.cuda.Event()
-        event.record(stream)
+        event = self.call(self._cupy.cuda.Event)
+        self.call(event.record, stream)
         return event
 
     def tock(self, stream: Any, began: Any, track: str, name: str) -> None:
         """Add what `stream` did since `began` to the trace."""
         if self._trace is not None:
             self._trace.append((track, name, began, self.tick(stream)))
+
+    def _new_stream(self) -> Any:
+        stream = self.call(lambda: self._cupy.cuda.Stream(non_blocking=True))
+        self._handles.append(stream)
+        return stream
+
+    def _elapsed_s(self, began: Any, ended: Any) -> float:
+        elapsed_ms: float = self.call(self._cupy.cuda.get_elapsed_time, began, ended)
+        return elapsed_ms * 1e-3
+
+    def _give_back(self, function: Any, *arguments: Any) -> None:
+        """Call what gives something back: there is nothing to be done if that fails."""
+        with suppress(DeviceLostError, OutOfDeviceMemoryError):
+            self.call(function, *arguments)
+
+    def _raise_meaning_of(self, error: Exception, asked_bytes: int, where: str) -> None:
+        """Raise what an error means for a run; return where it means nothing but a mistake of ours."""
+        status = getattr(error, "status", NO_MEMORY)  # CuPy's pools, which we do not use, raise a plain MemoryError
+        if not isinstance(error, self.cublas.CUBLASError):
+            if status == NO_MEMORY:
+                raise self._out_of_memory(asked_bytes, where) from error
+            if status in LOST:
+                self._lose(error)
+        elif status == CUBLAS_NO_MEMORY:
+            raise self._out_of_memory(asked_bytes, where) from error
+        elif status in CUBLAS_FAILED:
+            try:
+                self.runtime.deviceSynchronize()
+            except self.runtime.CUDARuntimeError as cause:
+                self._raise_meaning_of(cause, asked_bytes, where)
+            if self._opened:  # while formats are tried, it may only mean that this one is not for this GPU
+                self._lose(error)
+
+    def _lose(self, error: Exception) -> NoReturn:
+        self._lost_why = f"{self.name} failed: {_one_line(error)}"
+        _lost.append(self)
+        raise DeviceLostError(self._lost_why) from error
+
+    def _out_of_memory(self, asked_bytes: int, where: str) -> OutOfDeviceMemoryError:
+        if where == PINNED_RAM:
+            page_bytes = os.sysconf("SC_PAGE_SIZE")
+            total_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
+            free_bytes = page_bytes * os.sysconf("SC_AVPHYS_PAGES")
+        else:
+            memory = self.memory()
+            free_bytes, total_bytes = memory.free_bytes, memory.total_bytes
+        return OutOfDeviceMemoryError(asked_bytes, total_bytes - free_bytes, total_bytes, where)
 
     def _try_gemm(self, weight_format: WeightFormat) -> str:
         """Why this GPU cannot multiply a format, or empty. Also loads cuBLAS's workspace and kernels."""
@@ -324,7 +385,7 @@ def _check_driver(runtime: Any, ordinal: int) -> None:
     try:
         devices = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
-        if error.status == _NO_DEVICE:
+        if error.status == NO_DEVICE:
             raise DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)") from error
         raise DeviceUnavailableError(f"CUDA does not start: {_one_line(error)}") from error
     if not 0 <= ordinal < devices:
