@@ -1,7 +1,7 @@
 """Decide where the columns go: one fraction for every Linear that can leave the CPU, resident first, the rest host."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from offload.cost_model import StepShape, predict
 from offload.device_profile import DeviceProfile
@@ -34,6 +34,7 @@ class PlanRequest:
 
     `fixed_vram_bytes` is what the device takes before the first weight, by name; `other_ram_bytes` what the model
     takes besides its Linears. `unsupported` names weight formats that the device cannot multiply, with the reason.
+    `pinned_limit_bytes` is the most pinned RAM for streamed weights; None where no limit is known.
     """
 
     model: str
@@ -46,6 +47,7 @@ class PlanRequest:
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # of what led to the budget
+    pinned_limit_bytes: int | None = None
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -70,6 +72,8 @@ def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: St
     Without a `ring`, streamed columns get two slots that each hold the largest group's, or 8 MiB of it.
     """
     placements = tuple(_place_linear(request, linear, shares(linear)) for linear in request.linears)
+    if request.pinned_limit_bytes is not None:
+        placements = _stream_less(placements, request.pinned_limit_bytes)
     on_device = any(placement.on_device for placement in placements)
     ring = _ring(placements) if ring is None else ring
     vram = dict.fromkeys((*request.fixed_vram_bytes, "staging", "activations", "weights"), 0)
@@ -122,6 +126,29 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares) -> L
         host=ColumnRange(on_device, columns),
         reason=reason,
         host_format=linear.format,
+    )
+
+
+def _stream_less(placements: Iterable[LinearPlacement], limit_bytes: int) -> tuple[LinearPlacement, ...]:
+    """The streamed columns of as many Linears as fit into so much pinned RAM; those of the others become host."""
+    kept = []
+    for placement in placements:
+        pinned_bytes = aligned(round(len(placement.streamed) * placement.linear.column_bytes))
+        if pinned_bytes > limit_bytes:
+            kept.append(_without_streaming(placement))
+        else:
+            kept.append(placement)
+            limit_bytes -= pinned_bytes
+    return tuple(kept)
+
+
+def _without_streaming(placement: LinearPlacement) -> LinearPlacement:
+    resident, columns = placement.resident.stop, placement.linear.out_features
+    return replace(
+        placement,
+        streamed=ColumnRange(resident, resident),
+        host=ColumnRange(resident, columns),
+        reason="no pinned RAM is left for streamed columns",
     )
 
 

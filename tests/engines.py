@@ -17,6 +17,7 @@ from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from offload.devices.simulated import SimulatedDevice
 from offload.planner import Shares, place
+from offload.recovery import ShrinkingPlan
 from offload.specs import LinearSpec
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
@@ -69,18 +70,21 @@ def open_settings(model: Path) -> OpenedModel:
 def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
     """The engine of `--cuda 0`; `whole` leaves every Linear in one onnxruntime session."""
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
-    outside: list[Linear] = [] if whole else linears_outside(opened.linears, plan)
-    return load(opened, plan, outside, None, threads=2)
+    plans = ShrinkingPlan(plan_request(opened, target, {}))
+    outside: list[Linear] = [] if whole else linears_outside(opened.linears, plans.plan)
+    return load(opened, plans, outside, None, threads=2)
 
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
     """An engine with this placement on a simulated device, every float Linear outside its island."""
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
-    plan = place(plan_request(opened, target, {}), lambda linear: placement.shares(numbers[linear.name], linear))
+    plans = ShrinkingPlan(
+        plan_request(opened, target, {}),
+        lambda request: place(request, lambda linear: placement.shares(numbers[linear.name], linear)),
+    )
     outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
-    return load(opened, plan, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
+    return load(opened, plans, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
 
 
 def greedy(engine: Engine, prompt_ids: list[int], count: int) -> tuple[list[int], npt.NDArray[np.float32]]:

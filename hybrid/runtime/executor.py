@@ -10,7 +10,7 @@ from hybrid.graph.graph import ElementType
 from hybrid.graph.program import Level, OutsideLinear, Program
 from hybrid.runtime.buffers import BufferPlan, plan_buffers
 from hybrid.runtime.island import IslandBinding, LoadedIsland, Value, array_of, constant_value, value_of
-from offload.runner import LinearRunner
+from offload.recovery import RecoveringLinears
 from offload.telemetry import Timeline, span
 
 
@@ -21,7 +21,7 @@ class Executor:
         self,
         program: Program,
         islands: Sequence[LoadedIsland | None],
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         cache: Mapping[str, Value],
         timeline: Timeline | None,
     ) -> None:
@@ -54,7 +54,7 @@ class _Step:
         self,
         program: Program,
         islands: Sequence[LoadedIsland | None],
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         fixed: Mapping[str, Value],
         buffers: BufferPlan,
         new_tokens: int,
@@ -96,7 +96,7 @@ class _Station:
         number: int,
         level: Level,
         loaded: LoadedIsland | None,
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         bound: Mapping[str, Value],
         arrays: Mapping[str, npt.NDArray[Any]],
     ) -> None:

@@ -20,10 +20,10 @@ from hybrid.runtime.threads import default_threads
 from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
-from offload.host_backend import HostBackend
+from offload.host_backend import HostBackend, NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
-from offload.planner import make_plan
+from offload.recovery import RecoveringLinears, ShrinkingPlan
 from offload.runner import LinearRunner
 from offload.specs import WeightFormat
 from offload.telemetry import Timeline
@@ -62,12 +62,12 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        plan = make_plan(plan_request(opened, target, unsupported))
-        if device is not None and not any(placement.on_device for placement in plan.placements):
+        plans = ShrinkingPlan(plan_request(opened, target, unsupported))
+        if device is not None and not any(placement.on_device for placement in plans.plan.placements):
             device.close()
             device = None
-        outside = linears_outside(opened.linears, plan)
-        return load(opened, plan, outside, device, threads, progress, timeline, target.why)
+        outside = linears_outside(opened.linears, plans.plan)
+        return load(opened, plans, outside, device, threads, progress, timeline, target.why)
     except BaseException:
         if device is not None:
             device.close()
@@ -93,7 +93,7 @@ def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
 
 def load(
     opened: OpenedModel,
-    plan: Plan,
+    plans: ShrinkingPlan,
     outside: Sequence[Linear],
     device: Device | None,
     threads: int,
@@ -101,25 +101,25 @@ def load(
     timeline: Timeline | None = None,
     target: str = "",
 ) -> Engine:
-    """Load `opened` with the Linears `outside` run as planned, all others inside their islands."""
+    """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
+
+    They stay outside when the plan becomes smaller.
+    """
     progress = progress or Progress()
     decoder = opened.decoder
     program = cut(decoder.graph, outside)
     weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
-    placements = [placement for placement in plan.placements if placement.linear.name in weights]
-    host = _host_backend(placements, threads, progress)
-    progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
-    host_weights = _host_weights(placements, weights, progress)
-    linears = LinearRunner(
-        levels=[[linear.name for linear in level.linears] for level in program.levels],
-        plan=plan,
-        weights=weights,
-        device=device,
-        host=host,
-        timeline=timeline,
-        on_bytes=progress.on_bytes,
-        host_weights=host_weights,
-    )
+    levels = [[linear.name for linear in level.linears] for level in program.levels]
+    host = _HostKernels(threads, progress)
+
+    def load_linears(plan: Plan) -> LinearRunner:
+        placements = [placement for placement in plan.placements if placement.linear.name in weights]
+        backend = host.compiled_for(placements)
+        progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
+        host_weights = _host_weights(placements, weights, progress)
+        return LinearRunner(levels, plan, weights, device, backend, timeline, progress.on_bytes, host_weights)
+
+    linears = RecoveringLinears(plans, load_linears)
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
@@ -131,7 +131,7 @@ def load(
     )
     inputs = StepInputs(decoder.graph)
     executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target)
+    return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target)
 
 
 class _DeviceOpener:
@@ -197,17 +197,24 @@ def _threads(asked: int | None) -> int:
     return asked
 
 
-def _host_backend(placements: Sequence[LinearPlacement], threads: int, progress: Progress) -> HostBackend | None:
-    """The kernels for the host columns, compiled; None where there are none."""
-    kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
-    if not kinds:
-        return None
-    progress.on_stage("Compiling kernels (kept for the next run)", 0)
-    from offload.host_backend import NumbaBackend
+class _HostKernels:
+    """The kernels for host columns, made when the first plan has some."""
 
-    backend = NumbaBackend(threads)
-    backend.warm_up(sorted(kinds))
-    return backend
+    def __init__(self, threads: int, progress: Progress) -> None:
+        self._threads = threads
+        self._progress = progress
+        self._backend: NumbaBackend | None = None
+
+    def compiled_for(self, placements: Sequence[LinearPlacement]) -> HostBackend | None:
+        """The kernels with all that the host columns need compiled; None where there are no such columns."""
+        kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
+        if not kinds:
+            return None
+        self._progress.on_stage("Compiling kernels (kept for the next run)", 0)
+        if self._backend is None:
+            self._backend = NumbaBackend(self._threads)
+        self._backend.warm_up(sorted(kinds))
+        return self._backend
 
 
 def _host_weights(
