@@ -18,7 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, width
+from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, say_between, width
 from hybrid.errors import OffloadError, UsageError
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -135,6 +135,7 @@ def run(
         say(report.opening_line(text_model.engine, cuda))
         for warning in () if verbose else text_model.engine.plan.warnings:
             say(f"note: {warning}")
+        text_model.engine.on_warning = _warn
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
         finished = complete(text_model, request, recorder, stats is options.StatsFormat.JSON)
@@ -224,6 +225,7 @@ def chat(
         say(report.opening_line(engine, cuda))
         for warning in engine.plan.warnings:
             say(f"note: {warning}")
+        engine.on_warning = _warn
         say(line)
         return talk(conversation, engine.decoder.name)
 
@@ -280,6 +282,10 @@ def _logit_bias(pairs: list[str] | None) -> dict[int, float] | None:
         except ValueError:
             raise UsageError(f"--logit-bias {pair}: must be a token id, =, and a number, as in 42=-1.5") from None
     return biases or None
+
+
+def _warn(line: str) -> None:
+    say_between(f"note: {line}")
 
 
 def _no_command(context: typer.Context, version: Version = False) -> None:

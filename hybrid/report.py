@@ -92,6 +92,7 @@ def stats_json(generation: "Generation", plan: Plan, memory: dict[str, int]) -> 
         "predicted_decode_step_s": plan.predicted.decode_step_s,
         "memory": dict(memory),
         "plan": plan_totals(plan),
+        "warnings": list(plan.warnings),
     }
 
 

@@ -3,6 +3,7 @@
 A level reads and writes host arrays only and overwrites its outputs wholly, so it can be run again under another plan.
 """
 
+import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -35,25 +36,22 @@ class ShrinkingPlan:
     def shrink(self, failure: OutOfDeviceMemoryError | DeviceLostError) -> str:
         """Plan again, without a lost device or with less by what was asked for; gives the line that says so.
 
-        The least that is taken away doubles every time, so that it comes to an end: all on the host.
+        Where the device says that a part of what was asked for is free, only what is missing is taken away. The least
+        that is taken away doubles every time, so that it comes to an end: all on the host.
         """
         if isinstance(failure, DeviceLostError):
             return self._plan_again(0, f"the GPU is lost ({failure})", "")
-        asked_bytes = failure.asked_bytes or _UNKNOWN_BYTES
-        less_bytes = max(asked_bytes, MIB << self._refusals)
+        less_bytes = max(_missing_bytes(failure), MIB << self._refusals)
         self._refusals += 1
-        refused = f"the {'system' if failure.pinned else 'GPU'} refused {format_bytes(asked_bytes)} of "
-        refused += "pinned RAM" if failure.pinned else "VRAM"
-        if failure.asked_bytes == 0:
-            refused = "the GPU ran out of VRAM"
+        what = _refused(failure)
         pinned_bytes = self.plan.ram_bytes.get("pinned weights", 0)
         if failure.pinned and pinned_bytes:
             limit_bytes = max(0, pinned_bytes - less_bytes)
             self._request = replace(self._request, pinned_limit_bytes=limit_bytes)
-            now = f"at most {format_bytes(limit_bytes)} of weights are streamed now"
-            return self._plan_again(self._request.budget_bytes, refused, now)
+            streamed = f"at most {format_bytes(limit_bytes)} of weights are" if limit_bytes else "no weights are"
+            return self._plan_again(self._request.budget_bytes, what, f"{streamed} streamed now")
         budget_bytes = max(0, min(self._request.budget_bytes, self.plan.total_vram_bytes) - less_bytes)
-        return self._plan_again(budget_bytes, refused, f"the budget is now {format_bytes(budget_bytes)}")
+        return self._plan_again(budget_bytes, what, f"the budget is now {format_bytes(budget_bytes)}")
 
     def _plan_again(self, budget_bytes: int, what: str, now: str) -> str:
         self._request = replace(self._request, budget_bytes=budget_bytes)
@@ -67,6 +65,20 @@ class ShrinkingPlan:
         self.plan = replace(plan, notes=(*plan.notes, *self._lines), warnings=(*plan.warnings, *self._lines))
         self.peak_vram_bytes = max(self.peak_vram_bytes, plan.total_vram_bytes)
         return line
+
+
+def _missing_bytes(failure: OutOfDeviceMemoryError) -> int:
+    if failure.asked_bytes == 0:
+        return _UNKNOWN_BYTES
+    missing_bytes = failure.asked_bytes - (failure.limit_bytes - failure.used_bytes)
+    return missing_bytes if missing_bytes > 0 else failure.asked_bytes
+
+
+def _refused(failure: OutOfDeviceMemoryError) -> str:
+    if failure.asked_bytes == 0:
+        return "the GPU ran out of VRAM"
+    asked = format_bytes(failure.asked_bytes)
+    return f"the system refused {asked} of pinned RAM" if failure.pinned else f"the GPU refused {asked} of VRAM"
 
 
 class RecoveringLinears:
@@ -99,6 +111,7 @@ class RecoveringLinears:
                 self.on_warning(self.plans.shrink(failure))
             # Not in the handler: until its end, the frames of the error keep the old weights alive.
             self.close()
+            gc.collect()
             self._load()
 
     def close(self) -> None:
@@ -110,8 +123,10 @@ class RecoveringLinears:
                 runner.close()
 
     def _load(self) -> None:
-        while self._runner is None:
+        while True:
             try:
                 self._runner = self._build(self.plan)
+                return
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
                 self.on_warning(self.plans.shrink(failure))
+            gc.collect()  # an error that has passed an ExitStack keeps its frames, and what they hold, in a cycle

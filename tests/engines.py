@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from hybrid.runtime.engine import Engine
 from hybrid.runtime.loading import linears_outside, load
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
+from offload.devices.base import Device
 from offload.devices.simulated import SimulatedDevice
-from offload.planner import Shares, place
+from offload.plan import Plan
+from offload.planner import PlanRequest, Shares, place
 from offload.recovery import ShrinkingPlan
 from offload.specs import LinearSpec
+from offload.telemetry import Timeline
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 _BUDGET_BYTES = 1 << 30
@@ -77,14 +80,29 @@ def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
     """An engine with this placement on a simulated device, every float Linear outside its island."""
-    target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
-    plans = ShrinkingPlan(
-        plan_request(opened, target, {}),
+    return engine_on(
+        SimulatedDevice(_BUDGET_BYTES),
+        opened,
         lambda request: place(request, lambda linear: placement.shares(numbers[linear.name], linear)),
     )
+
+
+def engine_on(
+    device: Device,
+    opened: OpenedModel,
+    planner: Callable[[PlanRequest], Plan],
+    budget_bytes: int | None = None,
+    threads: int = 2,
+    timeline: Timeline | None = None,
+) -> Engine:
+    """An engine on a device, every float Linear outside its island; the budget counts what weights and buffers take."""
+    target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
+    request = plan_request(opened, target, {})
+    if budget_bytes is not None:
+        request = replace(request, budget_bytes=budget_bytes, fixed_vram_bytes={"context": 0, "workspace": 0})
     outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
-    return load(opened, plans, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
+    return load(opened, ShrinkingPlan(request, planner), outside, device, threads, timeline=timeline)
 
 
 def greedy(engine: Engine, prompt_ids: list[int], count: int) -> tuple[list[int], npt.NDArray[np.float32]]:

@@ -117,6 +117,7 @@ def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: py
         "predicted_decode_step_s",
         "memory",
         "plan",
+        "warnings",
     ]
     assert (stats["stop_reason"], stats["seed"], stats["predicted_decode_step_s"]) == ("end", 7, 0.002)
     assert stats["generated_tokens"] == len(engine.script)

@@ -54,6 +54,24 @@ def resident(plan: Plan) -> int:
     return sum(len(p.resident) for p in plan.placements)
 
 
+def test_less_pinned_ram_streams_less() -> None:
+    """Four Linears of 64 x 128 fp16 columns, half of them streamed: 8 KiB each."""
+    linears = [spec(str(number), 64, 128) for number in range(4)]
+
+    def streamed(limit_bytes: int | None) -> list[int]:
+        limited = request(linears, GIB, pinned_limit_bytes=limit_bytes)
+        plan = place(limited, lambda _: Shares(0.25, 0.5))
+        assert [len(p.resident) for p in plan.placements] == [32] * 4
+        assert plan.ram_bytes["pinned weights"] <= (GIB if limit_bytes is None else limit_bytes)
+        assert (plan.ring.slots == 0) == (plan.ram_bytes["pinned weights"] == 0)
+        return [len(p.streamed) for p in plan.placements]
+
+    assert streamed(None) == streamed(4 * 8192) == [64] * 4
+    assert streamed(4 * 8192 - 1) == [64, 64, 64, 0]
+    assert streamed(8192) == [64, 0, 0, 0]
+    assert streamed(8191) == streamed(0) == [0] * 4
+
+
 def resident_nbytes(plan: Plan) -> int:
     return sum(round(len(p.resident) * p.linear.column_bytes) for p in plan.placements)
 
