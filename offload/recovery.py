@@ -36,8 +36,9 @@ class ShrinkingPlan:
     def shrink(self, failure: OutOfDeviceMemoryError | DeviceLostError) -> str:
         """Plan again, without a lost device or with less by what was asked for; gives the line that says so.
 
-        Where the device says that a part of what was asked for is free, only what is missing is taken away. The least
-        that is taken away doubles every time, so that it comes to an end: all on the host.
+        Where the device says that a part of what was asked for is free, only what is missing is taken away: one block
+        holds all resident weights. The least that is taken away doubles every time, so that it comes to an end, with
+        all on the host.
         """
         if isinstance(failure, DeviceLostError):
             return self._plan_again(0, f"the GPU is lost ({failure})", "")
@@ -71,7 +72,8 @@ def _missing_bytes(failure: OutOfDeviceMemoryError) -> int:
     if failure.asked_bytes == 0:
         return _UNKNOWN_BYTES
     missing_bytes = failure.asked_bytes - (failure.limit_bytes - failure.used_bytes)
-    return missing_bytes if missing_bytes > 0 else failure.asked_bytes
+    # Free RAM says little of what may be pinned, and pinned blocks are small.
+    return missing_bytes if missing_bytes > 0 and not failure.pinned else failure.asked_bytes
 
 
 def _refused(failure: OutOfDeviceMemoryError) -> str:
