@@ -1,5 +1,6 @@
 """What a device refuses makes the plan smaller, and a lost device ends its use; the text is the same."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -390,24 +391,29 @@ def test_cublas_without_memory_takes_a_smaller_plan(emulated: EmulatedCupy, demo
 # What people see.
 
 
-@pytest.mark.parametrize("stats", [[], ["--stats", "json"]])
-def test_the_command_says_so_and_goes_on(
-    stats: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "options"), [("run", []), ("run", ["--stats", "json"]), ("chat", ["--chat-template", "none"])]
+)
+def test_the_commands_say_so_and_go_on(
+    command: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--device", "simulated", "--cuda", "200MiB", "--max-tokens", "8", "--threads", "1", *stats]
-    arguments = ["run", *options, "Once upon a time"]
-    assert cli.main(arguments) == 0
-    expected = capsys.readouterr().out
+    where = ["--device", "simulated", "--cuda", "200MiB", "--max-tokens", "8", "--threads", "1", "--temperature", "0"]
+    arguments = [command, *where, *options, *(["Once upon a time"] if command == "run" else [])]
+
+    def text() -> tuple[str, list[str]]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("Once upon a time\n"))
+        assert cli.main(arguments) == 0
+        out, err = capsys.readouterr()
+        return out, err.splitlines()
+
+    expected, _ = text()
     real = SimulatedDevice
-    monkeypatch.setattr(
-        "offload.devices.simulated.SimulatedDevice",
-        lambda *arguments: FailingDevice(real(*arguments), lost_at=500),
-    )
-    assert cli.main(arguments) == 0
-    out, err = capsys.readouterr()
+    failing = "offload.devices.simulated.SimulatedDevice"
+    monkeypatch.setattr(failing, lambda *arguments: FailingDevice(real(*arguments), lost_at=500))
+    out, err = text()
     assert out == expected
-    lines = [line for line in err.splitlines() if "the GPU is lost" in line and line.startswith("note: ")]
-    assert len(lines) == 1
-    if stats:
-        (warning,) = json.loads(err.splitlines()[-1])["warnings"]
-        assert f"note: {warning}" == lines[0]
+    (note,) = (line for line in err if "the GPU is lost" in line and line.startswith("note: "))
+    assert note.endswith("the run goes on without it")
+    if "json" in options:
+        assert json.loads(err[-1])["warnings"] == [note.removeprefix("note: ")]
+        assert json.loads(err[-1])["plan"]["host_bytes"] > 0 == json.loads(err[-1])["plan"]["resident_bytes"]
