@@ -117,7 +117,16 @@ def load(
         backend = host.compiled_for(placements)
         progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
         host_weights = _host_weights(placements, weights, progress)
-        return LinearRunner(levels, plan, weights, device, backend, timeline, progress.on_bytes, host_weights)
+        return LinearRunner(
+            levels=levels,
+            plan=plan,
+            weights=weights,
+            device=device,
+            host=backend,
+            timeline=timeline,
+            on_bytes=progress.on_bytes,
+            host_weights=host_weights,
+        )
 
     linears = RecoveringLinears(plans, load_linears)
     if timeline is not None and device is not None:

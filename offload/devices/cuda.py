@@ -103,18 +103,18 @@ class CudaStream:
         size = (device.cublas_handle, transpose, 0, columns, rows, inner)
         one, zero = device.one_address, device.zero_address
         began = device.tick(self._stream)
-        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
-            if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
-                x_and_w = (one, _address(w), leading, _address(x), inner)
-                device.call(self._sgemm, *size, *x_and_w, zero, _address(y), columns)
-            else:
-                kind = _OPERAND_TYPES[w.format]
-                device.call(
-                    self._gemm_ex,
-                    *size,
-                    *(one, _address(w), kind, leading, _address(x), kind, inner),
-                    *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
-                )
+        if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
+            x_and_w = (one, _address(w), leading, _address(x), inner)
+            device.call(self._multiply, self._sgemm, *size, *x_and_w, zero, _address(y), columns)
+        else:
+            kind = _OPERAND_TYPES[w.format]
+            device.call(
+                self._multiply,
+                self._gemm_ex,
+                *size,
+                *(one, _address(w), kind, leading, _address(x), kind, inner),
+                *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
+            )
         if began is not None:
             device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
 
@@ -131,6 +131,10 @@ class CudaStream:
     def synchronize(self) -> None:
         """See DeviceStream. Raises OutOfDeviceMemoryError for work that found no memory."""
         self._device.call(self._device.runtime.streamSynchronize, self._address)
+
+    def _multiply(self, function: Any, *arguments: Any) -> None:
+        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
+            function(*arguments)
 
 
 class CudaDevice:

@@ -171,6 +171,7 @@ class EmulatedCupy:
                     emulated.enter("streamDestroy")
 
             def __enter__(self) -> None:
+                emulated.enter("getDevice")
                 self.outer, emulated.current_stream = emulated.current_stream, self
 
             def __exit__(self, *error: object) -> None:

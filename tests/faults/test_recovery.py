@@ -25,7 +25,7 @@ from offload.telemetry import Timeline
 from offload.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.device.failing_device import FailingDevice
-from tests.engines import engine_on, greedy, open_settings, read_golden
+from tests.engines import SHARED_MODELS, engine_on, greedy, open_settings, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
 GOLDEN = read_golden(DEMO_GOLDEN)
@@ -266,13 +266,19 @@ def test_lost_at_the_end(demo: OpenedModel) -> None:
     assert ids == GOLDEN.greedy_ids[:TOKENS]
 
 
-def test_a_host_that_had_no_columns_yet(demo: OpenedModel) -> None:
+@pytest.mark.parametrize("name", ["", "stories260K", "babyllama-tok105-1M"])
+def test_a_host_that_had_no_columns_yet(name: str) -> None:
     """Its kernels are made when the device is lost."""
+    folder = SHARED_MODELS / name if name else DEMO_MODEL
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    golden = read_golden(folder / "golden.json" if name else DEMO_GOLDEN)
     device = FailingDevice(SimulatedDevice(64 * MIB))
-    with closing(engine_on(device, demo, resident, 64 * MIB, threads=1)) as engine:
+    with closing(engine_on(device, open_settings(folder), resident, 64 * MIB, threads=1)) as engine:
         assert columns(engine.plan)[1:] == (0, 0)
         device.lost_at = device.operations + 30
-        assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
+        ids, _ = greedy(engine, golden.prompt_ids, TOKENS)
+        assert ids == golden.greedy_ids[:TOKENS]
         assert columns(engine.plan)[:2] == (0, 0)
 
 

@@ -156,7 +156,7 @@ def use_everything(device: CudaDevice) -> None:
 
 
 CALLS = (
-    *("streamCreate", "eventCreate", "hostAlloc", "malloc", "memcpyAsync", "gemm"),
+    *("streamCreate", "eventCreate", "hostAlloc", "malloc", "memcpyAsync", "getDevice", "gemm"),
     *("eventRecord", "streamWaitEvent", "synchronize", "memGetInfo"),
 )
 
