@@ -5,26 +5,20 @@ low-level calls are positional integers, and pointers are addresses.
 """
 
 import ctypes
-import os
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
-from offload.devices.cuda_errors import CUBLAS_FAILED, CUBLAS_NO_MEMORY, LOST, NO_DEVICE, NO_MEMORY
+from offload.devices.cuda_calls import CudaCalls
+from offload.devices.cuda_errors import NO_DEVICE
 from offload.devices.gemm_probe import gemm_is_exact
-from offload.errors import (
-    DEVICE_MEMORY,
-    PINNED_RAM,
-    DeviceLostError,
-    DeviceUnavailableError,
-    OutOfDeviceMemoryError,
-)
+from offload.errors import PINNED_RAM, DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
@@ -34,7 +28,6 @@ _COMPUTE_32F = 68
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
-_lost: list["CudaDevice"] = []  # kept, since CuPy's destructors of streams and events complain of a lost context
 
 
 @dataclass(frozen=True)
@@ -162,14 +155,8 @@ class CudaDevice:
         # A process has one context for each GPU, so only its first device sees what that takes.
         context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
-        self._errors = (
-            self.runtime.CUDARuntimeError,
-            self.cublas.CUBLASError,
-            self._cupy.cuda.memory.OutOfMemoryError,
-        )
-        self._lost_why = ""
-        self._opened = False
-        self._handles: list[Any] = []  # CuPy destroys a stream or event with its object
+        self._calls = CudaCalls(self.name, self._cupy, self.cublas)
+        self.call = self._calls.call
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
@@ -184,11 +171,11 @@ class CudaDevice:
         try:
             self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
             workspace_bytes = free_bytes - self.memory().free_bytes
-        except (*self._errors, OutOfDeviceMemoryError, DeviceLostError) as error:
+        except (*self._calls.errors, OutOfDeviceMemoryError, DeviceLostError) as error:
             self.close()
             raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {_one_line(error)}") from error
         self.fixed_bytes = {"context": context_bytes, "workspace": max(0, workspace_bytes)}
-        self._opened = True
+        self._calls.opened = True
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device. The float formats were tried when the device was opened."""
@@ -209,14 +196,14 @@ class CudaDevice:
         """See Device."""
         assert isinstance(allocation, CudaAllocation)
         del self._allocations[allocation.address]
-        self._give_back(self.runtime.free, allocation.address)
+        self._calls.give_back(self.runtime.free, allocation.address)
 
     def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """See Device."""
         address = self.call(self.runtime.hostAlloc, nbytes, 0, asked_bytes=nbytes, where=PINNED_RAM)
         array = np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)), np.uint8)
         # Views have this array as their base, so it is gone when the last of them is.
-        weakref.finalize(array, self._give_back, self.runtime.freeHost, address).atexit = False
+        weakref.finalize(array, self._calls.give_back, self.runtime.freeHost, address).atexit = False
         return array
 
     def stream(self, name: str) -> CudaStream:
@@ -226,7 +213,7 @@ class CudaDevice:
     def event(self) -> CudaEvent:
         """See Device."""
         event = self.call(lambda: self._cupy.cuda.Event(disable_timing=True))
-        self._handles.append(event)
+        self._calls.handles.append(event)
         return CudaEvent(self, event)
 
     def start_trace(self) -> None:
@@ -251,29 +238,16 @@ class CudaDevice:
 
     def close(self) -> None:
         """See Device. The CUDA context itself lives as long as the process."""
-        self._give_back(self.runtime.deviceSynchronize)
+        self._calls.give_back(self.runtime.deviceSynchronize)
         for allocation in list(self._allocations.values()):
             self.free(allocation)
         if self.cublas_handle:
-            self._give_back(self.cublas.destroy, self.cublas_handle)
+            self._calls.give_back(self.cublas.destroy, self.cublas_handle)
             self.cublas_handle = 0
-        if not self._lost_why:
-            self._handles.clear()
+        if not self._calls.lost_why:
+            self._calls.handles.clear()
 
     # What streams and events ask of their device.
-
-    def call(self, function: Any, *arguments: Any, asked_bytes: int = 0, where: str = DEVICE_MEMORY) -> Any:
-        """`function(*arguments)`, with CUDA's errors as OutOfDeviceMemoryError and DeviceLostError where they are that.
-
-        `asked_bytes` is what it is to allocate and `where`, for the former.
-        """
-        if self._lost_why:
-            raise DeviceLostError(self._lost_why)
-        try:
-            return function(*arguments)
-        except self._errors as error:
-            self._raise_meaning_of(error, asked_bytes, where)
-            raise
 
     def tick(self, stream: Any) -> Any:
         """While a trace is on, an event that holds the time on `stream`; else None."""
@@ -290,50 +264,12 @@ class CudaDevice:
 
     def _new_stream(self) -> Any:
         stream = self.call(lambda: self._cupy.cuda.Stream(non_blocking=True))
-        self._handles.append(stream)
+        self._calls.handles.append(stream)
         return stream
 
     def _elapsed_s(self, began: Any, ended: Any) -> float:
         elapsed_ms: float = self.call(self._cupy.cuda.get_elapsed_time, began, ended)
         return elapsed_ms * 1e-3
-
-    def _give_back(self, function: Any, *arguments: Any) -> None:
-        """Call what gives something back: there is nothing to be done if that fails."""
-        with suppress(DeviceLostError, OutOfDeviceMemoryError):
-            self.call(function, *arguments)
-
-    def _raise_meaning_of(self, error: Exception, asked_bytes: int, where: str) -> None:
-        """Raise what an error means for a run; return where it means nothing but a mistake of ours."""
-        status = getattr(error, "status", NO_MEMORY)  # CuPy's pools, which we do not use, raise a plain MemoryError
-        if not isinstance(error, self.cublas.CUBLASError):
-            if status == NO_MEMORY:
-                raise self._out_of_memory(asked_bytes, where) from error
-            if status in LOST:
-                self._lose(error)
-        elif status == CUBLAS_NO_MEMORY:
-            raise self._out_of_memory(asked_bytes, where) from error
-        elif status in CUBLAS_FAILED:
-            try:
-                self.runtime.deviceSynchronize()
-            except self.runtime.CUDARuntimeError as cause:
-                self._raise_meaning_of(cause, asked_bytes, where)
-            if self._opened:  # while formats are tried, it may only mean that this one is not for this GPU
-                self._lose(error)
-
-    def _lose(self, error: Exception) -> NoReturn:
-        self._lost_why = f"{self.name} failed: {_one_line(error)}"
-        _lost.append(self)
-        raise DeviceLostError(self._lost_why) from error
-
-    def _out_of_memory(self, asked_bytes: int, where: str) -> OutOfDeviceMemoryError:
-        if where == PINNED_RAM:
-            page_bytes = os.sysconf("SC_PAGE_SIZE")
-            total_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
-            free_bytes = page_bytes * os.sysconf("SC_AVPHYS_PAGES")
-        else:
-            memory = self.memory()
-            free_bytes, total_bytes = memory.free_bytes, memory.total_bytes
-        return OutOfDeviceMemoryError(asked_bytes, total_bytes - free_bytes, total_bytes, where)
 
     def _try_gemm(self, weight_format: WeightFormat) -> str:
         """Why this GPU cannot multiply a format, or empty. Also loads cuBLAS's workspace and kernels."""
