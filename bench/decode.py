@@ -19,7 +19,7 @@ from hybrid.runtime.loading import linears_outside, load
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from hybrid.runtime.threads import default_threads
-from offload.planner import Shares, place
+from offload.placing import Shares, place
 from offload.recovery import ShrinkingPlan
 from offload.telemetry import Timeline
 

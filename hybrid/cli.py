@@ -18,7 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, say_between, width
+from hybrid.console import discard, emit, read_stdin, read_text, say, say_between, width
 from hybrid.errors import OffloadError, UsageError
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -93,6 +93,7 @@ def run(
     chat_template: options.TemplateName = None,
     stats: options.Stats = None,
     timeline: options.TimelineFile = None,
+    op_times: options.OpTimes = False,
     verbose: options.ShowPlacement = False,
     config: Config = None,
     print_config: options.PrintConfig = False,
@@ -102,27 +103,28 @@ def run(
     if print_config:
         return _print_settings(run, locals())
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
+        if timeline is not None or op_times:
+            raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(
             model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
             typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
         )  # fmt: skip
     settings = RunSettings(model, variant, cuda, device, machine, context, threads)
-    if timeline is not None:
-        check_writable("--timeline", timeline)
     text = _prompt_text(prompt, file)
     flags = _sampling_flags(locals())
 
     from hybrid import report
-    from hybrid.completion import Request, complete, write_timeline
+    from hybrid.completion import Request, complete
+    from hybrid.recording import start_recording
     from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
     from hybrid.text.text_model import open_text_model
-    from offload.telemetry import Timeline
 
     merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
-    recorder = Timeline() if timeline is not None else None
+    recording = start_recording(timeline, op_times)
+    watched = recording.timeline if recording else None
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
-        text_model = open_text_model(settings, chat_template, False, on_stage, on_bytes, recorder)
+        text_model = open_text_model(settings, chat_template, False, on_stage, on_bytes, watched)
     with text_model:
         sampling = merge_sampling(text_model.defaults.sampling, **flags)
         if beams > 1 and temperature is None:
@@ -138,9 +140,11 @@ def run(
         text_model.engine.on_warning = _warn
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
-        finished = complete(text_model, request, recorder, stats is options.StatsFormat.JSON)
-        if recorder is not None and timeline is not None:
-            write_timeline(recorder, timeline)  # before the device closes: its part is read now
+        finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON)
+        if op_times and recording is not None and stats is None:
+            say(report.op_times_text(recording.op_times(), width(sys.stderr)).rstrip("\n"))
+        if recording is not None:
+            recording.write(text_model.engine.decoder.name)  # before the device closes: its part is read now
     return 0 if finished else INTERRUPTED
 
 
@@ -152,6 +156,7 @@ def plan(
     machine: options.Machine = None,
     context: options.Context = None,
     as_json: options.AsJson = False,
+    draw: options.DrawFile = None,
     verbose: options.ShowLinears = False,
     config: Config = None,
     print_config: options.PrintConfig = False,
@@ -163,6 +168,10 @@ def plan(
     from hybrid.model.hub import resolve_model
     from hybrid.runtime.planning import make_plan
 
+    if draw is not None:
+        from hybrid.drawing.files import check_picture, write_plan_picture
+
+        check_picture("--draw", draw)
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
     made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
@@ -170,6 +179,8 @@ def plan(
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
         emit(report.plan_text(made, cuda, width(sys.stdout), each_linear=verbose))
+    if draw is not None:
+        write_plan_picture(made, draw)
     return 0
 
 

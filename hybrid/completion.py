@@ -1,22 +1,20 @@
 """`hybrid run`: one prompt, its completions on standard output, what they took on standard error."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from hybrid import report
-from hybrid.console import ctrl_c_stops, emit, not_writable, say
+from hybrid.console import ctrl_c_stops, emit, say
 from hybrid.errors import UsageError
+from hybrid.recording import Recording
 from hybrid.text.beam import beam_search
 from hybrid.text.generate import StopReason, generate_several, text_of
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
 from hybrid.text.tokenizer import TextStream
-from offload.telemetry import Timeline
-
-_TRACED_PIECES = 8
+from hybrid.truth import compare
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Request:
             raise UsageError(f"--n {self.count}: without a --temperature above 0 all completions would be the same")
 
 
-def complete(model: TextModel, request: Request, timeline: Timeline | None, as_json: bool) -> bool:
+def complete(model: TextModel, request: Request, recording: Recording | None, as_json: bool) -> bool:
     """Write the completions, then what they took; False when Ctrl-C ended them."""
     if request.beams > 1:
         _search(model, request)
@@ -54,24 +52,18 @@ def complete(model: TextModel, request: Request, timeline: Timeline | None, as_j
             emit("\n")
         with ctrl_c_stops(generation):
             pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
-            _write(_traced(pieces, timeline))
+            _write(pieces)
+        truth = compare(generation.stats, model.engine)
         memory = model.engine.memory()
         if as_json:
-            say(json.dumps(report.stats_json(generation, model.engine.plan, memory)))
+            times = recording.op_times() if recording and number == 0 else None
+            say(json.dumps(report.stats_json(generation, model.engine.plan, memory, truth, times)))
         else:
-            say(report.closing_line(generation.stats, memory))
+            say(report.closing_line(generation.stats, memory, truth))
         if generation.stats.stop_reason is StopReason.INTERRUPTED:
             finished = False
             break
     return finished
-
-
-def write_timeline(timeline: Timeline, path: Path) -> None:
-    """Write a timeline. Raises UsageError when the file cannot be written."""
-    try:
-        timeline.write(path)
-    except OSError as error:
-        raise not_writable("--timeline", path, error) from None
 
 
 def _search(model: TextModel, request: Request) -> None:
@@ -94,11 +86,3 @@ def _write(pieces: Iterable[str]) -> None:
     finally:  # an error message does not start in the middle of a line
         if last and not last.endswith("\n"):
             emit("\n")
-
-
-def _traced(pieces: Iterable[str], timeline: Timeline | None) -> Iterator[str]:
-    """Pieces as they come; the timeline sees the first few steps, which are like all others."""
-    for number, piece in enumerate(pieces):
-        if timeline is not None and number == _TRACED_PIECES:
-            timeline.stop()
-        yield piece

@@ -147,7 +147,14 @@ Stats = Annotated[
     typer.Option(metavar="json", help="End with a line of JSON on standard error, not the summary."),
 ]
 TimelineFile = Annotated[
-    Path | None, typer.Option(metavar="FILE.json", help="Write what ran when, for ui.perfetto.dev.")
+    Path | None,
+    typer.Option(
+        metavar="FILE.json|FILE.png", help="Write what ran when: .json for ui.perfetto.dev, .png draws one decode step."
+    ),
+]
+OpTimes = Annotated[bool, typer.Option("--op-times", help="Show which operators the decode steps spent their time in.")]
+DrawFile = Annotated[
+    Path | None, typer.Option("--draw", metavar="FILE.png", help="Also draw where each layer's weights go.")
 ]
 ShowPlacement = Annotated[bool, typer.Option("--verbose", help="Show where each weight went.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")]

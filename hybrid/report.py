@@ -3,8 +3,10 @@
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
+from offload.op_times import OpTime, OpTimes
 from offload.plan import Plan
 from offload.units import format_bytes, format_seconds
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from hybrid.runtime.engine import Engine
     from hybrid.text.generate import Generation, GenerationStats
+    from hybrid.truth import Truth
 
 Columns = tuple[int, int, int]  # how many are resident, streamed and on the host
 LayerRow = tuple[str, dict[str, Columns]]  # label, and the columns of each kind of Linear
@@ -21,6 +24,16 @@ OnBytes = Callable[[int], None]
 
 PLACES = ("VRAM", "streamed", "host")
 SAME_SHARE = 0.2  # shares that differ by less are one decision, rounded to whole tiles in each layer
+WAITS = {  # the parts of a prediction, for people
+    "islands": "other operators",
+    "attention": "attention",
+    "host": "host columns",
+    "gpu": "GPU",
+    "bus": "bus",
+    "round trips": "round trips",
+    "ram": "RAM",
+    "disk": "disk",
+}
 STOPPED = {
     "end": "end of text",
     "max_tokens": "stopped at --max-tokens",
@@ -60,12 +73,12 @@ def opening_line(engine: "Engine", asked: str | None) -> str:
     return " · ".join(parts)
 
 
-def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
+def closing_line(stats: "GenerationStats", memory: dict[str, int], truth: "Truth | None") -> str:
     """What the run took."""
-    parts = [
-        f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}",
-        f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}",
-    ]
+    decode = f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}"
+    if truth is not None:
+        decode += f" (predicted {rate(truth.predicted.decode_tokens_per_s).removesuffix(' tokens/s')})"
+    parts = [f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}", decode]
     if budget := memory.get("vram_budget_bytes"):
         parts.append(f"VRAM peak {format_bytes(memory['vram_peak_bytes'])} of {format_bytes(budget)}")
     if ram := memory.get("ram_peak_bytes"):
@@ -75,8 +88,16 @@ def closing_line(stats: "GenerationStats", memory: dict[str, int]) -> str:
     return " · ".join(parts)
 
 
-def stats_json(generation: "Generation", plan: Plan, memory: dict[str, int]) -> dict[str, Any]:
-    """What the run took, for programs. What was not measured is null."""
+def stats_json(
+    generation: "Generation", plan: Plan, memory: dict[str, int], truth: "Truth | None", times: OpTimes | None
+) -> dict[str, Any]:
+    """What the run took, for programs. What was not measured is null.
+
+    `decode_depth` is how many tokens the cache held in a decode step, a mean, and `predicted_depth` how many the
+    prediction is for; `measured_over_predicted` is of the median step, where enough of them ran on no simulated device.
+    `op_times`, with --op-times, is an `OpTimes`: its `host` rows add up to the step, its `inside` rows are part of
+    their islands, its `device` rows ran beside them.
+    """
     stats = generation.stats
     return {
         "prompt_tokens": stats.prompt_tokens,
@@ -89,9 +110,13 @@ def stats_json(generation: "Generation", plan: Plan, memory: dict[str, int]) -> 
         "decode_s": stats.decode_s,
         "decode_tokens_per_s": stats.decode_tokens_per_s,
         "decode_step_median_s": stats.decode_step_median_s,
+        "decode_depth": stats.mean_depth,
         "predicted_decode_step_s": plan.predicted.decode_step_s,
+        "predicted_depth": plan.predicted.depth,
+        "measured_over_predicted": None if truth is None else truth.measured_over_predicted,
         "memory": dict(memory),
         "plan": plan_totals(plan),
+        "op_times": None if times is None else asdict(times),
         "warnings": list(plan.warnings),
     }
 
@@ -144,16 +169,35 @@ def cell_text(columns: Columns) -> str:
 
 def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = False) -> str:
     """The plan for people: placement by layer or Linear, memory by name, the predicted step, notes."""
-    step = plan.predicted
     lines = [
         f"{plan.model} · {budget_text(plan, asked, plan.machine['name'])}",
         _linear_table(plan, width) if each_linear else _layer_table(layer_rows(plan), width),
         _memory_table(plan, width),
-        f"predicted decode step {format_seconds(step.decode_step_s)}, {rate(step.decode_tokens_per_s)}, "
-        f"with {step.depth} tokens in the cache; bound by {step.bound_by}",
+        _prediction_table(plan, width),
+        *(
+            f"{advice.change} would give {rate(advice.decode_tokens_per_s)}, {advice.speedup:.2f} times as many"
+            for advice in plan.advice
+        ),
         *(f"note: {note}" for note in plan.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def op_times_text(times: OpTimes | None, width: int) -> str:
+    """Where the decode steps went, for people."""
+    if times is None:
+        return "no decode step was recorded\n"
+    steps = f"{times.steps} decode steps" if times.steps > 1 else "one decode step"
+    lines = [
+        f"where {steps} of {format_seconds(times.mean_step_s)} went",
+        _op_table("on the host", times.host, width),
+    ]
+    if times.inside:
+        lines.append(_op_table("inside islands, as onnxruntime profiles them", times.inside, width))
+    if times.device:
+        where = "modelled, beside it on the simulated device" if times.modelled else "beside it, on the device"
+        lines.append(_op_table(where, times.device, width))
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -224,6 +268,36 @@ def _linear_table(plan: Plan, width: int) -> str:
     return _table(("layer", "Linear", "format", "size", "place", "why"), rows, width, right=("size",))
 
 
+def _prediction_table(plan: Plan, width: int) -> str:
+    """The predicted step at several depths and what the host waits for; a prefill chunk in the last row."""
+    rows = [
+        (
+            f"decode after {step.depth} tokens",
+            format_seconds(step.decode_step_s),
+            rate(step.decode_tokens_per_s),
+            _parts_text(step.parts_s),
+        )
+        for step in plan.at_depths
+    ]
+    prefill = plan.prefill
+    rows.append(
+        (
+            f"prefill of {prefill.tokens} tokens",
+            format_seconds(prefill.step_s),
+            rate(prefill.tokens_per_s),
+            f"mostly {WAITS[prefill.bound_by]}",
+        )
+    )
+    return _table(("predicted", "step", "rate", "the host waits for"), rows, width, right=("step", "rate"))
+
+
+def _parts_text(parts_s: dict[str, float]) -> str:
+    """The parts of a step from the largest on, those under 3% left out."""
+    total = sum(parts_s.values())
+    parts = sorted(parts_s.items(), key=lambda part: -part[1])
+    return ", ".join(f"{WAITS[name]} {seconds / total:.0%}" for name, seconds in parts if seconds >= 0.03 * total)
+
+
 def _memory_table(plan: Plan, width: int) -> str:
     vram = {**plan.vram_bytes, "total": plan.total_vram_bytes, "budget": plan.budget_bytes}
     ram = {**plan.ram_bytes, "total": sum(plan.ram_bytes.values())}
@@ -233,6 +307,12 @@ def _memory_table(plan: Plan, width: int) -> str:
         for name in (*names, "total", *(["budget"] if plan.budget_bytes else []))
     ]
     return _table(("memory", "VRAM", "RAM"), rows, width, right=("VRAM", "RAM"))
+
+
+def _op_table(where: str, times: Iterable[OpTime], width: int) -> str:
+    header = (where, "what", "a step", "ms", "share")
+    rows = [(t.operator, t.what, f"{t.count:.4g}", f"{t.mean_s * 1e3:.3f}", f"{t.share:.1%}") for t in times]
+    return _table(header, rows, width, right=header[2:])
 
 
 def _add(one: Columns, other: Columns) -> Columns:

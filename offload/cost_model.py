@@ -1,16 +1,23 @@
-"""What one decode step costs under a plan, from the rates of a device profile. Pure arithmetic.
+"""What the parts of a step cost under a set of placements, from the rates of a device profile. Pure arithmetic.
 
-    step = max( sum over groups of max(t_gpu, t_host) + islands + attention(depth),  streamed bytes / bus rate )
+A step is a walk over levels, one for each group of Linears: first the host alone (islands, attention), then
 
-A group's GPU share pays one round trip, its GEMM launches and its bytes at the VRAM rate; its host share one
-launch and its bytes at the RAM rate. Streamed bytes cross the bus all the time, so they bound the step as a whole.
+    device   fetch activations + resident GEMMs + (wait for each streamed piece + its GEMM) + copy back
+    host     one launch + the bytes of the host columns at the rate of their format
+
+side by side. `offload/replay.py` walks the levels; here are the durations. Attention is charged to the second group
+of a layer: the one that reads what attention wrote.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from offload.device_profile import DeviceProfile
-from offload.plan import LinearPlacement, Prediction
+from offload.device_profile import CpuRates, DeviceProfile, GpuRates
+from offload.plan import HostTier, LinearPlacement, StreamRing
+from offload.specs import WeightFormat
+
+_QUERIES_A_PASS = 8  # queries that one pass of attention over the cache serves
+ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 
 @dataclass(frozen=True)
@@ -22,43 +29,135 @@ class StepShape:
     concat_cache: bool  # True: every step also rewrites the whole cache
 
 
-def predict(placements: Sequence[LinearPlacement], step: StepShape, profile: DeviceProfile, depth: int) -> Prediction:
-    """The predicted decode step with `depth` tokens in the cache. Assumes a GPU where columns are placed on one."""
-    parts = {"gpu": 0.0, "ram": 0.0}
-    for group in _groups(placements):
-        gpu_s, host_s = _group_times(group, profile)
-        parts["gpu" if gpu_s > host_s else "ram"] += max(gpu_s, host_s)
-    cache_bytes = depth * step.cache_bytes_per_token
-    parts["islands"] = profile.cpu.step_s + step.islands * profile.cpu.island_s
-    parts["attention"] = cache_bytes / profile.cpu.attention_bytes_per_s
+@dataclass(frozen=True)
+class Workload:
+    """One step: `rows` new tokens after `depth` tokens in the cache; `prefill` says whose ranges are streamed."""
+
+    depth: int
+    rows: int = 1
+    prefill: bool = False
+
+
+@dataclass(frozen=True)
+class LevelCost:
+    """One group of Linears and what the host does before it, in seconds. Pieces of one level are equal."""
+
+    islands_s: float
+    attention_s: float
+    host_s: float
+    on_device: bool
+    trip_s: float  # activations there and back
+    resident_s: float
+    pieces: int
+    copy_s: float  # one piece over the bus
+    gemm_s: float  # one piece
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The levels of a step, and how long what they share is busy at least."""
+
+    start_s: float  # before the first level
+    levels: tuple[LevelCost, ...]
+    ram_s: float  # all bytes that are read from RAM, by the CPU and by the bus
+    disk_s: float
+
+
+def step_cost(
+    placements: Sequence[LinearPlacement],
+    ring: StreamRing,
+    step: StepShape,
+    profile: DeviceProfile,
+    work: Workload,
+) -> StepCost:
+    """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
+    groups = _groups(placements)
+    attended = _groups_after_attention(groups)
+    islands_s = profile.cpu.island_s * step.islands / max(1, len(groups)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    attention_s = whole_attention_s(step, profile.cpu, work) / max(1, len(attended))
+    streams = any(len(p.streamed_in(work.prefill)) for p in placements)
+    levels = tuple(
+        _level_cost(
+            members,
+            islands_s,
+            attention_s if number in attended else 0.0,
+            ring,
+            profile,
+            work,
+            streams,
+        )
+        for number, members in enumerate(groups)
+    )
+    streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.linear.column_bytes for p in placements)
+    host_bytes = sum(len(p.host_in(work.prefill)) * p.host_column_bytes for p in placements)
+    file_bytes = sum(len(p.host) * p.host_column_bytes for p in placements if p.tier is HostTier.FILE)
+    return StepCost(
+        start_s=profile.cpu.step_s,
+        levels=levels,
+        ram_s=(streamed_bytes + host_bytes) / profile.cpu.ram_bytes_per_s,
+        disk_s=file_bytes / profile.cpu.disk_bytes_per_s,
+    )
+
+
+def gemm_s(gpu: GpuRates, weight_format: WeightFormat, nbytes: float, rows: int) -> float:
+    """Seconds of GEMMs over `nbytes` of device weights with `rows` rows of x, without launches."""
+    flops = 2 * rows * nbytes / (weight_format.itemsize_bytes if weight_format.is_float else 1)
+    return max(nbytes / gpu.vram_bytes_per_s, flops / gpu.flops_per_s)
+
+
+def host_s(cpu: CpuRates, placement: LinearPlacement, columns: int, rows: int, beside_bus: bool) -> float:
+    """Seconds to multiply `columns` host columns, without the launch; a busy bus takes its part of the RAM."""
+    nbytes = columns * placement.host_column_bytes
+    seconds = cpu.multiply_s(placement.host_format, nbytes, rows)
+    return max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus) if beside_bus else seconds
+
+
+def _level_cost(
+    members: Sequence[LinearPlacement],
+    islands_s: float,
+    attention_s: float,
+    ring: StreamRing,
+    profile: DeviceProfile,
+    work: Workload,
+    beside_bus: bool,
+) -> LevelCost:
+    cpu, gpu = profile.cpu, profile.gpu
+    on_host = sum(host_s(cpu, p, len(p.host_in(work.prefill)), work.rows, beside_bus) for p in members)
+    if on_host:
+        on_host += cpu.launch_s
+    device_columns = sum(len(p.resident) + len(p.streamed_in(work.prefill)) for p in members)
+    if not device_columns or gpu is None:
+        return LevelCost(islands_s, attention_s, on_host, False, 0.0, 0.0, 0, 0.0, 0.0)
+    x_bytes = work.rows * members[0].linear.in_features * 2
+    y_bytes = work.rows * device_columns * 4
+    resident_s = sum(gemm_s(gpu, p.linear.format, len(p.resident) * p.linear.column_bytes, work.rows) for p in members)
+    if resident_s:
+        resident_s += gpu.launch_s
+    streamed = [(p, len(p.streamed_in(work.prefill)) * p.linear.column_bytes) for p in members]
+    streamed_bytes = sum(nbytes for _, nbytes in streamed)
+    pieces = -(-int(streamed_bytes) // ring.slot_bytes) if streamed_bytes else 0
+    streamed_s = sum(gemm_s(gpu, p.linear.format, nbytes, work.rows) for p, nbytes in streamed)
+    return LevelCost(
+        islands_s=islands_s,
+        attention_s=attention_s,
+        host_s=on_host,
+        on_device=True,
+        trip_s=gpu.round_trip_s + x_bytes / gpu.bus_bytes_per_s + y_bytes / gpu.bus_back_bytes_per_s,
+        resident_s=resident_s,
+        pieces=pieces,
+        copy_s=gpu.copy_s + streamed_bytes / pieces / gpu.bus_bytes_per_s if pieces else 0.0,
+        gemm_s=gpu.launch_s + streamed_s / pieces if pieces else 0.0,
+    )
+
+
+def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
+    """Seconds of attention in all layers, rewriting the cache included."""
+    passes = -(-work.rows // _QUERIES_A_PASS)
+    cache_bytes = (work.depth + work.rows / 2) * step.cache_bytes_per_token
+    seconds = passes * cache_bytes / cpu.attention_bytes_per_s
     if step.concat_cache:
-        parts["cache copies"] = 2 * cache_bytes / profile.cpu.ram_bytes_per_s
-    bus_s = _streamed_bytes(placements) / profile.gpu.bus_bytes_per_s if profile.gpu else 0.0
-    walk_s = sum(parts.values())
-    step_s = max(walk_s, bus_s)
-    bound_by = "bus" if bus_s > walk_s else max(parts, key=lambda name: parts[name])
-    return Prediction(step_s, 1 / step_s, bound_by, depth)
-
-
-def _group_times(group: Iterable[LinearPlacement], profile: DeviceProfile) -> tuple[float, float]:
-    host_s = resident_bytes = device_bytes = 0.0
-    for placement in group:
-        column_bytes = placement.linear.column_bytes
-        host_bytes = len(placement.host) * placement.host_column_bytes
-        host_s += profile.cpu.multiply_s(placement.host_format, host_bytes, rows=1)
-        resident_bytes += len(placement.resident) * column_bytes
-        device_bytes += (len(placement.resident) + len(placement.streamed)) * column_bytes
-    if host_s:
-        host_s += profile.cpu.launch_s
-    if not device_bytes or profile.gpu is None:
-        return 0.0, host_s
-    launches = (resident_bytes > 0) + (device_bytes > resident_bytes)
-    gpu = profile.gpu
-    return gpu.round_trip_s + launches * gpu.launch_s + device_bytes / gpu.vram_bytes_per_s, host_s
-
-
-def _streamed_bytes(placements: Iterable[LinearPlacement]) -> float:
-    return sum(len(placement.streamed) * placement.linear.column_bytes for placement in placements)
+        seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
+    return seconds
 
 
 def _groups(placements: Iterable[LinearPlacement]) -> list[list[LinearPlacement]]:
@@ -66,3 +165,15 @@ def _groups(placements: Iterable[LinearPlacement]) -> list[list[LinearPlacement]
     for placement in placements:
         groups.setdefault(placement.linear.group, []).append(placement)
     return list(groups.values())
+
+
+def _groups_after_attention(groups: Sequence[Sequence[LinearPlacement]]) -> set[int]:
+    """The numbers of the groups that are the second of their layer."""
+    seen: dict[str, int] = {}
+    second = set()
+    for number, members in enumerate(groups):
+        layer = members[0].linear.layer
+        seen[layer] = seen.get(layer, 0) + 1
+        if seen[layer] == 2:
+            second.add(number)
+    return second

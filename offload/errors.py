@@ -5,6 +5,7 @@ OffloadError                    base
 ├── DeviceUnavailableError      no usable GPU; says why
 ├── DeviceLostError             a device that worked and will not again in this process
 ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
+├── PinningError                memory of ours that the device cannot read in place
 └── ProfileError                a device profile that cannot be read
 """
 
@@ -39,6 +40,10 @@ class OutOfDeviceMemoryError(OffloadError, MemoryError):
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
         self.pinned = where == PINNED_RAM
+
+
+class PinningError(OffloadError):
+    """Host memory that cannot be page-locked where it is."""
 
 
 class ProfileError(OffloadError):

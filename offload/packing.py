@@ -99,9 +99,9 @@ def resident_matrices(placements: Iterable[LinearPlacement]) -> tuple[ColumnMatr
     return _matrices((placement.linear, placement.resident) for placement in placements)
 
 
-def streamed_matrices(placements: Iterable[LinearPlacement]) -> tuple[ColumnMatrix, ...]:
+def streamed_matrices(placements: Iterable[LinearPlacement], prefill: bool = False) -> tuple[ColumnMatrix, ...]:
     """The matrices that cross the bus at every step, in the order of their groups' first Linears."""
-    return _matrices((placement.linear, placement.streamed) for placement in placements)
+    return _matrices((placement.linear, placement.streamed_in(prefill)) for placement in placements)
 
 
 def split_columns(columns: int, column_bytes: int, slot_bytes: int) -> tuple[ColumnRange, ...]:
@@ -123,7 +123,7 @@ def resident_bytes(placements: Iterable[LinearPlacement]) -> int:
 
 
 def packed_stream_bytes(placements: Iterable[LinearPlacement]) -> int:
-    """Pinned RAM for the streamed columns, alignment included."""
+    """Pinned RAM for the columns that decode streams, alignment included."""
     return sum(aligned(matrix.nbytes) for matrix in streamed_matrices(placements))
 
 
@@ -137,7 +137,8 @@ def activation_capacity(placements: Iterable[LinearPlacement], chunk_tokens: int
     """Bytes for x and bytes for y, each enough for any one group."""
     placements = tuple(placements)
     groups: dict[str, ActivationRow] = {}
-    for matrix in (*resident_matrices(placements), *streamed_matrices(placements)):
+    # What prefill streams includes what decode does.
+    for matrix in (*resident_matrices(placements), *streamed_matrices(placements, prefill=True)):
         row = groups.setdefault(matrix.group, ActivationRow({}, 0))
         groups[matrix.group] = row.with_matrix(matrix)
     x_bytes = max((row.x_bytes(chunk_tokens) for row in groups.values()), default=0)

@@ -42,6 +42,12 @@ class LinearPlacement:
 
         if self.prefill_stop and not self.streamed.stop <= self.prefill_stop <= self.linear.out_features:
             raise ValueError(f"{self.linear.name}: prefill cannot stream up to column {self.prefill_stop}")
+        as_stored = self.tier is HostTier.RAM and self.host_format is self.linear.format
+        if self.prefill_stop > self.streamed.stop and not as_stored:
+            raise ValueError(
+                f"{self.linear.name}: prefill cannot stream host columns that are kept as {self.host_format}"
+                f" in {self.tier}, only those in RAM as {self.linear.format}"
+            )
 
     @property
     def host_column_bytes(self) -> float:
@@ -52,18 +58,48 @@ class LinearPlacement:
 
     @property
     def on_device(self) -> bool:
-        """True when any column is multiplied by the device."""
-        return len(self.resident) + len(self.streamed) > 0
+        """True when any column is multiplied by the device, be it in prefill only."""
+        return len(self.resident) + len(self.streamed_in(prefill=True)) > 0
+
+    def streamed_in(self, prefill: bool) -> ColumnRange:
+        """The columns that cross the bus in a step of prefill or decode."""
+        if prefill and self.prefill_stop:
+            return ColumnRange(self.resident.stop, self.prefill_stop)
+        return self.streamed
+
+    def host_in(self, prefill: bool) -> ColumnRange:
+        """The columns that the CPU multiplies in a step of prefill or decode."""
+        return ColumnRange(self.streamed_in(prefill).stop, self.linear.out_features)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the cost model expects of one decode step."""
+    """What the replay expects of one decode step; `parts_s` says what the host waits for, and adds up to the step."""
 
     decode_step_s: float
     decode_tokens_per_s: float
-    bound_by: str  # "gpu", "bus", "ram", "islands" or "round trips"
+    bound_by: str  # the largest of the parts
     depth: int  # tokens already in the cache
+    parts_s: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What the replay expects of a chunk of `tokens` new tokens."""
+
+    tokens: int
+    step_s: float
+    tokens_per_s: float
+    bound_by: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a change of settings would buy."""
+
+    change: str
+    decode_tokens_per_s: float
+    speedup: float
 
 
 @dataclass(frozen=True)
@@ -81,18 +117,26 @@ class StreamRing:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything execution has to obey. `vram_bytes` and `ram_bytes` are by name; their sums are the totals."""
+    """Everything execution has to obey. `vram_bytes` and `ram_bytes` are by name; their sums are the totals.
+
+    `bound_s` is a time below which no placement within the budgets comes, as far as the integer programme knows.
+    """
 
     model: str
     machine: dict[str, Any]
     budget_bytes: int
     chunk_tokens: int  # the most tokens of one prefill step; sizes the activation buffers
+    prefill_tokens: int  # steps of at least so many tokens stream up to `prefill_stop`; 0: none does
     ring: StreamRing
     vram_bytes: dict[str, int]
     ram_bytes: dict[str, int]
     placements: tuple[LinearPlacement, ...]
     predicted: Prediction
+    at_depths: tuple[Prediction, ...]
+    prefill: Prefill
+    bound_s: float | None = None
     notes: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
     warnings: tuple[str, ...] = ()  # those of the notes that say that not everything is as it was asked for
 
     @property
@@ -107,11 +151,16 @@ class Plan:
             "machine": self.machine,
             "budget_bytes": self.budget_bytes,
             "chunk_tokens": self.chunk_tokens,
+            "prefill_tokens": self.prefill_tokens,
             "ring": asdict(self.ring),
             "vram_bytes": dict(self.vram_bytes),
             "ram_bytes": dict(self.ram_bytes),
             "linears": [_linear_json(placement) for placement in self.placements],
             "predicted": asdict(self.predicted),
+            "at_depths": [asdict(prediction) for prediction in self.at_depths],
+            "prefill": asdict(self.prefill),
+            "bound_s": self.bound_s,
+            "advice": [asdict(advice) for advice in self.advice],
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }

@@ -1,197 +1,148 @@
-"""Decide where the columns go: one fraction for every Linear that can leave the CPU, resident first, the rest host."""
+"""Decide where the columns go: candidates, the integer programme's among them, are replayed; the fastest one wins."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from offload.cost_model import StepShape, predict
-from offload.device_profile import DeviceProfile
-from offload.devices.base import aligned
-from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
+from offload.kinds import Kinds
+from offload.packing import activation_bytes, packed_stream_bytes
+from offload.placing import (
+    CHUNK_TOKENS,
+    NO_RING,
+    PlanRequest,
+    Shares,
+    SharesOf,
+    place,
+    place_linears,
+    predict,
+    vram_bytes,
+)
 from offload.plan import LinearPlacement, Plan, StreamRing
-from offload.specs import ColumnRange, LinearSpec
-from offload.units import format_bytes
+from offload.prefill_plan import prefill_phase
+from offload.specs import LinearSpec
+from offload.units import MIB
 
-DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
-CHUNK_TOKENS = 256  # the most tokens of one prefill step
-_TILE_COLUMNS = 16
-# Small slots: the activations of a level share the copy engine with the weights, and wait for the copy in flight.
-_SLOTS, _MOST_SLOT_BYTES = 2, 8 << 20
-_SEARCH_STEPS = 24
-_ROUNDED = "on the GPU, activations are rounded to the weights' 16-bit type before each multiply"
-
-
-@dataclass(frozen=True)
-class Shares:
-    """The parts of a Linear's columns that are resident and streamed; what is left is host."""
-
-    resident: float = 0.0
-    streamed: float = 0.0
+_SEARCH_STEPS = 20
+# Small slots and few: what is queued for the bus when activations come is in their way.
+_RINGS = tuple(StreamRing(slots, slot_mib * MIB) for slot_mib in (1, 2, 4) for slots in (4, 16))
+_SIMPLE_RING = StreamRing(4, 4 * MIB)
+_WORTH = 0.98  # a placement that does more has to be this much faster
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """Everything a plan depends on.
-
-    `fixed_vram_bytes` is what the device takes before the first weight, by name; `other_ram_bytes` what the model
-    takes besides its Linears. `unsupported` names weight formats that the device cannot multiply, with the reason.
-    `pinned_limit_bytes` is the most pinned RAM for streamed weights; None where no limit is known.
-    """
-
-    model: str
-    linears: Sequence[LinearSpec]
-    profile: DeviceProfile
-    budget_bytes: int
-    fixed_vram_bytes: Mapping[str, int]
-    other_ram_bytes: Mapping[str, int]
-    step: StepShape
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # of what led to the budget
-    pinned_limit_bytes: int | None = None
+class _Candidate:
+    shares: SharesOf
+    ring: StreamRing
+    placements: tuple[LinearPlacement, ...]
+    step_s: float
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """Fill the budget: the largest equal share of every Linear that fits, resident; the rest stays on the host."""
-    if request.budget_bytes == 0:
-        return place(request, lambda _: Shares())
+    """The fastest placement within the budgets, as the replay has it.
+
+    Never slower there than everything on the host, filling VRAM layer by layer, filling it with an equal share of
+    every Linear, or streaming all that it does not hold.
+    """
+    best = _candidate(request, lambda _: Shares(), NO_RING)
+    bound_s: float | None = None
+    if request.budget_bytes and any(request.movable(linear) for linear in request.linears):
+        for shares, ring in _simple(request):
+            best = _faster(request, best, _candidate(request, shares, ring))
+        kinds = Kinds(request)
+        for ring in (NO_RING, *_RINGS):
+            room = request.budget_bytes - _overhead_bytes(request, ring)
+            solution = kinds.solve(room, ring) if room > 0 else None
+            if solution is None:
+                continue
+            bound_s = solution.bound_s if bound_s is None else min(bound_s, solution.bound_s)
+            if solution.bound_s >= best.step_s:
+                continue
+            fitted = _fit(request, kinds.shares(solution), ring)
+            best = _faster(request, best, fitted)
+    shares, ring, prefill_tokens = prefill_phase(request, best.shares, best.ring, best.placements)
+    plan = place(request, shares, ring, prefill_tokens)
+    return replace(plan, bound_s=bound_s)
+
+
+def _faster(request: PlanRequest, best: _Candidate, other: _Candidate) -> _Candidate:
+    """`other` where it fits and is worth it; later candidates do more."""
+    fits = sum(vram_bytes(request, other.placements, other.ring).values()) <= request.budget_bytes
+    fits = fits and _may_be_pinned(request, other.placements)
+    return other if fits and other.step_s < best.step_s * _WORTH else best
+
+
+def _candidate(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Candidate:
+    placements = place_linears(request, shares)
+    if not any(len(placement.streamed) for placement in placements):
+        ring = NO_RING
+    return _Candidate(shares, ring, placements, predict(request, placements, ring, request.depth).decode_step_s)
+
+
+def _overhead_bytes(request: PlanRequest, ring: StreamRing) -> int:
+    """VRAM that is taken before the first resident column, when every Linear has columns on the device."""
+    whole = place_linears(request, lambda _: Shares(1.0))
+    return sum(request.fixed_vram_bytes.values()) + activation_bytes(whole, CHUNK_TOKENS) + ring.nbytes
+
+
+def _simple(request: PlanRequest) -> Iterator[tuple[SharesOf, StreamRing]]:
+    """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""
+    share = _largest(lambda part: _fits(request, lambda _: Shares(part), NO_RING))
+    yield (lambda _: Shares(share)), NO_RING
+    movable = [linear.name for linear in request.linears if request.movable(linear)]
+    count = _largest_count(request, movable)
+    first = frozenset(movable[:count])
+    yield (lambda linear: Shares(1.0 if linear.name in first else 0.0)), NO_RING
+    streams = _largest(lambda part: _fits(request, lambda _: Shares(part, 1.0 - part), _SIMPLE_RING))
+    if request.pinned_limit_bytes is None and streams > 0:
+        yield (lambda _: Shares(streams, 1.0 - streams)), _SIMPLE_RING
+
+
+def _largest_count(request: PlanRequest, names: Sequence[str]) -> int:
+    """How many Linears, in order, fit the budget whole."""
+    low, high = 0, len(names)
+    while low < high:
+        middle = (low + high + 1) // 2
+        held = frozenset(names[:middle])
+        if _fits(request, lambda linear, held=held: Shares(1.0 if linear.name in held else 0.0), NO_RING):  # type: ignore[misc]
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _fit(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Candidate:
+    """The shares, made smaller by what rounding to tiles and alignment took too much."""
+
+    def scaled(resident: float, streamed: float) -> SharesOf:
+        def of(linear: LinearSpec) -> Shares:
+            wanted = shares(linear)
+            return replace(wanted, resident=wanted.resident * resident, streamed=wanted.streamed * streamed)
+
+        return of
+
+    resident = _largest(lambda part: _fits(request, scaled(part, 1.0), ring))
+    streamed = _largest(lambda part: _may_be_pinned(request, place_linears(request, scaled(resident, part))))
+    return _candidate(request, scaled(resident, streamed), ring)
+
+
+def _fits(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> bool:
+    placements = place_linears(request, shares)
+    return sum(vram_bytes(request, placements, ring).values()) <= request.budget_bytes
+
+
+def _may_be_pinned(request: PlanRequest, placements: Sequence[LinearPlacement]) -> bool:
+    limit_bytes = request.pinned_limit_bytes
+    return limit_bytes is None or packed_stream_bytes(placements) <= limit_bytes
+
+
+def _largest(fits: Callable[[float], bool]) -> float:
+    """The largest part from 0 to 1 that fits."""
+    if fits(1.0):
+        return 1.0
     low, high = 0.0, 1.0
-    if _fits(place(request, lambda _: Shares(1.0))):
-        low = 1.0
-    for _ in range(_SEARCH_STEPS if low < 1.0 else 0):
+    for _ in range(_SEARCH_STEPS):
         middle = (low + high) / 2
-        if _fits(place(request, lambda _, share=middle: Shares(share))):  # type: ignore[misc]
+        if fits(middle):
             low = middle
         else:
             high = middle
-    return place(request, lambda _: Shares(low))
-
-
-def place(request: PlanRequest, shares: Callable[[LinearSpec], Shares], ring: StreamRing | None = None) -> Plan:
-    """The plan with these shares, rounded to tiles of columns, whether or not it fits the budget.
-
-    Without a `ring`, streamed columns get two slots that each hold the largest group's, or 8 MiB of it.
-    """
-    placements = tuple(_place_linear(request, linear, shares(linear)) for linear in request.linears)
-    if request.pinned_limit_bytes is not None:
-        placements = _stream_less(placements, request.pinned_limit_bytes)
-    on_device = any(placement.on_device for placement in placements)
-    ring = _ring(placements) if ring is None else ring
-    vram = dict.fromkeys((*request.fixed_vram_bytes, "staging", "activations", "weights"), 0)
-    if on_device:
-        vram |= request.fixed_vram_bytes
-        vram |= {
-            "staging": ring.nbytes,
-            "activations": activation_bytes(placements, CHUNK_TOKENS),
-            "weights": resident_bytes(placements),
-        }
-    pinned = packed_stream_bytes(placements)
-    host = sum(round(len(p.host) * p.host_column_bytes) for p in placements)
-    warnings = (*request.warnings, *_warnings(request, on_device))
-    rounds = on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears)
-    predicted = predict(placements, request.step, request.profile, DEFAULT_DEPTH)
-    return Plan(
-        model=request.model,
-        machine=request.profile.to_json(),
-        budget_bytes=request.budget_bytes,
-        chunk_tokens=CHUNK_TOKENS,
-        ring=ring,
-        vram_bytes=vram,
-        ram_bytes={"host weights": host, "pinned weights": pinned, **request.other_ram_bytes},
-        placements=placements,
-        predicted=predicted,
-        notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
-        warnings=warnings if request.budget_bytes else (),
-    )
-
-
-def _fits(plan: Plan) -> bool:
-    return plan.total_vram_bytes <= plan.budget_bytes
-
-
-def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares) -> LinearPlacement:
-    columns = linear.out_features
-    reason = linear.host_only_reason or request.unsupported.get(linear.format, "")
-    if reason:
-        resident = streamed = 0
-    else:
-        resident = _whole_tiles(columns, shares.resident)
-        streamed = _whole_tiles(columns, shares.resident + shares.streamed) - resident
-    on_device = resident + streamed
-    if not reason:
-        reason = _reason(request, columns, on_device)
-    return LinearPlacement(
-        linear=linear,
-        resident=ColumnRange(0, resident),
-        streamed=ColumnRange(resident, on_device),
-        host=ColumnRange(on_device, columns),
-        reason=reason,
-        host_format=linear.format,
-    )
-
-
-def _stream_less(placements: Iterable[LinearPlacement], limit_bytes: int) -> tuple[LinearPlacement, ...]:
-    """The streamed columns of as many Linears as fit into so much pinned RAM; those of the others become host."""
-    kept = []
-    for placement in placements:
-        pinned_bytes = aligned(round(len(placement.streamed) * placement.linear.column_bytes))
-        if pinned_bytes > limit_bytes:
-            kept.append(_without_streaming(placement))
-        else:
-            kept.append(placement)
-            limit_bytes -= pinned_bytes
-    return tuple(kept)
-
-
-def _without_streaming(placement: LinearPlacement) -> LinearPlacement:
-    resident, columns = placement.resident.stop, placement.linear.out_features
-    return replace(
-        placement,
-        streamed=ColumnRange(resident, resident),
-        host=ColumnRange(resident, columns),
-        reason="no pinned RAM is left for streamed columns",
-    )
-
-
-def _whole_tiles(columns: int, share: float) -> int:
-    """Whole tiles in `share` of the columns; everything only when all was asked for."""
-    if share >= 1.0:
-        return columns
-    return int(columns * share) // _TILE_COLUMNS * _TILE_COLUMNS
-
-
-def _reason(request: PlanRequest, columns: int, on_device: int) -> str:
-    if on_device == columns:
-        return "all columns fit the budget"
-    if on_device:
-        return f"{on_device} of {columns} columns fit the budget"
-    return "the budget is 0" if request.budget_bytes == 0 else "no tile of columns fits the budget"
-
-
-def _ring(placements: Sequence[LinearPlacement]) -> StreamRing:
-    groups: dict[str, list[LinearPlacement]] = {}
-    for placement in placements:
-        groups.setdefault(placement.linear.group, []).append(placement)
-    largest = max((packed_stream_bytes(group) for group in groups.values()), default=0)
-    columns = [aligned(round(p.linear.column_bytes)) for p in placements if len(p.streamed)]
-    return StreamRing(slots=_SLOTS if columns else 0, slot_bytes=min(largest, max([_MOST_SLOT_BYTES, *columns])))
-
-
-def _warnings(request: PlanRequest, on_device: bool) -> list[str]:
-    notes = []
-    movable = any(
-        not linear.host_only_reason and linear.format not in request.unsupported for linear in request.linears
-    )
-    if request.budget_bytes and not on_device and not movable:
-        notes.append("no Linear of this model can leave the CPU; the GPU is not used")
-    elif request.budget_bytes and not on_device:
-        fixed = sum(request.fixed_vram_bytes.values())
-        notes.append(
-            f"the budget of {format_bytes(request.budget_bytes)} holds no weights: context and workspace alone take "
-            f"{format_bytes(fixed)}, activations come on top; the GPU is not used"
-        )
-    host_only = sorted({linear.host_only_reason for linear in request.linears if linear.host_only_reason})
-    for reason in host_only:
-        names = [linear.name for linear in request.linears if linear.host_only_reason == reason]
-        notes.append(f"{len(names)} Linears stay on the CPU ({names[0]}, ...): {reason}")
-    notes += [f"{name} Linears stay on the CPU: {reason}" for name, reason in request.unsupported.items()]
-    return notes
+    return low

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from offload.errors import DeviceLostError, OutOfDeviceMemoryError
 from offload.kernels.host import FloatArray
+from offload.placing import PlanRequest
 from offload.plan import Plan
-from offload.planner import PlanRequest, make_plan
+from offload.planner import make_plan
 from offload.runner import LinearRunner
 from offload.units import MIB, format_bytes
 
@@ -53,6 +54,10 @@ class ShrinkingPlan:
             return self._plan_again(self._request.budget_bytes, what, f"{streamed} streamed now")
         budget_bytes = max(0, min(self._request.budget_bytes, self.plan.total_vram_bytes) - less_bytes)
         return self._plan_again(budget_bytes, what, f"the budget is now {format_bytes(budget_bytes)}")
+
+    def warn(self, line: str) -> None:
+        """Add a line to the plan in force; the next one is made without it."""
+        self.plan = replace(self.plan, notes=(*self.plan.notes, line), warnings=(*self.plan.warnings, line))
 
     def _plan_again(self, budget_bytes: int, what: str, now: str) -> str:
         self._request = replace(self._request, budget_bytes=budget_bytes)
@@ -127,7 +132,9 @@ class RecoveringLinears:
     def _load(self) -> None:
         while True:
             try:
-                self._runner = self._build(self.plan)
+                runner = self._runner = self._build(self.plan)
+                if runner.warning:
+                    self.plans.warn(runner.warning)
                 return
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
                 self.on_warning(self.plans.shrink(failure))

@@ -10,24 +10,26 @@ from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import LinearPlacement, Plan
-from offload.telemetry import Timeline, span
+from offload.telemetry import Operator, Timeline, span
 
 _TRACK = "linears"
 
 
 @dataclass(frozen=True)
 class _HostWork:
-    """The host columns of one Linear group."""
+    """The host columns of one Linear group. `kinds` names the kinds of Linears, for the timeline."""
 
     group: str
+    kinds: str
     linears: tuple[str, ...]
     work: HostGroup
 
 
 @dataclass(frozen=True)
 class _Level:
-    """The work of one level; a group may be in both."""
+    """The work of one level; a group may be in both. `kinds` names the kinds on the device, for the timeline."""
 
+    kinds: str
     device: tuple[GroupWork, ...]
     host: tuple[_HostWork, ...]
 
@@ -55,6 +57,8 @@ class LinearRunner:
         for levels and weights that do not fit the plan.
         """
         self._chunk_tokens = plan.chunk_tokens
+        self._prefill_tokens = 0  # as in the plan, where prefill differs from decode
+        self.warning = ""  # one line, where not everything of the plan can be done
         self._timeline = timeline
         self._steps: dict[tuple[int, int], DeviceStep] = {}  # for `_tokens` tokens, by level and batch
         self._tokens = 0
@@ -62,21 +66,14 @@ class LinearRunner:
         placements = [placement for level in grouped for group in level.values() for placement in group]
         with ExitStack() as stack:
             self._work: DeviceWork | None = None
-            on_device: dict[str, GroupWork] = {}
+            host_weights = host_weights or weights
             if any(placement.on_device for placement in placements):
-                self._work = DeviceWork(_usable(device, placements), plan, placements, stack)
-                on_device = self._work.groups()
-            self._levels = [
-                _Level(
-                    device=tuple(on_device[group] for group in level if group in on_device),
-                    host=tuple(
-                        _host_work(group, on_host, host_weights or weights, host)
-                        for group, members in level.items()
-                        if (on_host := [placement for placement in members if len(placement.host)])
-                    ),
-                )
-                for level in grouped
-            ]
+                self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
+                self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
+                self.warning = self._work.warning
+            self._levels = self._prefill_levels = _levels(grouped, self._work, host_weights, host, prefill=False)
+            if self._prefill_tokens:
+                self._prefill_levels = _levels(grouped, self._work, host_weights, host, prefill=True)
             if self._work is not None:
                 self._work.load(weights, on_bytes)
             self._resources = stack.pop_all()
@@ -87,9 +84,10 @@ class LinearRunner:
         `inputs`: group name -> x float32 [M, K]; `outputs`: Linear name -> y float32 [M, N], wholly
         overwritten; all C-contiguous, M equal for all and from 1 to the plan's `chunk_tokens`.
         """
-        work = self._levels[level]
+        prefill = self._prefill_tokens and any(len(x) >= self._prefill_tokens for x in inputs.values())
+        work = (self._prefill_levels if prefill else self._levels)[level]
         if work.device:
-            self._run_with_device(level, inputs, outputs)
+            self._run_with_device(level, work, inputs, outputs)
         else:
             self._multiply_on_host(work, inputs, outputs)
 
@@ -97,9 +95,10 @@ class LinearRunner:
         """Free everything on the device. Safe to call twice."""
         self._resources.close()
 
-    def _run_with_device(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
+    def _run_with_device(
+        self, level: int, work: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+    ) -> None:
         assert self._work is not None
-        work = self._levels[level]
         tokens = inputs[work.device[0].name].shape[0]
         if not 1 <= tokens <= self._chunk_tokens:
             raise ValueError(f"a step has 1 to {self._chunk_tokens} tokens, not {tokens}")
@@ -111,15 +110,17 @@ class LinearRunner:
             if step is None:
                 step = self._steps[level, number] = self._work.bind(batch, tokens)
             try:
-                with span(self._timeline, _TRACK, f"queue level {level}"):
+                if self._timeline is not None:
+                    self._timeline.align()
+                with span(self._timeline, _TRACK, f"queue level {level}", Operator.QUEUE, work.kinds):
                     self._work.queue(step, inputs)
                 if number == 0:
                     self._multiply_on_host(work, inputs, outputs)
             finally:
                 # Whatever happened, the pinned buffers are the host's again only after this.
-                with span(self._timeline, _TRACK, "wait for the device"):
+                with span(self._timeline, _TRACK, "wait for the device", Operator.WAIT, work.kinds):
                     self._work.compute.synchronize()
-            with span(self._timeline, _TRACK, "collect outputs"):
+            with span(self._timeline, _TRACK, "collect outputs", Operator.COLLECT, work.kinds):
                 for name, columns, values in step.results:
                     outputs[name][:, columns.start : columns.stop] = values
 
@@ -127,7 +128,8 @@ class LinearRunner:
         self, level: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
     ) -> None:
         for host in level.host:
-            with span(self._timeline, _TRACK, f"host columns of {host.group}"):
+            name = f"host columns of {host.group}"
+            with span(self._timeline, _TRACK, name, Operator.HOST_COLUMNS, host.kinds):
                 host.work.multiply(inputs[host.group], [outputs[name] for name in host.linears])
 
 
@@ -153,6 +155,10 @@ def _by_group(levels: Sequence[Sequence[str]], plan: Plan) -> list[dict[str, lis
     return grouped
 
 
+def _kinds(placements: Sequence[LinearPlacement]) -> str:
+    return ", ".join(dict.fromkeys(placement.linear.kind for placement in placements))
+
+
 def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Device:
     """`device`, if it can do what the placements ask of it."""
     if device is None:
@@ -164,11 +170,35 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
     return device
 
 
+def _levels(
+    grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
+    work: DeviceWork | None,
+    weights: Mapping[str, HostArray],
+    host: HostBackend | None,
+    prefill: bool,
+) -> list[_Level]:
+    """The work of every level in prefill or decode."""
+    on_device = work.groups(prefill) if work is not None else {}
+    return [
+        _Level(
+            kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
+            device=tuple(on_device[group] for group in level if group in on_device),
+            host=tuple(
+                _host_work(group, on_host, weights, host, prefill)
+                for group, members in level.items()
+                if (on_host := [placement for placement in members if len(placement.host_in(prefill))])
+            ),
+        )
+        for level in grouped
+    ]
+
+
 def _host_work(
     group: str,
     placements: Sequence[LinearPlacement],
     weights: Mapping[str, HostArray],
     host: HostBackend | None,
+    prefill: bool,
 ) -> _HostWork:
     if host is None:
         raise ValueError("the plan leaves columns to the host, and no host backend was given")
@@ -177,9 +207,10 @@ def _host_work(
             weights[placement.linear.name],
             placement.linear.format,
             placement.linear.layout,
-            placement.host.start,
-            placement.host.stop,
+            placement.host_in(prefill).start,
+            placement.host_in(prefill).stop,
         )
         for placement in placements
     ]
-    return _HostWork(group, tuple(placement.linear.name for placement in placements), host.group(columns))
+    linears = tuple(placement.linear.name for placement in placements)
+    return _HostWork(group, _kinds(placements), linears, host.group(columns))

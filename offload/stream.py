@@ -2,6 +2,9 @@
 
 Pieces are used in one fixed order, step after step, and weights do not depend on activations. So whenever a
 slot is let go, the next piece that needs one is queued at once, be it of the next level or the next step.
+
+Activations cross the bus on the same copy engine, and wait there for the pieces whose slots are free: at most
+one a slot, since no piece is queued before its slot has been let go.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from offload.specs import WeightFormat
 class Piece:
     """A weight matrix in pinned memory, small enough for a slot."""
 
-    pinned: HostArray  # its bytes
+    pinned: HostArray  # its bytes, or a matrix of `shape` whose rows lie apart
     shape: tuple[int, int]
     format: WeightFormat
 
@@ -28,32 +31,40 @@ class _Slot:
 
 
 class WeightRing:
-    """Slots in device memory that one copy stream fills with `pieces`, in order and round and round.
+    """Slots in device memory that one copy stream fills with pieces, in order and round and round.
 
     Every piece goes: `acquire`, queue work on the compute stream, `release`. Both only queue; neither blocks.
     """
 
-    def __init__(
-        self, device: Device, compute: DeviceStream, slots: int, slot_bytes: int, pieces: Sequence[Piece]
-    ) -> None:
-        """Allocate the slots; `start` begins the copies. Raises OutOfDeviceMemoryError."""
+    def __init__(self, device: Device, compute: DeviceStream, slots: int, slot_bytes: int) -> None:
+        """Allocate the slots; `aim` begins the copies. Raises OutOfDeviceMemoryError."""
         if slots < 1:
-            raise ValueError(f"streaming {len(pieces)} pieces needs at least one slot, not {slots}")
+            raise ValueError(f"streaming needs at least one slot, not {slots}")
         if slot_bytes % ALIGNMENT_BYTES:
             raise ValueError(f"a slot of {slot_bytes} bytes is not a multiple of {ALIGNMENT_BYTES}")
         self._device = device
         self._compute = compute
         self._copies = device.stream("weight copies")
-        self._pieces = tuple(pieces)
+        self._pieces: Sequence[Piece] = ()
         self._memory = device.allocate(slots * slot_bytes)
         self._slots = [_Slot(i * slot_bytes, device.event(), device.event()) for i in range(slots)]
-        # Both count pieces since the start: piece number n is pieces[n % len(pieces)] in slot n % slots.
+        # Both count pieces since the ring was aimed: number n is pieces[n % len(pieces)] in slot n % slots.
         self._queued = 0
         self._released = 0
 
-    def start(self) -> None:
-        """Begin to fill the slots. The pieces' bytes must stay as they are from here on."""
-        for _ in self._slots:
+    def aim(self, pieces: Sequence[Piece]) -> None:
+        """Fill the slots with `pieces` from here on, instead of those before; nothing if it does so already.
+
+        The pieces' bytes must stay as they are from here on.
+        """
+        if pieces is self._pieces:
+            return
+        self._pieces = pieces
+        self._queued = self._released = 0
+        # What lies in the slots or is on its way there is dropped. New copies come after the old ones, on the same
+        # stream; but work that was interrupted may still read a slot that it never released.
+        for slot in self._slots if pieces else ():
+            self._let_go(slot)
             self._queue_copy()
 
     def acquire(self, piece: int) -> DeviceArray:
@@ -72,15 +83,18 @@ class WeightRing:
         """Let the slot of the acquired piece go after the work queued so far, and refill it."""
         slot = self._slots[self._released % len(self._slots)]
         self._released += 1
-        # The copy stream may overwrite the slot only when the compute stream has read it.
-        self._compute.record(slot.free)
-        self._copies.wait(slot.free)
+        self._let_go(slot)
         self._queue_copy()
 
     def close(self) -> None:
         """Free the slots. The compute stream must have been synchronised."""
         self._copies.synchronize()
         self._device.free(self._memory)
+
+    def _let_go(self, slot: _Slot) -> None:
+        # The copy stream may overwrite the slot only when the compute stream has read it.
+        self._compute.record(slot.free)
+        self._copies.wait(slot.free)
 
     def _queue_copy(self) -> None:
         slot = self._slots[self._queued % len(self._slots)]

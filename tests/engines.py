@@ -17,8 +17,8 @@ from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from offload.devices.base import Device
 from offload.devices.simulated import SimulatedDevice
+from offload.placing import PlanRequest, Shares, place
 from offload.plan import Plan
-from offload.planner import PlanRequest, Shares, place
 from offload.recovery import ShrinkingPlan
 from offload.specs import LinearSpec
 from offload.telemetry import Timeline
@@ -33,6 +33,7 @@ class Placement:
 
     name: str
     shares: Callable[[int, LinearSpec], Shares]
+    prefill_tokens: int = 0
 
 
 PLACEMENTS = (
@@ -84,7 +85,11 @@ def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
     return engine_on(
         SimulatedDevice(_BUDGET_BYTES),
         opened,
-        lambda request: place(request, lambda linear: placement.shares(numbers[linear.name], linear)),
+        lambda request: place(
+            request,
+            lambda linear: placement.shares(numbers[linear.name], linear),
+            prefill_tokens=placement.prefill_tokens,
+        ),
     )
 
 

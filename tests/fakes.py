@@ -16,7 +16,7 @@ from hybrid.config import RunSettings
 from hybrid.errors import ContextFullError
 from hybrid.graph.graph import Graph
 from hybrid.model.decoder import Decoder
-from offload.plan import LinearPlacement, Plan, Prediction, StreamRing
+from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
 VOCAB = 512
@@ -42,11 +42,14 @@ def small_plan(budget_bytes: int = 8 * 2**20) -> Plan:
         machine={"name": "bench-top", "estimated": True},
         budget_bytes=budget_bytes,
         chunk_tokens=16,
+        prefill_tokens=0,
         ring=StreamRing(2, 1024),
         vram_bytes={"context": 4 * 2**20, "resident weights": 2**20},
         ram_bytes={"host weights": 3 * 2**20, "KV cache": 2**20},
         placements=(*placements, placement("", "lm_head", 0, 0)),
-        predicted=Prediction(0.002, 500.0, "ram", 1024),
+        predicted=Prediction(0.002, 500.0, "host", 1024, {"host": 0.0015, "islands": 0.0005}),
+        at_depths=(Prediction(0.002, 500.0, "host", 1024, {"host": 0.0015, "islands": 0.0005}),),
+        prefill=Prefill(16, 0.008, 2000.0, "bus"),
         notes=("nothing else fits",),
     )
 
@@ -66,6 +69,7 @@ class FakeEngine:
         self.closed = False
         self.plan = small_plan()
         self.target = "a bench top"
+        self.simulated = False
         graph = Graph("fake", (), (), (), {}, {})
         self.decoder = Decoder("fake", Path(), graph, "llama", VOCAB, 0, (EOS,), BOS, (), False)
 

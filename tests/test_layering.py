@@ -19,6 +19,7 @@ ENTRANCES = {
     "huggingface_hub": {"hybrid/model/hub_repository.py"},
     "sentencepiece": {"hybrid/text/sentencepiece_tokenizer.py"},
     "tokenizers": {"hybrid/text/json_tokenizer.py"},
+    "matplotlib": {"hybrid/drawing/matplotlib_png.py"},
     "jinja2": {"hybrid/text/jinja_sandbox.py"},
 }
 MAY_PRINT = {"hybrid/cli.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}

@@ -15,6 +15,7 @@ from hybrid.runtime.target import GpuFacts, Target, choose_target, find_profile
 from offload.budget import ResolvedBudget
 from offload.device_profile import DeviceProfile
 from offload.devices.nvml import Driver
+from offload.placing import Shares, place
 from offload.plan import Plan
 from offload.planner import make_plan
 from offload.specs import LinearSpec
@@ -31,7 +32,7 @@ def examine_model(
     try:
         opened = open_for_run(settings)
         on_cpu = make_plan(plan_request(opened, choose_target(settings, _no_gpu), {}))
-        on_gpu = make_plan(plan_request(opened, _unlimited_gpu(), dict(device_refuses)))
+        on_gpu = place(plan_request(opened, _unlimited_gpu(), dict(device_refuses)), lambda _: Shares(1.0))
     except OffloadError as error:
         return [problem(str(error))]
     specs = [linear.spec for linear in opened.linears]

@@ -6,6 +6,8 @@ from functools import cached_property
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
 
+_ATTENTION = frozenset(("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax"))
+
 
 @dataclass(frozen=True, eq=False)
 class Island:
@@ -22,6 +24,16 @@ class Island:
     initializers: tuple[Initializer, ...]
     has_matmul: bool
     dequantises: bool
+
+    @property
+    def op_types(self) -> tuple[str, ...]:
+        """What its nodes do, each once, in running order."""
+        return tuple(dict.fromkeys(node.op_type for node in self.nodes))
+
+    @property
+    def is_attention(self) -> bool:
+        """True when reading the cache is what it is for."""
+        return not self.has_matmul and not _ATTENTION.isdisjoint(self.op_types)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
 from offload.plan import Plan
 from offload.recovery import RecoveringLinears
+from offload.telemetry import DECODE, Timeline, step
 
 Logits = npt.NDArray[np.float32]
 
@@ -39,6 +40,7 @@ class Engine:
         linears: RecoveringLinears,
         device: Device | None,
         target: str,
+        timeline: Timeline | None = None,
     ) -> None:
         self.decoder = decoder
         self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
@@ -50,6 +52,7 @@ class Engine:
         self._linears = linears
         self._device = device
         self.target = target
+        self._timeline = timeline
         linears.on_warning = lambda line: self.on_warning(line)
 
     @property
@@ -66,13 +69,16 @@ class Engine:
         logits = np.empty(0, np.float32)
         chunk_tokens = self.plan.chunk_tokens
         for start in range(0, len(token_ids), chunk_tokens):
-            logits = self._step(token_ids[start : start + chunk_tokens])
+            chunk = token_ids[start : start + chunk_tokens]
+            with step(self._timeline, f"prefill of {len(chunk)} tokens"):
+                logits = self._step(chunk)
         return logits
 
     def decode(self, token_id: int) -> Logits:
         """Append one token; gives the float32 logits [vocab] after it."""
         self._check((token_id,))
-        return self._step((token_id,))
+        with step(self._timeline, DECODE):
+            return self._step((token_id,))
 
     def trim(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
@@ -85,6 +91,11 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
         return read_memory(self._linears.plans)
+
+    @property
+    def simulated(self) -> bool:
+        """True when a simulated device takes part: what it takes on the wall clock is no speed of anything."""
+        return self._device is not None and self._device.simulated
 
     def close(self) -> None:
         """Give back what the device holds. The engine cannot be used afterwards."""

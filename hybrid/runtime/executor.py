@@ -11,7 +11,7 @@ from hybrid.graph.program import Level, OutsideLinear, Program
 from hybrid.runtime.buffers import BufferPlan, plan_buffers
 from hybrid.runtime.island import IslandBinding, LoadedIsland, Value, array_of, constant_value, value_of
 from offload.recovery import RecoveringLinears
-from offload.telemetry import Timeline, span
+from offload.telemetry import Operator, Timeline, span
 
 
 class Executor:
@@ -105,7 +105,10 @@ class _Station:
         self._arrays = arrays
         self._binding: IslandBinding | None = None
         self._passed: list[str] = []
+        self._operator = self._what = ""
         if loaded is not None:
+            self._operator = Operator.ATTENTION if loaded.island.is_attention else Operator.ISLAND
+            self._what = ", ".join(loaded.island.op_types)
             self._binding = loaded.bind()
             for info in loaded.island.inputs:
                 if info.name in bound:
@@ -125,7 +128,7 @@ class _Station:
         if self._binding is not None:
             for name in self._passed:
                 self._binding.feed(name, passing[name])
-            with span(timeline, "islands", f"island {self._number}"):
+            with span(timeline, "islands", f"island {self._number}", self._operator, self._what):
                 passing |= self._binding.run()
         if self._fixed:
             self._linears.run(self._number, self._inputs, self._outputs)

@@ -13,6 +13,7 @@ from hybrid.graph.canonical import CanonicalIsland, canonical
 from hybrid.graph.graph import ElementType, Initializer
 from hybrid.graph.program import Island, Program
 from hybrid.model.onnx_graph import common_folder, serialize
+from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.packages import check_packages
 
 check_packages()  # first: a half-overwritten onnxruntime fails in its import, and says nothing of why
@@ -94,12 +95,12 @@ class IslandBinding:
         return {name: values[name] for name in self._allocated}
 
 
-def load_islands(program: Program, threads: int) -> list[LoadedIsland | None]:
+def load_islands(program: Program, threads: int, profiler: IslandProfiler | None = None) -> list[LoadedIsland | None]:
     """A loaded island for every level that has one. Weights are mapped; what onnxruntime prepacks it holds in RAM.
 
     Islands of a cut graph run on one thread: they alternate with kernels that use every core, and two pools that
     spin on the same cores slow each other down several times over. An island that multiplies weights itself gets
-    all threads, and may spin only where nothing runs beside it.
+    all threads, and may spin only where nothing runs beside it. With a `profiler`, sessions profile themselves for it.
     """
     spin = not any(level.linears for level in program.levels)
     sessions: dict[tuple[bytes, Path], ort.InferenceSession] = {}
@@ -114,17 +115,25 @@ def load_islands(program: Program, threads: int) -> list[LoadedIsland | None]:
         opsets = program.graph.opsets
         model = serialize("island", part.nodes, part.inputs, part.outputs, part.initializers, opsets, folder)
         if (model, folder) not in sessions:
-            sessions[model, folder] = _session(part, model, folder, threads, spin)
+            sessions[model, folder] = _session(part, model, folder, threads, spin, profiler)
         loaded.append(LoadedIsland(level.island, renamed, sessions[model, folder]))
     return loaded
 
 
-def _session(island: Island, model: bytes, folder: Path, threads: int, spin: bool) -> ort.InferenceSession:
+def _session(
+    island: Island, model: bytes, folder: Path, threads: int, spin: bool, profiler: IslandProfiler | None
+) -> ort.InferenceSession:
     options = _session_options(island, folder, threads if island.has_matmul else 1, spin)
+    if profiler is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profiler.file_prefix
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise UnsupportedModelError(f"onnxruntime cannot load {island.name}: {_one_line(error)}") from None
+    if profiler is not None:
+        profiler.add(session)
+    return session
 
 
 def value_of(array: npt.NDArray[Any], element_type: ElementType) -> Value:

@@ -11,6 +11,7 @@ from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
+from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.ram import read_ram
@@ -132,7 +133,10 @@ def load(
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
-    islands = load_islands(program, threads)
+    profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
+    islands = load_islands(program, threads, profiler)
+    if timeline is not None and profiler is not None:
+        timeline.add_inside(profiler.end, profiler.read)
     cache: KvCache = (
         SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
         if decoder.shared_cache
@@ -140,7 +144,7 @@ def load(
     )
     inputs = StepInputs(decoder.graph)
     executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target)
+    return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
 class _DeviceOpener:
@@ -169,17 +173,13 @@ class _DeviceOpener:
             return self._cuda
         if target.device == "cpu":
             return None
-        from offload.devices.simulated import SimulatedDevice, SimulatedRates
+        from offload.devices.simulated import SimulatedDevice
+        from offload.devices.simulated_rates import SimulatedRates
 
         gpu = target.profile.gpu
         assert gpu is not None
-        rates = SimulatedRates(
-            copy_bytes_per_s=gpu.bus_bytes_per_s,
-            memory_bytes_per_s=gpu.vram_bytes_per_s,
-            launch_s=gpu.launch_s,
-        )
         # The budget is the simulated device's memory, so that a plan that breaks it fails.
-        return SimulatedDevice(target.budget.nbytes, gpu.context_bytes, gpu.workspace_bytes, rates)
+        return SimulatedDevice(target.budget.nbytes, gpu.context_bytes, gpu.workspace_bytes, SimulatedRates.of(gpu))
 
 
 def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:

@@ -9,9 +9,10 @@ from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import cache_bytes
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
+from offload.advice import with_advice
 from offload.cost_model import StepShape
+from offload.placing import PlanRequest
 from offload.plan import Plan
-from offload.planner import PlanRequest
 from offload.planner import make_plan as fill_budget
 from offload.units import format_bytes
 
@@ -32,10 +33,14 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
 
 
 def make_plan(settings: RunSettings) -> Plan:
-    """What would go where. A machine profile stands for the GPU when one is named, else the driver is asked."""
+    """What would go where, and what would help.
+
+    A machine profile stands for the GPU when one is named, else the driver is asked.
+    """
     opened = open_for_run(settings)
     look = look_through_driver if settings.machine is None else look_in_profile
-    return fill_budget(plan_request(opened, choose_target(settings, look), {}))
+    request = plan_request(opened, choose_target(settings, look), {})
+    return with_advice(request, fill_budget(request))
 
 
 def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str]) -> PlanRequest:

@@ -12,7 +12,7 @@ from offload.units import format_bytes
 
 _PACKAGED = Path(__file__).parents[1] / "configs" / "machines"  # in a wheel
 _CHECKOUT = Path(__file__).parents[2] / "configs" / "machines"  # in a checkout
-_CPU_PROFILE, _GPU_PROFILE, _SIMULATED_PROFILE = "generic-cpu", "generic-gpu", "colab-t4"
+_CPU_PROFILE, _GPU_PROFILE, _SIMULATED_PROFILE = "generic-cpu", "generic-gpu", "toy"
 
 
 @dataclass(frozen=True)

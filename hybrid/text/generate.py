@@ -58,6 +58,12 @@ class GenerationStats:
     step_s: tuple[float, ...]  # each decode step
     time_to_first_token_s: float | None  # from the start of the loop; sampling included
     stop_reason: StopReason | None  # None: not ended
+    first_depth: int = 0  # tokens in the cache before the first decode step
+
+    @property
+    def mean_depth(self) -> float | None:
+        """Tokens in the cache before a decode step, a mean over all; None when there were none."""
+        return self.first_depth + (len(self.step_s) - 1) / 2 if self.step_s else None
 
     @property
     def decode_s(self) -> float:
@@ -106,6 +112,7 @@ class Generation(Iterator[int]):
         self._generated = 0
         self._prefill_s = 0.0
         self._step_s: list[float] = []
+        self._first_depth = 0
         self._first_token_s: float | None = None
         self._stop_reason: StopReason | None = None
         self._tokens = self._loop()
@@ -130,6 +137,7 @@ class Generation(Iterator[int]):
             step_s=tuple(self._step_s),
             time_to_first_token_s=self._first_token_s,
             stop_reason=self._stop_reason,
+            first_depth=self._first_depth,
         )
 
     @property
@@ -150,6 +158,7 @@ class Generation(Iterator[int]):
             self._prompt_logits = self._engine.prefill(self._prompt_ids).copy()  # the engine's array may be used again
             self._prefill_s = time.perf_counter() - started
         logits = self._prompt_logits
+        self._first_depth = self._engine.position
         while self._stop_asked is None:
             token_id = self._sampler(logits)
             if token_id in self._stop_ids:

@@ -58,12 +58,22 @@ class DeviceArray:
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work on one track of the timeline; seconds since the trace began."""
+    """One piece of work on one track of the timeline; seconds since the trace began.
+
+    `operator` and `what` say what it does in words that are the same in every layer ("host columns", "q_proj").
+    """
 
     track: str
     name: str
     start_s: float
     duration_s: float
+    operator: str = ""
+    what: str = ""
+
+    @property
+    def stop_s(self) -> float:
+        """When it was done."""
+        return self.start_s + self.duration_s
 
 
 class DeviceEvent(Protocol):
@@ -77,7 +87,10 @@ class DeviceStream(Protocol):
     """A queue of device work."""
 
     def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
-        """Queue a copy of `src` (pinned, contiguous, as many bytes as `dst`) into `dst`."""
+        """Queue a copy of `src` (pinned, as many bytes as `dst`) into `dst`.
+
+        `src` is contiguous, or a matrix of contiguous rows that lie apart.
+        """
 
     def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
         """Queue a copy of `src` into `dst` (pinned, contiguous, as many bytes as `src`)."""
@@ -109,6 +122,10 @@ class Device(Protocol):
         """True when times are modelled rather than measured."""
 
     @property
+    def hollow(self) -> bool:
+        """True when no bytes are held, so that nothing needs to be loaded and no result means anything."""
+
+    @property
     def fixed_bytes(self) -> dict[str, int]:
         """Memory this process already takes on the device and cannot give back: context, workspace."""
 
@@ -129,6 +146,15 @@ class Device(Protocol):
         Raises OutOfDeviceMemoryError.
         """
 
+    def pin(self, array: npt.NDArray[np.uint8]) -> None:
+        """Page-lock memory of ours, which must stay where it is until `unpin`; no page of it may be pinned already.
+
+        `array` is contiguous and no mapped file. Raises PinningError.
+        """
+
+    def unpin(self, array: npt.NDArray[np.uint8]) -> None:
+        """Undo `pin` of the same array. The host must have synchronised with all work that uses it."""
+
     def stream(self, name: str) -> DeviceStream:
         """A new stream; `name` labels it in the timeline."""
 
@@ -137,6 +163,9 @@ class Device(Protocol):
 
     def start_trace(self) -> None:
         """Note the time of everything queued from here on; `Span.start_s` counts from this moment."""
+
+    def trace_clock_s(self) -> float:
+        """Now, on the clock of the spans of the trace that is on."""
 
     def take_trace(self) -> list[Span]:
         """Wait for all streams, end the trace and return its spans, one track for each stream."""

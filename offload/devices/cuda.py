@@ -8,6 +8,7 @@ import ctypes
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, Dev
 from offload.devices.cuda_calls import CudaCalls
 from offload.devices.cuda_errors import NO_DEVICE
 from offload.devices.gemm_probe import gemm_is_exact
-from offload.errors import PINNED_RAM, DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.errors import (
+    PINNED_RAM,
+    DeviceLostError,
+    DeviceUnavailableError,
+    OutOfDeviceMemoryError,
+    PinningError,
+)
 from offload.specs import Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
@@ -59,7 +66,7 @@ class CudaStream:
         self._stream = stream
         self._address = stream.ptr
         runtime, cublas = device.runtime, device.cublas
-        self._memcpy = runtime.memcpyAsync
+        self._memcpy, self._memcpy_2d = runtime.memcpyAsync, runtime.memcpy2DAsync
         self._event_record = runtime.eventRecord
         self._wait_event = runtime.streamWaitEvent
         self._gemm_ex = cublas.gemmEx
@@ -68,9 +75,15 @@ class CudaStream:
     def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
         """See DeviceStream."""
         assert src.nbytes == dst.nbytes
-        assert src.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._device.call(self._memcpy, _address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+        call = self._device.call
+        if src.flags.c_contiguous:
+            call(self._memcpy, _address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+        else:
+            assert (src.shape, src.strides[1]) == (dst.shape, src.itemsize)
+            row = dst.nbytes // len(src)
+            source = (src.ctypes.data, src.strides[0])
+            call(self._memcpy_2d, _address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
 
@@ -134,6 +147,7 @@ class CudaDevice:
     """See Device. Raises DeviceUnavailableError, with one line that says what is missing."""
 
     simulated = False
+    hollow = False
 
     def __init__(self, ordinal: int = 0) -> None:
         self._cupy, self.runtime = _import_cupy()
@@ -160,6 +174,7 @@ class CudaDevice:
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
+        self._trace_began_s = 0.0
         # cuBLAS reads the scalars of a GEMM from host memory, so they have to outlive it.
         self._scalars = np.array([1.0, 0.0], np.float32)
         self.one_address = self._scalars.ctypes.data
@@ -206,6 +221,24 @@ class CudaDevice:
         weakref.finalize(array, self._calls.give_back, self.runtime.freeHost, address).atexit = False
         return array
 
+    def pin(self, array: npt.NDArray[np.uint8]) -> None:
+        """See Device."""
+        try:
+            self.call(
+                self.runtime.hostRegister,
+                array.ctypes.data,
+                array.nbytes,
+                0,
+                asked_bytes=array.nbytes,
+                where=PINNED_RAM,
+            )
+        except (self.runtime.CUDARuntimeError, OutOfDeviceMemoryError) as error:
+            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {_one_line(error)}") from error
+
+    def unpin(self, array: npt.NDArray[np.uint8]) -> None:
+        """See Device."""
+        self._calls.give_back(self.runtime.hostUnregister, array.ctypes.data)
+
     def stream(self, name: str) -> CudaStream:
         """See Device."""
         return CudaStream(self, name, self._new_stream())
@@ -223,6 +256,11 @@ class CudaDevice:
             self.call(self.runtime.deviceSynchronize)
             self._trace_base = self.tick(self._new_stream())
             self.call(self._trace_base.synchronize)
+        self._trace_began_s = perf_counter()
+
+    def trace_clock_s(self) -> float:
+        """See Device. The host's clock, which runs as the GPU's does."""
+        return perf_counter() - self._trace_began_s
 
     def take_trace(self) -> list[Span]:
         """See Device."""

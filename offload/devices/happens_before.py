@@ -57,11 +57,11 @@ class AccessHistory:
 
         Raises StreamOrderError when two accesses to the same bytes, one of them a write, are not ordered.
         """
-        kept = []
+        kept: list[Access] = []
+        touched: list[Access] = []
         for old in self._accesses:
-            if old.stop <= new.start or new.stop <= old.start:
-                kept.append(old)
-                continue
+            (kept if old.stop <= new.start or new.stop <= old.start else touched).append(old)
+        for old in touched:
             if (old.writes or new.writes) and not old.known_to(clock):
                 verb = "writes" if new.writes else "reads"
                 raise StreamOrderError(

@@ -8,10 +8,12 @@ Its times are modelled, never measured. What it is strict about, whether or not 
 - the host changing the source of a copy before it has synchronised with the copy is a StreamOrderError;
 - freed memory, bytes out of bounds, memory that is not pinned and shapes that do not fit are
   DeviceMisuseErrors.
+
+A hollow device is strict about order, bounds and shapes too, but holds no bytes and moves none: it is for the times
+of models that are too big to try.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,20 +30,10 @@ from offload.devices.simulated_memory import (
     device_bytes,
     device_place,
 )
+from offload.devices.simulated_rates import SimulatedRates
 from offload.devices.virtual_clock import Operation, VirtualClock
 from offload.errors import DEVICE_MEMORY, OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
-
-
-@dataclass(frozen=True)
-class SimulatedRates:
-    """What the modelled times are made of."""
-
-    copy_bytes_per_s: float = 12e9  # each way
-    copy_latency_s: float = 10e-6
-    memory_bytes_per_s: float = 300e9
-    flops_per_s: float = 20e12
-    launch_s: float = 5e-6
 
 
 class SimulatedEvent:
@@ -69,21 +61,24 @@ class SimulatedStream:
 
     def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
         """See DeviceStream."""
-        source, source_place = self._device.pinned.find(src)
+        source, source_place = self._device.pinned.find(src, rows_apart=True)
         target = device_bytes(dst)
         _same_size(dst.nbytes, source)
         what = f"the copy-in of {dst.nbytes} bytes on stream {self._name!r}"
         self._touch([source_place], [device_place(dst)], what)
+        duration_s, name = self._device.rates.copy_s(dst.nbytes), f"copy-in {dst.nbytes} B"
+        if self._device.hollow:
+            return self._queue("copy-in", duration_s, _nothing, name)
         sent = source.copy()
 
         def arrive() -> None:
-            target[:] = sent
+            target[:] = sent.reshape(-1)
 
         def check_source() -> None:
             if not np.array_equal(source, sent):
                 raise StreamOrderError(f"the host wrote to the source of {what} without waiting for it")
 
-        self._queue("copy-in", self._device.copy_s(dst.nbytes), arrive, f"copy-in {dst.nbytes} B")
+        self._queue("copy-in", duration_s, arrive, name)
         self._device.when_known(self._actor, self._clock[self._actor], check_source)
 
     def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
@@ -93,6 +88,9 @@ class SimulatedStream:
         _same_size(src.nbytes, target)
         what = f"the copy-out of {src.nbytes} bytes on stream {self._name!r}"
         self._touch([device_place(src)], [target_place], what)
+        duration_s, name = self._device.rates.copy_back_s(src.nbytes), f"copy-out {src.nbytes} B"
+        if self._device.hollow:
+            return self._queue("copy-out", duration_s, _nothing, name)
         target[:] = POISON
         sent = np.empty_like(target)
 
@@ -102,7 +100,7 @@ class SimulatedStream:
         def deliver() -> None:
             target[:] = sent
 
-        self._queue("copy-out", self._device.copy_s(src.nbytes), leave, f"copy-out {src.nbytes} B")
+        self._queue("copy-out", duration_s, leave, name)
         self._device.when_known(self._actor, self._clock[self._actor], deliver)
 
     def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
@@ -125,8 +123,8 @@ class SimulatedStream:
                 product = np.matmul(as_float32(x), right)
             device_bytes(y)[:] = product.reshape(-1).view(np.uint8)
 
-        duration_s = self._device.gemm_s(rows, inner, columns, x.nbytes + w.nbytes + y.nbytes)
-        self._queue("compute", duration_s, multiply, name)
+        duration_s = self._device.rates.gemm_s(rows, inner, columns, x.nbytes + w.nbytes + y.nbytes)
+        self._queue("compute", duration_s, _nothing if self._device.hollow else multiply, name)
 
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
@@ -174,18 +172,21 @@ class SimulatedDevice:
         context_bytes: int = 0,
         workspace_bytes: int = 0,
         rates: SimulatedRates | None = None,
+        hollow: bool = False,
     ) -> None:
         self.name = "simulated device (modelled times)"
         self.fixed_bytes = {"context": context_bytes, "workspace": workspace_bytes}
+        self.hollow = hollow
         self.host_clock: Clock = {}
+        self.rates = rates or SimulatedRates()
         self._memory_bytes = memory_bytes
-        self._rates = rates or SimulatedRates()
         self._clock = VirtualClock()
         self._streams = 0
         self._allocations: list[SimulatedAllocation] = []
         self.pinned = PinnedBlocks()
         self._on_known: list[tuple[int, int, Callable[[], None]]] = []  # actor, its operation, action
         self._trace: list[Operation] | None = None
+        self._host_spans: list[Span] = []
         self._trace_start_s = 0.0
 
     def supports(self, weight_format: WeightFormat) -> str:
@@ -200,7 +201,7 @@ class SimulatedDevice:
         """See Device."""
         if self._used_bytes + nbytes > self._memory_bytes:
             raise OutOfDeviceMemoryError(nbytes, self._used_bytes, self._memory_bytes, DEVICE_MEMORY)
-        self._allocations.append(SimulatedAllocation(nbytes))
+        self._allocations.append(SimulatedAllocation(nbytes, self.hollow))
         return self._allocations[-1]
 
     def free(self, allocation: DeviceAllocation) -> None:
@@ -214,7 +215,15 @@ class SimulatedDevice:
 
     def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """See Device."""
-        return self.pinned.allocate(nbytes)
+        return self.pinned.allocate(nbytes, self.hollow)
+
+    def pin(self, array: npt.NDArray[np.uint8]) -> None:
+        """See Device. Raises DeviceMisuseError for bytes that are pinned already."""
+        self.pinned.register(array)
+
+    def unpin(self, array: npt.NDArray[np.uint8]) -> None:
+        """See Device. Raises StreamOrderError when copies from it were not waited for."""
+        self.pinned.unregister(array, self.host_clock)
 
     def stream(self, name: str) -> SimulatedStream:
         """See Device."""
@@ -227,8 +236,12 @@ class SimulatedDevice:
 
     def start_trace(self) -> None:
         """See Device."""
-        self._trace = []
+        self._trace, self._host_spans = [], []
         self._trace_start_s = self._clock.now_s
+
+    def trace_clock_s(self) -> float:
+        """See Device. Virtual time, which passes only while the host waits or spends it."""
+        return self._clock.now_s - self._trace_start_s
 
     def take_trace(self) -> list[Span]:
         """See Device. Every track's name begins with "modelled"."""
@@ -236,6 +249,11 @@ class SimulatedDevice:
         traced, self._trace = self._trace or [], None
         start_s = self._trace_start_s
         return [Span(done.track, done.name, done.start_s - start_s, done.duration_s) for done in traced]
+
+    @property
+    def host_spans(self) -> tuple[Span, ...]:
+        """What the host has spent time on and waited for since the trace began, in virtual time."""
+        return tuple(self._host_spans)
 
     def close(self) -> None:
         """See Device. Raises StreamOrderError when the host changed the source of a copy in flight."""
@@ -246,6 +264,16 @@ class SimulatedDevice:
         for allocation in self._allocations:
             allocation.free()
         self._allocations.clear()
+
+    @property
+    def now_s(self) -> float:
+        """The virtual time."""
+        return self._clock.now_s
+
+    def spend(self, seconds: float, name: str) -> None:
+        """Let the host work for some virtual time, while streams go on with what has been queued."""
+        self._note_host(name, seconds)
+        self._clock.pass_time(seconds)
 
     # What streams and events ask of their device.
 
@@ -270,7 +298,10 @@ class SimulatedDevice:
 
     def host_waits(self, frontier: tuple[Operation, ...], clock: Clock) -> None:
         """Let the host wait for `frontier`, and know what `clock` knows."""
+        began_s = self._clock.now_s
         self._clock.wait_for(frontier)
+        self._clock.pass_time(self.rates.wait_s)
+        self._note_host("wait", self._clock.now_s - began_s, began_s)
         learn(self.host_clock, clock)
         waiting = []
         for actor, number, action in self._on_known:
@@ -280,18 +311,18 @@ class SimulatedDevice:
                 waiting.append((actor, number, action))
         self._on_known = waiting
 
-    def copy_s(self, nbytes: int) -> float:
-        """Modelled time of a copy, in seconds."""
-        return self._rates.copy_latency_s + nbytes / self._rates.copy_bytes_per_s
-
-    def gemm_s(self, rows: int, inner: int, columns: int, nbytes: int) -> float:
-        """Modelled time of a GEMM that moves `nbytes`, in seconds."""
-        flops_s = 2 * rows * inner * columns / self._rates.flops_per_s
-        return self._rates.launch_s + max(flops_s, nbytes / self._rates.memory_bytes_per_s)
+    def _note_host(self, name: str, duration_s: float, start_s: float | None = None) -> None:
+        if self._trace is not None:
+            start_s = self._clock.now_s if start_s is None else start_s
+            self._host_spans.append(Span("modelled host", name, start_s - self._trace_start_s, duration_s))
 
     @property
     def _used_bytes(self) -> int:
         return sum(self.fixed_bytes.values()) + sum(block.nbytes for block in self._allocations)
+
+
+def _nothing() -> None:
+    """The effect of an operation on a hollow device."""
 
 
 def _same_size(nbytes: int, host: npt.NDArray[np.uint8]) -> None:

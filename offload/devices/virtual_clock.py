@@ -33,7 +33,7 @@ class Operation:
 
 
 class VirtualClock:
-    """Schedules operations lazily: time passes only when the host waits, and the host itself takes no time.
+    """Schedules operations lazily: time passes only when the host waits or says that it passes.
 
     An engine takes the operation that was ready first. The effects run in the order of the finish times, so
     an operation that should have waited for another finds what is in memory before the other's effect.
@@ -67,6 +67,18 @@ class VirtualClock:
             while operation.finish_s is None:
                 self._schedule(*self._next())
             self.now_s = max(self.now_s, operation.finish_s)
+        self._catch_up()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the host be busy for `seconds`, and run every effect up to then."""
+        self.now_s += seconds
+        self._catch_up()
+
+    def finish(self) -> None:
+        """Let time pass until nothing is left to do."""
+        self.wait_for(list(self._waiting) + [operation for _, _, operation in self._running])
+
+    def _catch_up(self) -> None:
         # Other engines work meanwhile. Nothing that the host has yet to queue can start before now.
         while self._waiting:
             operation, start_s = self._next()
@@ -77,10 +89,6 @@ class VirtualClock:
             operation = heapq.heappop(self._running)[2]
             operation.effect()
             operation.after = ()  # let the past go
-
-    def finish(self) -> None:
-        """Let time pass until nothing is left to do."""
-        self.wait_for(list(self._waiting) + [operation for _, _, operation in self._running])
 
     def _next(self) -> tuple[Operation, float]:
         """The waiting operation that starts first, and when."""

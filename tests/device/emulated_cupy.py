@@ -9,6 +9,7 @@ Calls can be made to fail by `fault`; after an error that CUDA calls sticky, all
 import ctypes
 import sys
 from collections.abc import Callable
+from mmap import PAGESIZE
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,8 @@ class EmulatedCupy:
         self.current_stream: Any = None
         self.refused_types: set[int] = set()
         self.synchronize_error = 0
+        self.register_error = 0
+        self.registered: dict[int, range] = {}  # pages by address
         self.fault: Callable[[str], int] = lambda name: 0  # the status that a call is to fail with
         self.broken = 0  # the sticky error
         self.entered = 0  # how often anything was called
@@ -112,6 +115,30 @@ class EmulatedCupy:
         assert stream != 0
         self.calls.append(("memcpyAsync", (dst, src, nbytes, kind, stream)))
         ctypes.memmove(dst, src, nbytes)
+
+    def memcpy2DAsync(self, dst, dpitch, src, spitch, width, height, kind, stream):  # type: ignore[no-untyped-def]
+        self.enter("memcpy2DAsync")
+        assert min(dpitch, spitch) >= width
+        assert self._is_device(dst, (height - 1) * dpitch + width)
+        assert kind == 1
+        assert stream != 0
+        self.calls.append(("memcpy2DAsync", (dst, dpitch, src, spitch, width, height, kind, stream)))
+        for row in range(height):
+            ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
+
+    def hostRegister(self, ptr: int, size: int, flags: int) -> None:
+        self.enter("hostRegister")
+        assert flags == 0
+        pages = range(ptr // PAGESIZE, -(-(ptr + size) // PAGESIZE))
+        if self.register_error:
+            raise CUDARuntimeError(self.register_error)
+        if any(pages.start < other.stop and other.start < pages.stop for other in self.registered.values()):
+            raise CUDARuntimeError(712)
+        self.registered[ptr] = pages
+
+    def hostUnregister(self, ptr: int) -> None:
+        self.enter("hostUnregister")
+        del self.registered[ptr]
 
     def wait(self, handle: int = 0) -> None:
         self.enter("synchronize")
@@ -221,6 +248,9 @@ class EmulatedCupy:
             hostAlloc=self.hostAlloc,
             freeHost=self.freeHost,
             memcpyAsync=self.memcpyAsync,
+            memcpy2DAsync=self.memcpy2DAsync,
+            hostRegister=self.hostRegister,
+            hostUnregister=self.hostUnregister,
             eventRecord=record("eventRecord"),
             streamWaitEvent=record("streamWaitEvent"),
             eventSynchronize=self.wait,

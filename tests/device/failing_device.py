@@ -71,7 +71,8 @@ class FailingDevice:
         self, inner: Device, refused: tuple[int, ...] = (), lost_at: int = NEVER, short_at: int = NEVER
     ) -> None:
         self.inner = inner
-        self.name, self.simulated, self.fixed_bytes = inner.name, inner.simulated, inner.fixed_bytes
+        self.name, self.simulated, self.hollow = inner.name, inner.simulated, inner.hollow
+        self.fixed_bytes = inner.fixed_bytes
         self.refused = refused
         self.lost_at = lost_at
         self.short_at = short_at
@@ -112,6 +113,14 @@ class FailingDevice:
         weakref.finalize(array, self._unpinned, nbytes).atexit = False
         return array
 
+    def pin(self, array: npt.NDArray[np.uint8]) -> None:
+        self._check()
+        self.inner.pin(array)
+
+    def unpin(self, array: npt.NDArray[np.uint8]) -> None:
+        if not self.lost:
+            self.inner.unpin(array)
+
     def free(self, allocation: DeviceAllocation) -> None:
         if not self.lost:
             self.inner.free(allocation)
@@ -126,6 +135,9 @@ class FailingDevice:
 
     def start_trace(self) -> None:
         self.inner.start_trace()
+
+    def trace_clock_s(self) -> float:
+        return self.inner.trace_clock_s()
 
     def take_trace(self) -> list[Span]:
         return [] if self.lost else self.inner.take_trace()

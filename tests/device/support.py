@@ -1,14 +1,14 @@
 """Weights, placements and plans for device tests, and a plain host backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from offload.devices.base import DeviceArray, HostArray
+from offload.devices.base import DeviceArray, HostArray, aligned
 from offload.host_backend import HostColumns
-from offload.plan import LinearPlacement, Plan, Prediction, StreamRing
+from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
 # Operands are exact, so only fp32 additions differ from float64: at most K * 2**-24 of the sum of magnitudes.
@@ -72,8 +72,8 @@ def linear(
     )
 
 
-def place(spec: LinearSpec, resident: float, streamed: float) -> LinearPlacement:
-    """Give the first columns to the device, by fractions; the rest is host."""
+def place(spec: LinearSpec, resident: float, streamed: float, prefill: float = 0.0) -> LinearPlacement:
+    """Give the first columns to the device, by fractions, `prefill` only in prefill; the rest is host."""
     first = round(resident * spec.out_features)
     second = first + round(streamed * spec.out_features)
     return LinearPlacement(
@@ -83,22 +83,40 @@ def place(spec: LinearSpec, resident: float, streamed: float) -> LinearPlacement
         ColumnRange(second, spec.out_features),
         "test",
         spec.format,
+        prefill_stop=second + round(prefill * spec.out_features) if prefill else 0,
     )
 
 
-def make_plan(placements: Sequence[LinearPlacement], chunk_tokens: int, slots: int, slot_bytes: int) -> Plan:
+def make_plan(
+    placements: Sequence[LinearPlacement], chunk_tokens: int, slots: int, slot_bytes: int, prefill_tokens: int = 0
+) -> Plan:
     """A plan that only says what execution needs."""
     return Plan(
         model="test",
         machine={},
         budget_bytes=0,
         chunk_tokens=chunk_tokens,
+        prefill_tokens=prefill_tokens,
         ring=StreamRing(slots, slot_bytes),
         vram_bytes={},
         ram_bytes={},
         placements=tuple(placements),
-        predicted=Prediction(1.0, 1.0, "bus", 0),
+        predicted=Prediction(1.0, 1.0, "bus", 0, {"bus": 1.0}),
+        at_depths=(),
+        prefill=Prefill(chunk_tokens, 1.0, 1.0, "bus"),
     )
+
+
+def in_one_block(weights: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Copies that lie one after another in memory of ours, as host columns do."""
+    block = np.empty(sum(aligned(weight.nbytes) for weight in weights.values()), np.uint8)
+    copies, position = {}, 0
+    for name, weight in weights.items():
+        part = block[position : position + weight.nbytes]
+        part[:] = weight.reshape(-1).view(np.uint8)
+        copies[name] = part.view(weight.dtype).reshape(weight.shape)
+        position += aligned(weight.nbytes)
+    return copies
 
 
 class NumpyHost:

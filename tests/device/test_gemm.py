@@ -70,6 +70,27 @@ def test_copies_keep_every_byte(device: Any, stream: Any) -> None:
     assert np.array_equal(download(device, stream, array), data)
 
 
+def test_copies_take_rows_that_lie_apart(device: Any, stream: Any) -> None:
+    data = np.random.default_rng(3).integers(0, 256, (10, 40), np.uint8).view(np.uint16)
+    pinned = device.allocate_pinned(800).view(np.uint16).reshape(10, 40)
+    pinned[:, 7:27] = data
+    array = DeviceArray(device.allocate(4096), 256, (10, 20), WeightFormat.BF16)
+    stream.copy_to_device(array, pinned[:, 7:27])
+    stream.synchronize()
+    assert np.array_equal(download(device, stream, array), data)
+
+
+def test_memory_of_ours_can_be_pinned_and_copied_from(device: Any, stream: Any) -> None:
+    block = np.arange(1 << 16, dtype=np.uint16)
+    array = DeviceArray(device.allocate(1 << 17), 0, (128, 512), WeightFormat.BF16)
+    for _ in range(2):  # pinning can be undone and done again
+        device.pin(block.view(np.uint8))
+        stream.copy_to_device(array, block)
+        stream.synchronize()
+        device.unpin(block.view(np.uint8))
+    assert np.array_equal(download(device, stream, array).reshape(-1), block)
+
+
 def test_events_order_two_streams(device: Any, stream: Any) -> None:
     other = device.stream("other")
     memory = device.allocate(1024)

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offload.devices.base import DeviceArray
 from offload.devices.happens_before import AccessHistory, StreamOrderError
-from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated_rates import SimulatedRates
 from offload.runner import LinearRunner
-from tests.device.support import NumpyHost, linear, make_plan, place
-from tests.device.test_ring import Stage
+from offload.specs import Layout, WeightFormat
+from tests.device.support import NumpyHost, in_one_block, linear, make_plan, place
+from tests.device.test_ring import COLUMNS, Stage
 
-FAST_COPIES = SimulatedRates(copy_bytes_per_s=1e15, copy_latency_s=1e-12, launch_s=1e-3)
-SLOW_COPIES = SimulatedRates(copy_bytes_per_s=1e6, copy_latency_s=1e-3, launch_s=1e-12)
+FAST_COPIES = SimulatedRates(1e15, 1e15, copy_latency_s=1e-12, launch_s=1e-3)
+SLOW_COPIES = SimulatedRates(1e6, 1e6, copy_latency_s=1e-3, launch_s=1e-12)
 
 
 def ignore(*_: object) -> None:
@@ -116,6 +119,86 @@ def test_inputs_rewritten_too_early_are_found(rates: SimulatedRates) -> None:
         runner.run(0, {"q": x}, {"q": np.zeros((1, 64), np.float32)})
     with pytest.raises(StreamOrderError, match="the host wrote to the source of the copy-in"):
         synchronize()
+
+
+def change_phase(rates: SimulatedRates, break_it: Callable[[Stage], None]) -> None:
+    """Two pieces of one phase, a third interrupted in its use, then pieces of another phase; results checked."""
+    stage = Stage(SimulatedDevice(1 << 20, rates=rates), pieces=5, uses=5, slots=2)
+    stage.use(0)
+    stage.use(1)
+    y = DeviceArray(stage.memory, 1024 + 4 * 64, (2, COLUMNS), WeightFormat.FP32)
+    stage.compute.gemm(stage.x_array, stage.ring.acquire(2), y, Layout.NK)  # and never released
+    break_it(stage)
+    stage.ring.aim(stage.pieces[3:])
+    stage.use(3, shift=3)
+    stage.use(4, shift=3)
+    stage.results.append((2, y))
+    stage.check()
+
+
+def aim_without_waiting_for_readers(stage: Stage) -> None:
+    aim, let_go = stage.ring.aim, stage.ring._let_go
+
+    def unguarded(pieces: Any) -> None:
+        stage.ring._let_go = ignore  # type: ignore[method-assign]
+        aim(pieces)
+        stage.ring._let_go = let_go  # type: ignore[method-assign]
+
+    stage.ring.aim = unguarded  # type: ignore[method-assign]
+
+
+def aim_without_ready_records(stage: Stage) -> None:
+    """The compute stream waits for the copies of the old phase."""
+    aim, record = stage.ring.aim, stage.ring._copies.record
+
+    def unrecorded(pieces: Any) -> None:
+        stage.ring._copies.record = ignore  # type: ignore[method-assign]
+        aim(pieces)
+        stage.ring._copies.record = record  # type: ignore[method-assign]
+
+    stage.ring.aim = unrecorded  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("rates", [FAST_COPIES, SLOW_COPIES, SimulatedRates()])
+def test_a_change_of_phase_is_ordered(rates: SimulatedRates) -> None:
+    change_phase(rates, ignore)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "hiding", "showing"),
+    [
+        (no_ready_wait, FAST_COPIES, SLOW_COPIES),
+        (aim_without_waiting_for_readers, SLOW_COPIES, FAST_COPIES),
+        (aim_without_ready_records, FAST_COPIES, SLOW_COPIES),
+    ],
+)
+def test_a_missing_wait_of_a_change_of_phase_is_found(
+    break_it: Callable[[Stage], None],
+    hiding: SimulatedRates,
+    showing: SimulatedRates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rates in (hiding, showing):
+        with pytest.raises(StreamOrderError, match="without waiting for"):
+            change_phase(rates, break_it)
+    monkeypatch.setattr(AccessHistory, "add", ignore)
+    change_phase(hiding, break_it)  # right numbers, by luck
+    with pytest.raises(AssertionError):
+        change_phase(showing, break_it)
+
+
+def test_unpinning_columns_in_use_is_found() -> None:
+    device = SimulatedDevice(1 << 20)
+    weights = in_one_block({"q": np.ones((64, 32), np.float16)})
+    plan = make_plan([place(linear("q", "q", 32, 64), 0, 0, 1)], 2, slots=1, slot_bytes=512, prefill_tokens=2)
+    runner = LinearRunner([["q"]], plan, weights, device, NumpyHost())
+    assert runner._work is not None
+    step = runner._work.bind(runner._prefill_levels[0].device, 2)
+    runner._work.queue(step, {"q": np.ones((2, 32), np.float32)})
+    runner._work.compute.synchronize()  # all pieces were used, and the ring has begun to copy the first ones again
+    with pytest.raises(StreamOrderError, match="unpinning of"):
+        device.unpin(runner._work._pieces[True][0].pinned.base.view(np.uint8))
+    runner.close()
 
 
 def test_freeing_weights_in_use_is_found() -> None:

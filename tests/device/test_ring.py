@@ -33,12 +33,12 @@ class Stage:
         for pinned, weight in zip(packed, self.weights, strict=True):
             pinned[:] = weight.reshape(-1).view(np.uint8)
         self.pieces = [Piece(pinned, (COLUMNS, INNER), FP32) for pinned in packed]
-        self.ring = WeightRing(device, self.compute, slots, SLOT_BYTES, self.pieces)
-        self.ring.start()
+        self.ring = WeightRing(device, self.compute, slots, SLOT_BYTES)
+        self.ring.aim(self.pieces)
 
-    def use(self, piece: int) -> None:
+    def use(self, piece: int, shift: int = 0) -> None:
         y = DeviceArray(self.memory, 1024 + len(self.results) * 64, (2, COLUMNS), FP32)
-        self.compute.gemm(self.x_array, self.ring.acquire(piece), y, Layout.NK)
+        self.compute.gemm(self.x_array, self.ring.acquire(piece - shift), y, Layout.NK)
         self.ring.release()
         self.results.append((piece, y))
 
@@ -80,6 +80,31 @@ def test_an_unreleased_piece_does_no_harm(device: Any) -> None:
     stage.close()
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_the_ring_may_be_aimed_at_other_pieces(device: Any, slots: int) -> None:
+    stage = Stage(device, pieces=5, uses=12, slots=slots)
+    both = stage.pieces
+    orders = {"some": both[3:], "all": both}
+    for aim, uses in (("some", [3, 4, 3]), ("all", [0, 1, 2]), ("some", [3]), ("all", [0, 1, 2, 3, 4])):
+        stage.ring.aim(orders[aim])
+        for piece in uses:
+            stage.use(piece, shift=3 if aim == "some" else 0)
+    stage.check()
+    stage.ring.aim([])
+    stage.ring.aim(orders["some"])
+    stage.close()
+
+
+def test_an_aim_kept_goes_on_where_it_was(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(device, pieces=3, uses=2, slots=2)
+    copied: list[int] = []
+    monkeypatch.setattr(stage.ring._copies, "copy_to_device", lambda dst, src: copied.append(src.ctypes.data))
+    stage.ring.aim(stage.pieces)
+    assert copied == []
+    stage.ring.release()
+    assert copied == [stage.pieces[2].pinned.ctypes.data]
+
+
 def test_slots_are_given_back(device: Any) -> None:
     before = device.memory().free_bytes
     stage = Stage(device, pieces=3, uses=1, slots=2)
@@ -91,11 +116,11 @@ def test_slots_are_given_back(device: Any) -> None:
 def test_refuses_slots_that_cannot_be(device: Any) -> None:
     compute = device.stream("compute")
     with pytest.raises(ValueError, match="at least one slot"):
-        WeightRing(device, compute, 0, 512, [])
+        WeightRing(device, compute, 0, 512)
     with pytest.raises(ValueError, match="multiple of 256"):
-        WeightRing(device, compute, 1, 500, [])
+        WeightRing(device, compute, 1, 500)
     with pytest.raises(OutOfDeviceMemoryError):
-        WeightRing(device, compute, 2, 1 << 50, [])
+        WeightRing(device, compute, 2, 1 << 50)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,9 @@ def test_the_tokenizer_of_another_model(
     assert "the model's vocabulary is 50; it is another model's tokenizer" in line
 
 
-@pytest.mark.parametrize("name", ["absent/trace.json", ".", "file/trace.json"])
+@pytest.mark.parametrize(
+    "name", ["absent/trace.json", "folder.json", "file/trace.json", "absent/trace.png", "folder.png"]
+)
 def test_a_timeline_that_cannot_be_written_stops_the_run_before_it_starts(
     model: Path,
     name: str,
@@ -164,10 +166,52 @@ def test_a_timeline_that_cannot_be_written_stops_the_run_before_it_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "folder.png").mkdir()
     use(FakeEngine([]), monkeypatch, AssertionError("the run has started"))
     path = tmp_path / name
     line = error_of(capsys, ["run", "--model", str(model), "--timeline", str(path), "a"])
     assert line.startswith(f"--timeline {path} cannot be written: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["run", "--timeline", "trace.svg", "a"],
+            "--timeline trace.svg: must end in .json, for ui.perfetto.dev, or in ",
+        ),
+        (["run", "--timeline", "trace", "a"], "--timeline trace: must end in .json"),
+        (["plan", "--draw", "plan.pdf"], "--draw plan.pdf: must end in .png"),
+        (["plan", "--draw", "absent/plan.png"], "--draw absent/plan.png cannot be written: "),
+    ],
+)
+def test_a_picture_that_cannot_be_made_is_refused_before_any_work(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(FakeEngine([]), monkeypatch, AssertionError("the work has started"))
+    assert error_of(capsys, arguments).startswith(message)
+
+
+@pytest.mark.parametrize("arguments", [["run", "--timeline", "trace.png", "a"], ["plan", "--draw", "trace.png"]])
+def test_without_matplotlib_it_says_what_to_install(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    use(FakeEngine([]), monkeypatch, AssertionError("the work has started"))
+    line = error_of(capsys, arguments)
+    assert line.startswith(f"{arguments[1]} trace.png: pictures are drawn with matplotlib (")
+    assert line.endswith("): pip install 'hybrid-run[plot]'")
+
+
+def test_a_text_without_a_step_has_no_timeline_to_draw(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(FakeEngine([ord("a") + 3]), monkeypatch)  # an engine that records nothing
+    path = tmp_path / "trace.png"
+    assert cli.main(["run", "--model", str(model), "--timeline", str(path), "x"]) == 2
+    assert "no whole step was recorded, so there is nothing to draw" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_leaves_no_empty_timeline(

@@ -19,8 +19,9 @@ from offload.devices.base import Device
 from offload.devices.cuda import CudaDevice
 from offload.devices.simulated import SimulatedDevice
 from offload.errors import DEVICE_MEMORY, PINNED_RAM
+from offload.packing import packed_stream_bytes
+from offload.placing import PlanRequest, Shares, SharesOf, place, place_linears
 from offload.plan import Plan
-from offload.planner import PlanRequest, Shares, place
 from offload.telemetry import Timeline
 from offload.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
@@ -41,10 +42,21 @@ def demo() -> OpenedModel:
 def three_ways(request: PlanRequest) -> Plan:
     """As much as fits, a part of every Linear in each place."""
     for parts in range(20, 0, -1):
-        plan = place(request, lambda _, parts=parts: Shares(0.02 * parts, 0.015 * parts))  # type: ignore[misc]
+        plan = place(request, may_be_pinned(request, 0.02 * parts, 0.015 * parts))
         if plan.total_vram_bytes <= request.budget_bytes:
             return plan
     return place(request, lambda _: Shares())
+
+
+def may_be_pinned(request: PlanRequest, resident: float, streamed: float) -> SharesOf:
+    """These shares, or less is streamed."""
+    limit_bytes = request.pinned_limit_bytes
+    for parts in range(10, 0, -1):
+        shares = Shares(resident, streamed * parts / 10)
+        placements = place_linears(request, lambda _, shares=shares: shares)  # type: ignore[misc]
+        if limit_bytes is None or packed_stream_bytes(placements) <= limit_bytes:
+            return lambda _, shares=shares: shares  # type: ignore[misc]
+    return lambda _: Shares(resident)
 
 
 def engine_for(device: Device, demo: OpenedModel, timeline: Timeline | None = None) -> Engine:
@@ -248,7 +260,7 @@ def test_one_failure_after_another(demo: OpenedModel) -> None:
             ids.append(int(engine.decode(ids[-1]).argmax()))
         assert ids == GOLDEN.greedy_ids[:TOKENS]
         refused, short, again, lost = engine.plan.warnings
-    assert refused.startswith("the GPU refused 928 KiB of VRAM: the budget is now 1.")
+    assert refused.startswith("the GPU refused 896 KiB of VRAM: the budget is now 2.")
     assert short.startswith("the GPU ran out of VRAM: the budget is now")
     assert again.startswith("the system refused")
     assert again.endswith("of pinned RAM: no weights are streamed now")
@@ -376,6 +388,49 @@ def test_cuda_is_lost_in_the_middle(
         assert ids == GOLDEN.greedy_ids[:TOKENS]
     assert said == [f"the GPU is lost (Emulated GPU failed: cudaError {status}): the run goes on without it"]
     assert emulated.entered == entered, "the device was used after it was lost"
+
+
+def prefill_streams_all(request: PlanRequest) -> Plan:
+    if not request.budget_bytes:
+        return place(request, lambda _: Shares())
+    return place(request, lambda _: Shares(0.3, 0.1, prefill=0.7), prefill_tokens=2)
+
+
+@pytest.mark.parametrize("call", ["", "hostRegister", "memcpyAsync"])
+def test_cuda_is_lost_with_host_columns_registered(emulated: EmulatedCupy, demo: OpenedModel, call: str) -> None:
+    """While they are registered, in the middle of prefill, or not at all."""
+    calls: list[str] = []
+
+    def fault(name: str) -> int:
+        calls.extend([name] * (name == call))
+        return 719 if name == call and len(calls) == (3 if name == "hostRegister" else 300) else 0
+
+    emulated.fault = fault
+    with closing(engine_on(CudaDevice(), demo, prefill_streams_all, 8 * MIB, threads=1)) as engine:
+        assert len(emulated.registered) > 1
+        assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
+        assert len(engine.plan.warnings) == (1 if call else 0)
+        assert columns(engine.plan)[2] > 0
+        assert (engine.plan.total_vram_bytes == 0) == bool(call)
+    assert call or not emulated.registered
+
+
+def test_cuda_refuses_to_register_host_columns(emulated: EmulatedCupy, demo: OpenedModel) -> None:
+    """Prefill then streams what decode does, and a plan that is made anew says so once."""
+    emulated.register_error = 2
+    calls: list[str] = []
+
+    def fault(name: str) -> int:
+        calls.extend([name] * (name == "malloc"))
+        return 2 if name == "malloc" and len(calls) == 2 else 0
+
+    emulated.fault = fault
+    with closing(engine_on(CudaDevice(), demo, prefill_streams_all, 8 * MIB, threads=1)) as engine:
+        refused, registered = engine.plan.warnings
+        assert refused.startswith("the GPU refused")
+        assert registered.startswith("prefill streams no host columns: ")
+        assert "cannot be page-locked: out of pinned RAM" in registered
+        assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
 
 
 def test_cublas_without_memory_takes_a_smaller_plan(emulated: EmulatedCupy, demo: OpenedModel) -> None:

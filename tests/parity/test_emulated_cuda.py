@@ -1,20 +1,29 @@
 """The whole path to a GPU, from `--cuda` to text, on an emulation of CuPy: what can be shown of it without one."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.runtime.loading import open_engine
+from hybrid.runtime.target import find_profile
+from offload.specs import WeightFormat
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import greedy, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
 
 @pytest.mark.parametrize("megabytes", [2.5, 64])
-def test_cuda_gives_the_golden_tokens_within_its_budget(megabytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_gives_the_golden_tokens_within_its_budget(
+    megabytes: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     EmulatedCupy().install(monkeypatch)
     golden = read_golden(DEMO_GOLDEN)
     budget = f"{megabytes + _fixed_mib()}MiB"
-    with open_engine(RunSettings(DEMO_MODEL, cuda=budget, device="cuda")) as engine:
+    machine = _slow_cpu(tmp_path / "slow-cpu.json")
+    with open_engine(RunSettings(DEMO_MODEL, cuda=budget, device="cuda", machine=str(machine))) as engine:
         plan = engine.plan
         assert plan.vram_bytes["weights"] > 0
         assert plan.total_vram_bytes <= plan.budget_bytes
@@ -22,6 +31,15 @@ def test_cuda_gives_the_golden_tokens_within_its_budget(megabytes: float, monkey
         assert (host == 0) == (megabytes > 10)
         ids, _ = greedy(engine, golden.prompt_ids, 20)
     assert ids == golden.greedy_ids[:20]
+
+
+def _slow_cpu(path: Path) -> Path:
+    """A machine on which even the smallest Linear is worth a round trip."""
+    profile = find_profile("generic-gpu")
+    rates = {name: {1: 1e6} for name in WeightFormat}
+    slow = replace(profile, cpu=replace(profile.cpu, multiply_bytes_per_s=rates))
+    path.write_text(json.dumps(slow.to_json()))
+    return path
 
 
 def _fixed_mib() -> float:

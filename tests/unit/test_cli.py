@@ -114,9 +114,13 @@ def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: py
         "decode_s",
         "decode_tokens_per_s",
         "decode_step_median_s",
+        "decode_depth",
         "predicted_decode_step_s",
+        "predicted_depth",
+        "measured_over_predicted",
         "memory",
         "plan",
+        "op_times",
         "warnings",
     ]
     assert (stats["stop_reason"], stats["seed"], stats["predicted_decode_step_s"]) == ("end", 7, 0.002)
@@ -131,6 +135,34 @@ def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: py
         "streamed_bytes": 2 * 20 * 64,
         "host_bytes": (2 * 155 + 100) * 64,
     }
+
+
+@pytest.mark.parametrize(("steps", "simulated", "compared"), [(8, False, True), (7, False, False), (8, True, False)])
+def test_the_prediction_stands_beside_what_was_measured_over_enough_steps(
+    steps: int,
+    simulated: bool,
+    compared: bool,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = FakeEngine([ord("a") + 3] * 99)
+    engine.simulated = simulated
+    use(engine, monkeypatch)
+    arguments = ["--model", str(model), "--max-tokens", str(steps + 1), "once upon a time"]  # the last is not decoded
+    assert (" tokens/s (predicted 500.0) · " in run(capsys, *arguments)[2][-1]) == compared
+    engine.trim(0)
+    stats = json.loads(run(capsys, *arguments, "--stats", "json")[2][-1])
+    assert stats["predicted_depth"] == 1024
+    assert stats["decode_depth"] == stats["prompt_tokens"] + (steps - 1) / 2
+    ratio = stats["decode_step_median_s"] / stats["predicted_decode_step_s"] if compared else None
+    assert stats["measured_over_predicted"] == ratio
+
+
+def test_op_times_says_when_there_were_no_steps(
+    engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "--model", str(model), "--op-times", "a")[2][-1] == "no decode step was recorded"
 
 
 def test_verbose_shows_the_placement_on_stderr(
@@ -173,9 +205,23 @@ def test_plan_prints_tables(engine: FakeEngine, capsys: pytest.CaptureFixture[st
         "total              5.00 MiB   4.00 MiB",
         "budget             8.00 MiB",
         "",
-        "predicted decode step 2 ms, 500.0 tokens/s, with 1024 tokens in the cache; bound by ram",
+        "predicted                  step             rate   the host waits for",
+        "────────────────────────────────────────────────────────────────────────────────────────",
+        "decode after 1024 tokens   2 ms   500.0 tokens/s   host columns 75%, other operators 25%",
+        "prefill of 16 tokens       8 ms   2,000 tokens/s   mostly bus",
+        "",
         "note: nothing else fits",
     ]
+
+
+def test_plan_draws_a_picture_beside_what_it_prints(
+    engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--json"]) == 0
+    expected = capsys.readouterr()
+    assert cli.main(["plan", "--json", "--draw", str(tmp_path / "plan.png")]) == 0
+    assert capsys.readouterr() == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.png"]
 
 
 def test_plan_verbose_gives_a_reason_for_each_linear(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

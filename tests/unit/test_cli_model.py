@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_one_line(
 def test_a_budget_that_is_clamped_or_holds_nothing_is_said_without_being_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for budget, said in (("99", "the budget is 15.00 GiB"), ("1MiB", "the GPU is not used")):
+    for budget, said in (("99", "the budget is 1.00 GiB"), ("1MiB", "the GPU is not used")):
         assert cli.main(["run", "--device", "simulated", "--cuda", budget, "--max-tokens", "2", ONCE]) == 0
         assert said in capsys.readouterr().err
 

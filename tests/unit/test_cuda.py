@@ -108,6 +108,20 @@ def test_gemm_arguments(emulated: EmulatedCupy, weight_format: WeightFormat) -> 
     assert emulated.calls[-1] == (name, (1, 0, 5, 2, 3, at + 2048, 3, at + 256, 3, at + 512, 5))
 
 
+def test_copy_arguments(emulated: EmulatedCupy) -> None:
+    """Rows that lie apart: 3 rows of 4 fp16, every 10; dst, pitch, src, pitch, width, height, kind, stream."""
+    device = CudaDevice()
+    stream, block = device.stream("s"), device.allocate(4096)
+    host = device.allocate_pinned(60).view(np.uint16).reshape(3, 10)
+    array, at = DeviceArray(block, 256, (3, 4), WeightFormat.FP16), block.address + 256
+    stream.copy_to_device(array, host[:, 5:9])
+    expected = (at, 8, host.ctypes.data + 10, 20, 8, 3, 1, stream._address)
+    assert emulated.calls[-1] == ("memcpy2DAsync", expected)
+    whole = host.reshape(-1)[:12]
+    stream.copy_to_device(array, whole)
+    assert emulated.calls[-1] == ("memcpyAsync", (at, whole.ctypes.data, 24, 1, stream._address))
+
+
 def test_waits_and_records_name_stream_and_event(emulated: EmulatedCupy) -> None:
     device = CudaDevice()
     stream, event = device.stream("s"), device.event()

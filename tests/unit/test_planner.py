@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from offload.cost_model import StepShape
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.packing import resident_matrices, split_columns, streamed_matrices
+from offload.placing import CHUNK_TOKENS, PlanRequest, Shares, place
 from offload.plan import LinearPlacement, Plan, StreamRing
-from offload.planner import CHUNK_TOKENS, PlanRequest, Shares, make_plan, place
+from offload.planner import make_plan
 from offload.specs import Layout, LinearSpec, WeightFormat
 from offload.units import GIB, MIB
 
-MULTIPLY = {name: {1: 10e9, 128: 1e9} for name in WeightFormat}
+# A slow CPU and short round trips: the device pays even for tiny Linears.
+MULTIPLY = {name: {1: 1e6, 128: 1e5} for name in WeightFormat}
 MACHINE = DeviceProfile(
     "bench",
     True,
-    CpuRates(2, 16 * GIB, 10e9, 9e9, 1e9, MULTIPLY, 5e9, 1e-5, 4e-6, 5e-4),
-    GpuRates("Bench GPU", 8 * GIB, 200e9, 20e12, 10e9, 10e9, 4e9, 1e-5, 4e-5, 8e-6, 150 * MIB, 40 * MIB),
+    CpuRates(2, 16 * GIB, 10e9, 9e9, 1e9, MULTIPLY, 5e9, 1e-9, 1e-9, 1e-9),
+    GpuRates("Bench GPU", 8 * GIB, 200e9, 20e12, 10e9, 10e9, 4e9, 1e-9, 1e-9, 1e-9, 150 * MIB, 40 * MIB),
 )
 FIXED = {"context": 3 * MIB, "workspace": MIB}
 VRAM_KEYS = ["context", "workspace", "staging", "activations", "weights"]
@@ -46,30 +48,13 @@ def request(linears: Sequence[LinearSpec], budget_bytes: int, **changes: Any) ->
         fixed_vram_bytes=FIXED,
         other_ram_bytes={"other weights": 10, "kv cache": 20},
         step=StepShape(5, 256, False),
+        pinned_limit_bytes=0,  # what fits is resident; streaming has tests of its own
     )
     return replace(base, **changes)
 
 
 def resident(plan: Plan) -> int:
     return sum(len(p.resident) for p in plan.placements)
-
-
-def test_less_pinned_ram_streams_less() -> None:
-    """Four Linears of 64 x 128 fp16 columns, half of them streamed: 8 KiB each."""
-    linears = [spec(str(number), 64, 128) for number in range(4)]
-
-    def streamed(limit_bytes: int | None) -> list[int]:
-        limited = request(linears, GIB, pinned_limit_bytes=limit_bytes)
-        plan = place(limited, lambda _: Shares(0.25, 0.5))
-        assert [len(p.resident) for p in plan.placements] == [32] * 4
-        assert plan.ram_bytes["pinned weights"] <= (GIB if limit_bytes is None else limit_bytes)
-        assert (plan.ring.slots == 0) == (plan.ram_bytes["pinned weights"] == 0)
-        return [len(p.streamed) for p in plan.placements]
-
-    assert streamed(None) == streamed(4 * 8192) == [64] * 4
-    assert streamed(4 * 8192 - 1) == [64, 64, 64, 0]
-    assert streamed(8192) == [64, 0, 0, 0]
-    assert streamed(8191) == streamed(0) == [0] * 4
 
 
 def resident_nbytes(plan: Plan) -> int:
@@ -177,15 +162,16 @@ def test_a_model_that_fits_is_resident_whole_to_the_byte() -> None:
 
 def test_a_byte_less_leaves_a_tile_on_the_host() -> None:
     plan = make_plan(request(PAIR, WHOLE_BYTES - 1))
-    for placement in plan.placements:
-        assert len(placement.resident) == 496
-        assert placement.reason == "496 of 512 columns fit the budget"
-    assert plan.ram_bytes["host weights"] == 2 * 16 * 2048
+    assert sorted(len(placement.resident) for placement in plan.placements) == [496, 512]
+    (reason,) = {placement.reason for placement in plan.placements if len(placement.host)}
+    assert reason == "496 of 512 columns fit the budget"
+    assert plan.ram_bytes["host weights"] == 16 * 2048
 
 
 def test_equal_linears_are_placed_alike() -> None:
     plan = make_plan(request([spec(f"l{n}", 512, 512) for n in range(10)], 7 * MIB))
-    assert len({(p.resident, p.host) for p in plan.placements}) == 1
+    widths = [len(placement.resident) for placement in plan.placements]
+    assert max(widths) - min(widths) <= 16  # a tile
     assert 0 < resident(plan) < 5120
 
 
@@ -201,7 +187,7 @@ def test_a_budget_of_nothing_places_nothing_and_says_so() -> None:
 def test_a_tiny_budget_places_nothing_and_says_why(budget_bytes: int) -> None:
     plan = make_plan(request(PAIR, budget_bytes))
     assert plan.total_vram_bytes == 0
-    assert {placement.reason for placement in plan.placements} == {"no tile of columns fits the budget"}
+    assert {placement.reason for placement in plan.placements} == {"the budget pays better elsewhere, or holds no tile"}
     (note,) = plan.notes
     assert "holds no weights" in note
     assert "context and workspace alone take 4.00 MiB" in note

@@ -55,9 +55,8 @@ def plan_json(folder: Path, cuda: str, **changes: Any) -> dict[str, Any]:
 def test_the_keys_of_a_plan(folder: Path) -> None:
     content = plan_json(folder, "6")
     assert list(content) == [
-        "model", "machine", "budget_bytes", "chunk_tokens", "ring", "vram_bytes", "ram_bytes", "linears", "predicted",
-        "notes",
-        "warnings",
+        "model", "machine", "budget_bytes", "chunk_tokens", "prefill_tokens", "ring", "vram_bytes", "ram_bytes",
+        "linears", "predicted", "at_depths", "prefill", "bound_s", "advice", "notes", "warnings",
     ]  # fmt: skip
     assert (content["model"], content["machine"]["name"]) == ("tinyllama", "colab-t4")
     assert content["budget_bytes"] == 6 * GIB
@@ -65,7 +64,8 @@ def test_the_keys_of_a_plan(folder: Path) -> None:
     assert list(content["vram_bytes"]) == ["context", "workspace", "staging", "activations", "weights"]
     assert list(content["ram_bytes"]) == ["host weights", "pinned weights", "other weights", "kv cache"]
     assert list(content["linears"][0]) == [
-        "name", "shape", "format", "layout", "bytes", "kind", "layer", "resident", "streamed", "host", "reason",
+        "name", "shape", "format", "layout", "bytes", "kind", "layer", "host_format", "tier",
+        "resident", "streamed", "host", "prefill_stop", "reason",
     ]  # fmt: skip
     assert list(content["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
 
@@ -86,15 +86,17 @@ def test_half_a_gigabyte_is_filled_and_not_exceeded(folder: Path) -> None:
     content = plan_json(folder, "0.5")
     used = sum(content["vram_bytes"].values())
     assert GIB // 2 - 16 * 2 * 2048 * 155 * 3 < used <= GIB // 2  # less than a tile of each Linear is left over
-    sizes = {part: sum(_part_bytes(linear, part) for linear in content["linears"]) for part in ("resident", "host")}
-    assert sizes["resident"] + sizes["host"] == LINEAR_BYTES
+    parts = ("resident", "streamed", "host")
+    sizes = {part: sum(_part_bytes(linear, part) for linear in content["linears"]) for part in parts}
+    assert sum(sizes.values()) == LINEAR_BYTES
+    assert sizes["streamed"] == content["ram_bytes"]["pinned weights"] > 0
     assert sizes["host"] == content["ram_bytes"]["host weights"]
     assert content["predicted"]["decode_step_s"] > plan_json(folder, "6")["predicted"]["decode_step_s"]
-    kinds: dict[str, set[tuple[int, int]]] = {}
+    kinds: dict[str, set[int]] = {}
     for linear in content["linears"]:
-        kinds.setdefault(linear["kind"], set()).add(tuple(linear["resident"]))
+        kinds.setdefault(linear["kind"], set()).add(linear["resident"][1])
     assert len(kinds) == 8
-    assert {len(ranges) for ranges in kinds.values()} == {1}  # every layer alike
+    assert all(max(stops) - min(stops) <= 16 for stops in kinds.values())  # layers differ by a tile at most
 
 
 def _part_bytes(linear: dict[str, Any], part: str) -> int:
@@ -132,7 +134,10 @@ def test_a_folder_without_a_model_is_an_error_of_ours(tmp_path: Path) -> None:
 
 
 def test_a_plan_loads_no_heavy_library(folder: Path) -> None:
-    """In a fresh process: import, then plan a Hugging Face folder without a GPU library or a compiler."""
+    """In a fresh process: import, then plan a Hugging Face folder without a GPU library or a compiler.
+
+    The integer programme needs scipy's solver.
+    """
     program = f"""
 import sys
 import hybrid.runtime.planning as planning
@@ -151,4 +156,4 @@ print(sorted(heavy & sys.modules.keys()))
         timeout=60,
         check=False,
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("[]\n[]\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("[]\n['scipy']\n", "", 0)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
+from offload.placing import PlanRequest, Shares, place
 from offload.plan import Plan
-from offload.planner import PlanRequest, Shares, make_plan, place
+from offload.planner import make_plan
 from offload.recovery import ShrinkingPlan
 from offload.units import GIB, MIB
 from tests.unit.test_planner import request, spec
@@ -20,7 +21,9 @@ def refused(asked_bytes: int, free_bytes: int = GIB, where: str = DEVICE_MEMORY)
 
 
 def half_streamed(request: PlanRequest) -> Plan:
-    return place(request, lambda _: Shares(0.25, 0.5) if request.budget_bytes else Shares())
+    limit_bytes = request.pinned_limit_bytes
+    streamed = 0.5 if limit_bytes is None else min(0.5, limit_bytes / (512 * MIB))
+    return place(request, lambda _: Shares(0.25, streamed) if request.budget_bytes else Shares())
 
 
 def test_the_plan_becomes_smaller_by_what_was_asked_for() -> None:
@@ -58,7 +61,7 @@ def test_a_library_that_does_not_say_how_much_it_wanted() -> None:
 @pytest.mark.parametrize("where", [DEVICE_MEMORY, PINNED_RAM])
 @pytest.mark.parametrize("planner", [make_plan, half_streamed])
 def test_refusals_come_to_an_end(where: str, planner: Callable[[PlanRequest], Plan]) -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB), planner)
+    plans = ShrinkingPlan(request(LINEARS, GIB, pinned_limit_bytes=None), planner)
     refusals = 0
     while any(placement.on_device for placement in plans.plan.placements):
         plans.shrink(refused(1, where=where))
@@ -70,7 +73,7 @@ def test_refusals_come_to_an_end(where: str, planner: Callable[[PlanRequest], Pl
 
 
 def test_pinned_memory_is_given_up_before_vram() -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB), half_streamed)
+    plans = ShrinkingPlan(request(LINEARS, GIB, pinned_limit_bytes=None), half_streamed)
     pinned = plans.plan.ram_bytes["pinned weights"]
     assert pinned == 256 * MIB
     line = plans.shrink(refused(100 * MIB, where=PINNED_RAM))

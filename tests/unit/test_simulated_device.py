@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offload.device_profile import GpuRates
 from offload.devices.base import DeviceArray
 from offload.devices.happens_before import Access, AccessHistory, StreamOrderError
-from offload.devices.simulated import SimulatedDevice, SimulatedRates
+from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_memory import DeviceMisuseError
+from offload.devices.simulated_rates import SimulatedRates
 from offload.devices.virtual_clock import VirtualClock
 from offload.errors import OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
@@ -74,6 +76,22 @@ def test_pinned_memory_lives_as_long_as_its_views(device: SimulatedDevice) -> No
     view = pinned[:16].view(np.float32)
     del pinned
     device.stream("s").copy_to_device(row(device.allocate(64), 0, 16), view)
+
+
+def test_registered_memory_is_checked_like_pinned(device: SimulatedDevice) -> None:
+    stream, block, own = device.stream("s"), device.allocate(64), np.zeros(8192, np.uint8)
+    device.pin(own)
+    with pytest.raises(DeviceMisuseError, match="pinned already"):
+        device.pin(own[8000:])
+    with pytest.raises(DeviceMisuseError, match="only contiguous"):
+        device.pin(own.reshape(64, 128)[:, :64])
+    stream.copy_to_device(row(block, 0, 64), own[:64])
+    with pytest.raises(StreamOrderError, match="unpinning of a registered block of 8192 bytes without waiting"):
+        device.unpin(own)
+    stream.synchronize()
+    device.unpin(own)
+    with pytest.raises(DeviceMisuseError, match="not pinned"):
+        stream.copy_to_device(row(block, 0, 64), own[:64])
 
 
 def test_freeing_what_is_in_use_is_found(device: SimulatedDevice) -> None:
@@ -173,7 +191,7 @@ def test_effects_come_in_order_of_finish_times() -> None:
 
 def test_engines_work_side_by_side_and_each_in_turn() -> None:
     """Copies of 1000 bytes at 1000 bytes/s take 1 s; one engine each way."""
-    rates = SimulatedRates(copy_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
+    rates = SimulatedRates(copy_bytes_per_s=1000, copy_back_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
     device = SimulatedDevice(1 << 20, rates=rates)
     device.start_trace()
     block = device.allocate(4000)
@@ -187,7 +205,7 @@ def test_engines_work_side_by_side_and_each_in_turn() -> None:
 
 def test_an_engine_takes_what_is_ready_first() -> None:
     """A copy that has to wait does not hold up one that need not, though it was queued earlier."""
-    rates = SimulatedRates(copy_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
+    rates = SimulatedRates(copy_bytes_per_s=1000, copy_back_bytes_per_s=1000, copy_latency_s=0, launch_s=0)
     device = SimulatedDevice(1 << 20, rates=rates)
     block, event = device.allocate(4000), device.event()
     waiting, out, ready = device.stream("waiting"), device.stream("out"), device.stream("ready")
@@ -199,6 +217,56 @@ def test_an_engine_takes_what_is_ready_first() -> None:
     ready.copy_to_device(row(block, 2000, 2500), device.allocate_pinned(500))
     starts = {span.track: span.start_s for span in device.take_trace()}
     assert starts == {"modelled out": 0, "modelled ready": 0, "modelled waiting": 1}
+
+
+def test_streams_go_on_while_the_host_works() -> None:
+    """The host works for 1.5 s of two copies of 1 s each, waits for both, and takes 0.25 s to notice."""
+    device = SimulatedDevice(1 << 20, rates=SimulatedRates(1000, 1000, copy_latency_s=0, wait_s=0.25))
+    stream, block, target = device.stream("s"), device.allocate(2000), device.allocate_pinned(1000)
+    device.start_trace()
+    for _ in range(2):
+        stream.copy_to_host(target, row(block, 0, 1000))
+    device.spend(1.5, "host columns")
+    stream.synchronize()
+    assert device.now_s == 2.25
+    everything = (*device.take_trace(), *device.host_spans)
+    spans = [(span.track, span.name, span.start_s, span.duration_s) for span in everything]
+    assert spans == [
+        ("modelled s", "copy-out 1000 B", 0, 1),
+        ("modelled s", "copy-out 1000 B", 1, 1),
+        ("modelled host", "host columns", 0, 1.5),
+        ("modelled host", "wait", 1.5, 0.75),
+    ]
+
+
+def test_a_hollow_device_checks_order_and_bounds_and_moves_nothing() -> None:
+    device = SimulatedDevice(1 << 50, hollow=True)
+    one, other, block = device.stream("one"), device.stream("other"), device.allocate(1 << 49)
+    pinned = device.allocate_pinned(64)
+    pinned[:] = 7
+    one.copy_to_host(pinned, row(block, 0, 64))
+    with pytest.raises(StreamOrderError, match="without waiting"):
+        other.copy_to_device(row(block, 0, 64), pinned)
+    one.synchronize()
+    assert np.all(pinned == 7)
+    with pytest.raises(DeviceMisuseError, match="bytes"):
+        one.copy_to_host(pinned, row(block, (1 << 49) - 32, (1 << 49) + 32))
+    with pytest.raises(DeviceMisuseError, match="not pinned"):
+        one.copy_to_host(np.zeros(64, np.uint8), row(block, 0, 64))
+    with pytest.raises(DeviceMisuseError, match="gemm of x"):
+        one.gemm(row(block, 0, 64), row(block, 0, 64), row(block, 64, 128), Layout.KN)
+    device.free(block)
+    with pytest.raises(DeviceMisuseError, match="freed"):
+        one.copy_to_host(pinned, row(block, 0, 64))
+
+
+def test_rates_of_a_profile_split_a_round_trip() -> None:
+    gpu = GpuRates("a GPU", 1, 2e9, 3e12, 4e9, 5e9, 6e9, 1e-5, 5e-5, 8e-6, 0, 0)
+    rates = SimulatedRates.of(gpu)
+    assert rates.copy_s(0) + rates.copy_back_s(0) + rates.wait_s == pytest.approx(gpu.round_trip_s)
+    assert (rates.copy_s(4000), rates.copy_back_s(5000)) == pytest.approx((1.1e-5, 1.1e-5))
+    assert rates.gemm_s(1, 1, 1, 2000) == pytest.approx(9e-6)
+    assert rates.gemm_s(1500, 1000, 1000, 0) == pytest.approx(1.008e-3)
 
 
 def test_runs_are_deterministic() -> None:

@@ -113,8 +113,8 @@ def test_a_named_machine_stands_as_it_is() -> None:
 
 def test_the_simulated_device_needs_no_gpu_and_says_that_its_times_are_modelled() -> None:
     target = choose_target(RunSettings(device="simulated", cuda="1"), never)
-    assert (target.device, target.profile.name, target.budget.nbytes) == ("simulated", "colab-t4", GIB)
-    assert target.why == "simulated Tesla T4, its times are modelled"
+    assert (target.device, target.profile.name, target.budget.nbytes) == ("simulated", "toy", GIB)
+    assert target.why == "simulated toy GPU, its times are modelled"
 
 
 def test_the_cpu_and_a_budget_contradict_each_other() -> None:

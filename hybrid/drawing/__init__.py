@@ -1,0 +1,1 @@
+"""Pictures of plans and timelines: what is on them as plain data, and one file that draws."""

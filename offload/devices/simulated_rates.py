@@ -1,0 +1,44 @@
+"""The rates of a simulated device."""
+
+from dataclasses import dataclass
+
+from offload.device_profile import GpuRates
+
+
+@dataclass(frozen=True)
+class SimulatedRates:
+    """What the modelled times are made of."""
+
+    copy_bytes_per_s: float = 12e9  # host to device
+    copy_back_bytes_per_s: float = 12e9  # device to host
+    copy_latency_s: float = 10e-6
+    memory_bytes_per_s: float = 300e9
+    flops_per_s: float = 20e12
+    launch_s: float = 5e-6
+    wait_s: float = 0.0  # from the end of what the host waits for until the host goes on
+
+    @classmethod
+    def of(cls, gpu: GpuRates) -> "SimulatedRates":
+        """Those of a device profile. A round trip is a copy each way, and the wait takes what these two leave of it."""
+        return cls(
+            copy_bytes_per_s=gpu.bus_bytes_per_s,
+            copy_back_bytes_per_s=gpu.bus_back_bytes_per_s,
+            copy_latency_s=gpu.copy_s,
+            memory_bytes_per_s=gpu.vram_bytes_per_s,
+            flops_per_s=gpu.flops_per_s,
+            launch_s=gpu.launch_s,
+            wait_s=max(0.0, gpu.round_trip_s - 2 * gpu.copy_s),
+        )
+
+    def copy_s(self, nbytes: int) -> float:
+        """Seconds of a copy to the device."""
+        return self.copy_latency_s + nbytes / self.copy_bytes_per_s
+
+    def copy_back_s(self, nbytes: int) -> float:
+        """Seconds of a copy to the host."""
+        return self.copy_latency_s + nbytes / self.copy_back_bytes_per_s
+
+    def gemm_s(self, rows: int, inner: int, columns: int, nbytes: int) -> float:
+        """Seconds of a GEMM that moves `nbytes`."""
+        flops_s = 2 * rows * inner * columns / self.flops_per_s
+        return self.launch_s + max(flops_s, nbytes / self.memory_bytes_per_s)

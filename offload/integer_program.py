@@ -1,0 +1,187 @@
+"""The placement as a mixed-integer linear programme over kinds of Linear groups, solved by HiGHS.
+
+Groups that look alike (the q/k/v of every layer) share one pair of fractions: one variable per Linear would be
+degenerate, and optimal vertices bunch the streamed columns together and stall the ring. For each kind of group:
+
+    r, s in [0, 1]   parts of its movable columns that are resident and streamed
+    z in {0, 1}      whether the device is used at all, which costs a round trip
+    t >= 0           the time of one level
+
+    minimise S subject to, for every kind and for the step,
+    t >= z * trip + r * gpu + s * (gpu + launches)            the device's side
+    t >= (1 - r - s) * host + immovable host columns          the host's side
+    e >= s * bus - t - what comes before the level            a level's pieces that have to be in the ring already
+    e <= ring
+    S >= sum of levels;  S >= sum of s * bus;  S >= RAM bytes / RAM rate;  S >= file bytes / disk rate
+    resident bytes <= VRAM;  streamed bytes <= pinned limit;  host + streamed - file bytes <= RAM
+
+A second solve keeps S and asks least of the ring: streamed columns go where there is time for them, and equal
+questions have equal answers.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+_SLACK = 1e-6  # of the best time, which the second solve may give up
+_GAP = 1e-4  # relative, between the best solution found and the bound
+
+
+@dataclass(frozen=True)
+class GroupKind:
+    """Groups that are placed alike. Times are of one group with all its movable columns in one place."""
+
+    count: int
+    nbytes: float  # movable, as stored
+    host_nbytes: float  # the same columns as the host keeps them
+    before_s: float  # islands and attention before the level
+    host_s: float
+    immovable_s: float
+    gpu_s: float
+    trip_s: float
+    bus_s: float
+    pieces_s: float  # launches of the pieces' GEMMs
+    least_streamed: float = 0.0
+    fixed_resident: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all groups share. None: no limit."""
+
+    vram_bytes: float
+    pinned_bytes: float | None
+    ram_bytes: float | None  # for host and streamed columns
+    immovable_bytes: float  # on the host whatever happens
+    ring_s: float  # the time in which the ring is filled
+    ram_bytes_per_s: float
+    disk_bytes_per_s: float
+    start_s: float  # before the first level
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Fractions for each kind of group, and a time below which no such placement comes."""
+
+    shares: tuple[tuple[float, float], ...]  # resident, streamed
+    bound_s: float
+
+
+def solve(kinds: Sequence[GroupKind], limits: Limits) -> Solution | None:
+    """The best fractions; None when nothing is within the limits."""
+    program = _Program(kinds, limits)
+    first = program.minimise(program.time)
+    if first is None:
+        return None
+    best_s = first[-2]
+    second = program.minimise(program.hurry, most_s=best_s * (1 + _SLACK) + 1e-9)
+    x = first if second is None else second
+    count = len(kinds)
+    resident, streamed = np.clip(x[:count], 0, 1), np.clip(x[count : 2 * count], 0, 1)
+    shares = tuple((round(float(r), 9), round(float(s), 9)) for r, s in zip(resident, streamed, strict=True))
+    return Solution(shares, float(best_s))
+
+
+class _Program:
+    """Variables in this order: r, s, z, t for every kind; then e, S and the file bytes, in GB."""
+
+    def __init__(self, kinds: Sequence[GroupKind], limits: Limits) -> None:
+        self._count = count = len(kinds)
+        self._size = 4 * count + 3
+        self._rows: list[np.ndarray] = []  # type: ignore[type-arg]
+        self._most: list[float] = []
+        self.time = self._row({self._size - 2: 1.0})
+        gigabytes = [kind.count * kind.nbytes / 1e9 for kind in kinds]
+        streamed = {count + i: 1e-3 * nbytes for i, nbytes in enumerate(gigabytes)}
+        touches = {2 * count + i: 1e-6 * kind.count for i, kind in enumerate(kinds)}
+        self.hurry = self._row({self._size - 3: 1e3} | streamed | touches)
+        self._lower, self._upper = np.zeros(self._size), np.ones(self._size)
+        self._upper[3 * count :] = np.inf
+        self._upper[-3] = limits.ring_s
+        for i, kind in enumerate(kinds):
+            self._level(i, kind)
+        self._shared(kinds, limits, gigabytes)
+
+    def minimise(self, objective: "np.ndarray", most_s: float | None = None) -> "np.ndarray | None":  # type: ignore[type-arg]
+        """The variables at the minimum of `objective`, with S at most `most_s`; None when there is none."""
+        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second; not every plan needs it
+
+        upper = self._upper.copy()
+        if most_s is not None:
+            upper[-2] = most_s
+        integrality = np.zeros(self._size)
+        integrality[2 * self._count : 3 * self._count] = 1
+        with _stdout_closed():
+            result = milp(
+                objective,
+                integrality=integrality,
+                bounds=Bounds(self._lower, upper),
+                constraints=LinearConstraint(np.array(self._rows), ub=np.array(self._most)),
+                options={"mip_rel_gap": _GAP},
+            )
+        return None if result.x is None else np.asarray(result.x)
+
+    def _level(self, i: int, kind: GroupKind) -> None:
+        r, s, z, t = (i + part * self._count for part in range(4))
+        if kind.fixed_resident is not None:
+            self._lower[r] = self._upper[r] = kind.fixed_resident
+        if kind.nbytes == 0:
+            self._upper[r] = self._upper[s] = 0.0
+        self._lower[s] = kind.least_streamed
+        self._at_most({r: 1.0, s: 1.0, z: -1.0}, 0.0)
+        self._at_most({z: kind.trip_s, r: kind.gpu_s, s: kind.gpu_s + kind.pieces_s, t: -1.0}, 0.0)
+        self._at_most({r: -kind.host_s, s: -kind.host_s, t: -1.0}, -kind.host_s - kind.immovable_s)
+        self._at_most({s: kind.bus_s, t: -1.0, self._size - 3: -1.0}, kind.before_s)
+
+    def _shared(self, kinds: Sequence[GroupKind], limits: Limits, gigabytes: Sequence[float]) -> None:
+        count, step, file = self._count, self._size - 2, self._size - 1
+        kinds_by_number = list(enumerate(kinds))
+        before_s = limits.start_s + sum(kind.count * kind.before_s for kind in kinds)
+        self._at_most({3 * count + i: float(kind.count) for i, kind in kinds_by_number} | {step: -1.0}, -before_s)
+        self._at_most({count + i: kind.count * kind.bus_s for i, kind in kinds_by_number} | {step: -1.0}, 0.0)
+        self._at_most({i: gigabytes[i] for i in range(count)}, limits.vram_bytes / 1e9)
+        if limits.pinned_bytes is not None:
+            self._at_most({count + i: gigabytes[i] for i in range(count)}, limits.pinned_bytes / 1e9)
+        # Bytes in RAM: all host columns, less the resident ones, and the streamed ones as they are stored.
+        host = [kind.count * kind.host_nbytes / 1e9 for kind in kinds]
+        all_host = sum(host) + limits.immovable_bytes / 1e9
+        in_ram = {i: -host[i] for i in range(count)} | {count + i: gigabytes[i] - host[i] for i in range(count)}
+        ram_rate = limits.ram_bytes_per_s / 1e9
+        self._at_most(in_ram | {step: -ram_rate}, -all_host)
+        self._at_most({file: 1.0, step: -limits.disk_bytes_per_s / 1e9}, 0.0)
+        if limits.ram_bytes is None:
+            self._upper[file] = 0.0
+        else:
+            self._at_most(in_ram | {file: -1.0}, limits.ram_bytes / 1e9 - all_host)
+
+    def _at_most(self, coefficients: dict[int, float], most: float) -> None:
+        self._rows.append(self._row(coefficients))
+        self._most.append(most)
+
+    def _row(self, coefficients: dict[int, float]) -> "np.ndarray":  # type: ignore[type-arg]
+        row = np.zeros(self._size)
+        for number, value in coefficients.items():
+            row[number] += value
+        return row
+
+
+@contextmanager
+def _stdout_closed() -> Iterator[None]:
+    """HiGHS now and then writes a line for its developers to file descriptor 1, which no option turns off."""
+    if sys.stdout is None:  # closed by who started us
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)

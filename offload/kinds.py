@@ -1,0 +1,110 @@
+"""Groups of Linears that look alike, as the integer programme sees them, and its answer as shares of every Linear."""
+
+from collections.abc import Sequence
+
+from offload.cost_model import Workload, gemm_s, host_s, step_cost
+from offload.integer_program import GroupKind, Limits, Solution, solve
+from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears
+from offload.plan import LinearPlacement, StreamRing
+from offload.specs import LinearSpec
+
+_Key = tuple[object, ...]
+
+
+class Kinds:
+    """The kinds of groups of a request, for steps of one `Workload`."""
+
+    def __init__(self, request: PlanRequest, work: Workload | None = None) -> None:
+        self._request = request
+        self._work = work or Workload(request.depth)
+        self._groups: dict[_Key, list[list[LinearPlacement]]] = {}
+        self._key_of: dict[str, _Key] = {}
+        on_host = place_linears(request, lambda _: Shares())
+        cost = step_cost(on_host, NO_RING, request.step, request.profile, self._work)
+        before_s: dict[_Key, float] = {}
+        for members, level in zip(_by_group(on_host), cost.levels, strict=True):
+            key: _Key = tuple(
+                (p.linear.kind, p.linear.in_features, p.linear.out_features, p.linear.format, p.linear.layout)
+                for p in members
+            )
+            self._groups.setdefault(key, []).append(members)
+            self._key_of[members[0].linear.group] = key
+            before_s[key] = before_s.get(key, 0.0) + level.islands_s + level.attention_s
+        self._before_s = {key: total / len(self._groups[key]) for key, total in before_s.items()}
+
+    def solve(
+        self, vram_bytes: float, ring: StreamRing, resident: SharesOf | None = None, ram_bytes: float | None = None
+    ) -> Solution | None:
+        """The best shares with so much VRAM for resident columns; None when nothing is within the limits.
+
+        With `resident` the resident shares and at least the streamed ones are given.
+        """
+        request = self._request
+        gpu = request.profile.gpu
+        assert gpu is not None
+        kinds = [self._kind(key, groups, ring, resident) for key, groups in self._groups.items()]
+        immovable = [p for groups in self._groups.values() for g in groups for p in g if not request.movable(p.linear)]
+        limits = Limits(
+            vram_bytes=vram_bytes,
+            pinned_bytes=request.pinned_limit_bytes if ring.slots else 0.0,
+            ram_bytes=ram_bytes,
+            immovable_bytes=sum(p.linear.out_features * p.host_column_bytes for p in immovable),
+            ring_s=ring.nbytes / gpu.bus_bytes_per_s,
+            ram_bytes_per_s=request.profile.cpu.ram_bytes_per_s,
+            disk_bytes_per_s=request.profile.cpu.disk_bytes_per_s,
+            start_s=request.profile.cpu.step_s,
+        )
+        return solve(kinds, limits)
+
+    def shares(self, solution: Solution) -> SharesOf:
+        """The shares of every Linear."""
+        by_key = dict(zip(self._groups, solution.shares, strict=True))
+
+        def of(linear: LinearSpec) -> Shares:
+            resident, streamed = by_key[self._key_of[linear.group]]
+            return Shares(resident, streamed)
+
+        return of
+
+    def _kind(
+        self, key: _Key, groups: Sequence[Sequence[LinearPlacement]], ring: StreamRing, given: SharesOf | None
+    ) -> GroupKind:
+        request, rows = self._request, self._work.rows
+        cpu, gpu = request.profile.cpu, request.profile.gpu
+        assert gpu is not None
+        members = groups[0]
+        movable = [p for p in members if request.movable(p.linear)]
+        immovable = [p for p in members if not request.movable(p.linear)]
+        nbytes = sum(p.linear.weight_bytes for p in movable)
+        streams = ring.slots > 0
+
+        def on_host_s(placements: Sequence[LinearPlacement]) -> float:
+            return sum(host_s(cpu, p, p.linear.out_features, rows, streams) for p in placements)
+
+        columns = sum(p.linear.out_features for p in movable)
+        traffic_s = rows * (
+            members[0].linear.in_features * 2 / gpu.bus_bytes_per_s + columns * 4 / gpu.bus_back_bytes_per_s
+        )
+        pieces = nbytes / ring.slot_bytes if streams else 0.0
+        wanted = given(movable[0].linear) if given and movable else None
+        return GroupKind(
+            count=len(groups),
+            nbytes=nbytes,
+            host_nbytes=sum(p.linear.out_features * p.host_column_bytes for p in movable),
+            before_s=self._before_s[key],
+            host_s=on_host_s(movable),
+            immovable_s=on_host_s(immovable),
+            gpu_s=sum(gemm_s(gpu, p.linear.format, p.linear.weight_bytes, rows) for p in movable),
+            trip_s=gpu.round_trip_s + gpu.launch_s + traffic_s,
+            bus_s=nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
+            pieces_s=pieces * gpu.launch_s,
+            least_streamed=wanted.streamed if wanted else 0.0,
+            fixed_resident=wanted.resident if wanted else None,
+        )
+
+
+def _by_group(placements: Sequence[LinearPlacement]) -> list[list[LinearPlacement]]:
+    groups: dict[str, list[LinearPlacement]] = {}
+    for placement in placements:
+        groups.setdefault(placement.linear.group, []).append(placement)
+    return list(groups.values())

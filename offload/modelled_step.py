@@ -1,0 +1,189 @@
+"""Steps of a whole model in modelled time: the real runner, ring and streams over a hollow simulated device.
+
+Queueing, the order of the copies and every wait are those of a run; only durations come from the device profile.
+For a step of M rows with `depth` tokens in the cache:
+
+    host, one after another
+        step_s                                                          before the first level
+        island_s * islands / levels * max(1, M / 4)                     before each level
+        attention: ceil(M / 8) * cache bytes / attention_bytes_per_s    shared by the second levels of all layers
+            where cache bytes = (depth + M / 2) * cache_bytes_per_token; a cache that is rewritten at every step
+            adds 2 * cache bytes / ram_bytes_per_s
+        launch_s + the sum over its Linears of the longest of           for each group with host columns
+            CpuRates.multiply_s(host format, bytes, M)
+            bytes / ram_bytes_per_s_beside_bus, if this phase streams
+            bytes / disk_bytes_per_s, if they are in their file
+        round_trip_s - 2 * copy_s                                       after each wait for the device
+    bus, each way one copy at a time, the one that was ready first
+        copy_s + bytes / bus_bytes_per_s                                x of all groups of a level; each piece
+        copy_s + bytes / bus_back_bytes_per_s                           y of all groups of a level, fp32
+    device, one GEMM at a time
+        launch_s + max(2 M K N / flops_per_s, bytes of x, W and y / vram_bytes_per_s)
+            one for the resident columns of a group with one format and layout, one for each piece
+
+The activations of a level wait for the pieces that are in front of them on the bus. Nothing is charged for queueing,
+rounding x and collecting y on the host, nor for the sum of what the CPU and the bus read from RAM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from mmap import PAGESIZE
+
+import numpy as np
+
+from offload.cost_model import ROWS_AN_ISLAND, StepShape, Workload, whole_attention_s
+from offload.device_profile import CpuRates, DeviceProfile
+from offload.devices.base import HostArray, Span
+from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated_rates import SimulatedRates
+from offload.errors import PinningError
+from offload.host_backend import HostColumns
+from offload.kernels.host import FloatArray
+from offload.plan import HostTier, LinearPlacement, Plan
+from offload.runner import LinearRunner
+from offload.specs import Layout, LinearSpec
+
+
+@dataclass(frozen=True)
+class ModelledRun:
+    """The virtual seconds of every step, and what host and device did, from the beginning of the first step."""
+
+    step_s: tuple[float, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def steady_step_s(self) -> float:
+        """The last step: its ring was as full as those of all steps to come."""
+        return self.step_s[-1]
+
+
+def run_modelled(
+    plan: Plan,
+    levels: Sequence[Sequence[str]],
+    step: StepShape,
+    profile: DeviceProfile,
+    depth: int,
+    rows: Sequence[int] = (1, 1, 1, 1),
+) -> ModelledRun:
+    """Run one step for every number of `rows`; weights take addresses, but no memory.
+
+    `levels` has the names of the Linears that run at each level. Raises OutOfDeviceMemoryError for a plan that the
+    GPU of the profile cannot hold.
+    """
+    gpu, cpu = profile.gpu, profile.cpu
+    if gpu is None:
+        device = SimulatedDevice(0, hollow=True)
+    else:
+        rates = SimulatedRates.of(gpu)
+        device = SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates, hollow=True)
+    placements = {placement.linear.name: placement for placement in plan.placements}
+    weights = {name: _untouched(placement.linear) for name, placement in placements.items()}
+    host = ModelledHost(device, cpu, plan, weights)
+    runner = LinearRunner(levels, plan, weights, device, host)
+    if runner.warning:
+        raise PinningError(runner.warning)  # this would be another plan
+    specs = [[placements[name].linear for name in level] for level in levels]
+    device.start_trace()
+    took_s = []
+    for count in rows:
+        began_s = device.now_s
+        device.spend(cpu.step_s, "step")
+        for number, host_s in enumerate(_before_levels(specs, step, cpu, depth, count)):
+            for name, seconds in host_s.items():
+                device.spend(seconds, name)
+            runner.run(number, *_arrays(specs[number], count))
+        took_s.append(device.now_s - began_s)
+    spans = (*device.take_trace(), *device.host_spans)
+    runner.close()
+    return ModelledRun(tuple(took_s), spans)
+
+
+class ModelledHost:
+    """A HostBackend that multiplies nothing, but lets the virtual time pass that it would take."""
+
+    def __init__(self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: dict[str, HostArray]) -> None:
+        """`weights`: those of the Linears of the plan, by name, as the runner gets them."""
+        self.device = device
+        self._cpu = cpu
+        self._prefill_tokens = plan.prefill_tokens
+        self._by_weight = {id(weights[placement.linear.name]): placement for placement in plan.placements}
+        self._streams = {
+            prefill: any(len(placement.streamed_in(prefill)) for placement in plan.placements)
+            for prefill in (False, True)
+        }
+
+    def group(self, columns: Sequence[HostColumns]) -> "ModelledGroup":
+        """See HostBackend."""
+        return ModelledGroup(self, [(self._by_weight[id(part.weight)], part.stop - part.start) for part in columns])
+
+    def multiply_s(self, placement: LinearPlacement, columns: int, rows: int) -> float:
+        """Seconds to multiply columns of one Linear."""
+        cpu, nbytes = self._cpu, columns * placement.host_column_bytes
+        seconds = cpu.multiply_s(placement.host_format, nbytes, rows)
+        if self._streams[0 < self._prefill_tokens <= rows]:
+            seconds = max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus)
+        if placement.tier is HostTier.FILE:
+            seconds = max(seconds, nbytes / cpu.disk_bytes_per_s)
+        return seconds
+
+    @property
+    def launch_s(self) -> float:
+        """What a group costs besides."""
+        return self._cpu.launch_s
+
+
+class ModelledGroup:
+    """Linears that read the same x, as numbers of columns."""
+
+    def __init__(self, host: ModelledHost, parts: Sequence[tuple[LinearPlacement, int]]) -> None:
+        self._host = host
+        self._parts = tuple(parts)
+        self._name = f"host columns of {parts[0][0].linear.group}"
+
+    def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
+        """See HostGroup; `outputs` stay as they are."""
+        seconds = sum(self._host.multiply_s(placement, columns, len(x)) for placement, columns in self._parts)
+        self._host.device.spend(self._host.launch_s + seconds, self._name)
+
+
+def _before_levels(
+    levels: Sequence[Sequence[LinearSpec]], step: StepShape, cpu: CpuRates, depth: int, rows: int
+) -> list[dict[str, float]]:
+    """What the host does alone before each level, in seconds by name."""
+    islands_s = cpu.island_s * step.islands / len(levels) * max(1.0, rows / ROWS_AN_ISLAND)
+    attended = _second_levels(levels)
+    layer_s = whole_attention_s(step, cpu, Workload(depth, rows)) / max(1, len(attended))
+    return [
+        {"islands": islands_s, "attention": layer_s} if number in attended else {"islands": islands_s}
+        for number in range(len(levels))
+    ]
+
+
+def _second_levels(levels: Sequence[Sequence[LinearSpec]]) -> set[int]:
+    """The levels that are the second of their layer: they read what attention wrote."""
+    seen: dict[str, int] = {}
+    second = set()
+    for number, level in enumerate(levels):
+        if level:
+            layer = level[0].layer
+            seen[layer] = seen.get(layer, 0) + 1
+            if seen[layer] == 2:
+                second.add(number)
+    return second
+
+
+def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """x by group and y by Linear."""
+    x = {linear.group: np.zeros((rows, linear.in_features), np.float32) for linear in level}
+    y = {linear.name: np.empty((rows, linear.out_features), np.float32) for linear in level}
+    return x, y
+
+
+def _untouched(linear: LinearSpec) -> HostArray:
+    """A weight on pages of its own that are never written to, and so never there."""
+    shape = (linear.in_features, linear.out_features)
+    dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)
+    nbytes = shape[0] * shape[1] * dtype.itemsize
+    block = np.empty(nbytes + 2 * PAGESIZE, np.uint8)
+    start = -block.ctypes.data % PAGESIZE
+    return block[start : start + nbytes].view(dtype).reshape(shape if linear.layout is Layout.KN else shape[::-1])

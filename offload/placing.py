@@ -1,0 +1,209 @@
+"""Shares -> `Plan`: fractions rounded to tiles of columns, spread evenly over the layers, and all they take counted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from offload.cost_model import StepShape, Workload, step_cost
+from offload.device_profile import DeviceProfile
+from offload.devices.base import aligned
+from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
+from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
+from offload.replay import replay
+from offload.specs import ColumnRange, LinearSpec, WeightFormat
+from offload.units import MIB, format_bytes
+
+DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
+DEPTHS = (0, 1024, 4096)  # a plan also tells its step at these
+CHUNK_TOKENS = 256  # the most tokens of one prefill step
+NO_RING = StreamRing(0, 0)
+_TILE_COLUMNS = 16
+_SLOTS, _MOST_SLOT_BYTES = 4, 4 * MIB
+_ROUNDED = "on the GPU, activations are rounded to the weights' 16-bit type before each multiply"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The parts of a Linear's columns that are resident and streamed; what is left is host.
+
+    `prefill` is the part that is streamed in prefill, where that is more.
+    """
+
+    resident: float = 0.0
+    streamed: float = 0.0
+    prefill: float = 0.0
+
+
+SharesOf = Callable[[LinearSpec], Shares]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Everything a plan depends on.
+
+    `fixed_vram_bytes` is what the device takes before the first weight, by name; `other_ram_bytes` what the model
+    takes besides its Linears. `unsupported` names weight formats that the device cannot multiply, with the reason.
+    """
+
+    model: str
+    linears: Sequence[LinearSpec]
+    profile: DeviceProfile
+    budget_bytes: int
+    fixed_vram_bytes: Mapping[str, int]
+    other_ram_bytes: Mapping[str, int]
+    step: StepShape
+    depth: int = DEFAULT_DEPTH
+    host_format: WeightFormat | None = None  # what float host columns are quantised to on load
+    pinned_limit_bytes: int | None = None  # the most streamed columns may take
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # of what led to the budget
+
+    def movable(self, linear: LinearSpec) -> bool:
+        """Whether its columns may be on the device."""
+        return not linear.host_only_reason and linear.format not in self.unsupported
+
+
+def place(request: PlanRequest, shares: SharesOf, ring: StreamRing | None = None, prefill_tokens: int = 0) -> Plan:
+    """The plan with these shares, whether or not it fits the budget.
+
+    Without a `ring`, streamed columns get four slots that each hold the largest group's, or 4 MiB of it.
+    """
+    placements = place_linears(request, shares)
+    ring = ring_for(placements) if ring is None else ring
+    on_device = any(placement.on_device for placement in placements)
+    vram = vram_bytes(request, placements, ring)
+    host = sum(round(len(p.host) * p.host_column_bytes) for p in placements)
+    warnings = (*request.warnings, *_warnings(request, on_device))
+    rounds = on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears)
+    return Plan(
+        model=request.model,
+        machine=request.profile.to_json(),
+        budget_bytes=request.budget_bytes,
+        chunk_tokens=CHUNK_TOKENS,
+        prefill_tokens=prefill_tokens,
+        ring=ring,
+        vram_bytes=vram,
+        ram_bytes={
+            "host weights": host,
+            "pinned weights": packed_stream_bytes(placements),
+            **request.other_ram_bytes,
+        },
+        placements=placements,
+        predicted=predict(request, placements, ring, request.depth),
+        at_depths=tuple(predict(request, placements, ring, depth) for depth in DEPTHS),
+        prefill=_prefill(request, placements, ring, prefill_tokens),
+        notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
+        warnings=warnings if request.budget_bytes else (),
+    )
+
+
+def place_linears(request: PlanRequest, shares: SharesOf) -> tuple[LinearPlacement, ...]:
+    """Round shares to tiles. Linears that are alike differ by a tile at most, the larger ones spread evenly."""
+    counts: dict[tuple[str, int, int], int] = {}
+    placements = []
+    for linear in request.linears:
+        alike = (linear.kind, linear.in_features, linear.out_features)
+        number = counts[alike] = counts.get(alike, -1) + 1
+        placements.append(_place_linear(request, linear, shares(linear), number))
+    return tuple(placements)
+
+
+def vram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement], ring: StreamRing) -> dict[str, int]:
+    """What placements take of the device, by name; nothing when no column is on it."""
+    vram = dict.fromkeys((*request.fixed_vram_bytes, "staging", "activations", "weights"), 0)
+    if any(placement.on_device for placement in placements):
+        vram |= request.fixed_vram_bytes
+        vram |= {
+            "staging": ring.nbytes,
+            "activations": activation_bytes(placements, CHUNK_TOKENS),
+            "weights": resident_bytes(placements),
+        }
+    return vram
+
+
+def predict(request: PlanRequest, placements: Sequence[LinearPlacement], ring: StreamRing, depth: int) -> Prediction:
+    """The replayed decode step with `depth` tokens in the cache."""
+    walked = replay(step_cost(placements, ring, request.step, request.profile, Workload(depth)), ring)
+    return Prediction(walked.step_s, 1 / walked.step_s, walked.bound_by, depth, walked.parts)
+
+
+def ring_for(placements: Sequence[LinearPlacement]) -> StreamRing:
+    """Slots that each hold the largest group's streamed columns, or 4 MiB of them."""
+    groups: dict[str, list[LinearPlacement]] = {}
+    for placement in placements:
+        groups.setdefault(placement.linear.group, []).append(placement)
+    largest = max((packed_stream_bytes(group) for group in groups.values()), default=0)
+    if largest == 0:
+        return NO_RING
+    columns = [aligned(round(p.linear.column_bytes)) for p in placements if len(p.streamed)]
+    return StreamRing(_SLOTS, min(largest, max([_MOST_SLOT_BYTES, *columns])))
+
+
+def _prefill(
+    request: PlanRequest, placements: Sequence[LinearPlacement], ring: StreamRing, prefill_tokens: int
+) -> Prefill:
+    work = Workload(0, CHUNK_TOKENS, prefill=0 < prefill_tokens <= CHUNK_TOKENS)
+    walked = replay(step_cost(placements, ring, request.step, request.profile, work), ring)
+    return Prefill(CHUNK_TOKENS, walked.step_s, CHUNK_TOKENS / walked.step_s, walked.bound_by)
+
+
+def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares, number: int) -> LinearPlacement:
+    columns = linear.out_features
+    reason = linear.host_only_reason or request.unsupported.get(linear.format, "")
+    quantised = request.host_format if linear.format.is_float else None
+    resident = streamed = prefill = 0
+    if request.movable(linear):
+        resident = _whole_tiles(columns, shares.resident, number)
+        streamed = max(resident, _whole_tiles(columns, shares.resident + shares.streamed, number))
+        prefill = max(streamed, _whole_tiles(columns, shares.resident + shares.prefill, number))
+        reason = _reason(request, columns, resident, streamed)
+    return LinearPlacement(
+        linear=linear,
+        resident=ColumnRange(0, resident),
+        streamed=ColumnRange(resident, streamed),
+        host=ColumnRange(streamed, columns),
+        reason=reason,
+        host_format=quantised or linear.format,
+        prefill_stop=prefill if prefill > streamed else 0,
+    )
+
+
+def _whole_tiles(columns: int, share: float, number: int) -> int:
+    """Whole tiles in `share` of the columns of the Linear with this number among those alike.
+
+    Together, numbers 0 to n have the whole tiles of n + 1 times the share.
+    """
+    if share >= 1.0:
+        return columns
+    tiles = columns * share / _TILE_COLUMNS
+    return min(columns, (int((number + 1) * tiles) - int(number * tiles)) * _TILE_COLUMNS)
+
+
+def _reason(request: PlanRequest, columns: int, resident: int, on_device: int) -> str:
+    if resident == columns:
+        return "all columns fit the budget"
+    if on_device > resident:
+        return f"{resident} of {columns} columns fit the budget; {on_device - resident} are faster over the bus"
+    if resident:
+        return f"{resident} of {columns} columns fit the budget"
+    return "the budget is 0" if request.budget_bytes == 0 else "the budget pays better elsewhere, or holds no tile"
+
+
+def _warnings(request: PlanRequest, on_device: bool) -> list[str]:
+    notes = []
+    movable = any(request.movable(linear) for linear in request.linears)
+    if request.budget_bytes and not on_device and not movable:
+        notes.append("no Linear of this model can leave the CPU; the GPU is not used")
+    elif request.budget_bytes and not on_device:
+        fixed = sum(request.fixed_vram_bytes.values())
+        verdict = "holds no weights" if request.budget_bytes < 2 * fixed else "does not make a step faster"
+        notes.append(
+            f"the budget of {format_bytes(request.budget_bytes)} {verdict}: context and workspace alone take "
+            f"{format_bytes(fixed)}, activations come on top, and every use costs a round trip; the GPU is not used"
+        )
+    host_only = sorted({linear.host_only_reason for linear in request.linears if linear.host_only_reason})
+    for reason in host_only:
+        names = [linear.name for linear in request.linears if linear.host_only_reason == reason]
+        notes.append(f"{len(names)} Linears stay on the CPU ({names[0]}, ...): {reason}")
+    notes += [f"{name} Linears stay on the CPU: {reason}" for name, reason in request.unsupported.items()]
+    return notes

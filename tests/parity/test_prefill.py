@@ -1,0 +1,35 @@
+"""A prompt whose host columns cross the bus, and one where they may not: the tokens stay the same."""
+
+from typing import Any
+
+import pytest
+
+from hybrid.config import DEMO_MODEL
+from offload.devices.simulated import SimulatedDevice
+from offload.errors import PinningError
+from offload.placing import Shares
+from tests.engines import Placement, engine_on_simulated, greedy, open_settings, read_golden
+from tests.parity.test_golden_tokens import DEMO_GOLDEN
+
+ALL_ON_DEVICE = Placement(
+    "all on the device in prefill",
+    lambda number, linear: Shares(resident=0.4, streamed=0.2, prefill=0.6),
+    prefill_tokens=2,
+)
+
+
+def refuse(device: SimulatedDevice, part: Any) -> None:
+    raise PinningError("no page may be locked")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_prefill_gives_the_golden_tokens(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if refused:
+        monkeypatch.setattr(SimulatedDevice, "pin", refuse)
+    golden = read_golden(DEMO_GOLDEN)
+    with engine_on_simulated(open_settings(DEMO_MODEL), ALL_ON_DEVICE) as engine:
+        ids, _ = greedy(engine, golden.prompt_ids, 20)
+        assert engine.plan.warnings[-1:] == (
+            ("prefill streams no host columns: no page may be locked",) if refused else ()
+        )
+    assert ids == golden.greedy_ids[:20]
