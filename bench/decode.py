@@ -31,7 +31,7 @@ _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax
 class Reading:
     """`step_s` is a median over steps, `decode_tokens_per_s` over all; the parts are means over traced steps.
 
-    Attention counts the whole islands that hold it, so `other_s` is what neither matmuls nor these islands took.
+    Attention inside an island counts the whole island, so `other_s` is what neither matmuls nor attention took.
     """
 
     mode: str
@@ -69,7 +69,9 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
         attention = {f"island {number}" for number in _attention_levels(opened, mode)}
         islands = [span for span in timeline.spans() if span.track == "islands"]
         matmul_s = sum(s.duration_s for s in timeline.spans() if s.track == "linears") / _TRACED_TOKENS
-        attention_s = sum(s.duration_s for s in islands if s.name in attention) / _TRACED_TOKENS
+        attending = [span for span in timeline.spans() if span.track == "attention"]
+        attending += [span for span in islands if span.name in attention]
+        attention_s = sum(span.duration_s for span in attending) / _TRACED_TOKENS
         return Reading(
             mode=mode,
             threads=threads,
@@ -105,7 +107,8 @@ def _outside(opened: OpenedModel, mode: str) -> list[Linear]:
 def _attention_levels(opened: OpenedModel, mode: str) -> list[int]:
     from hybrid.graph.cut import cut
 
-    program = cut(opened.decoder.graph, _outside(opened, mode))
+    outside = _outside(opened, mode)
+    program = cut(opened.decoder.graph, outside, opened.attentions if outside else ())
     return [
         number
         for number, level in enumerate(program.levels)

@@ -1,4 +1,4 @@
-"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat` and `doctor`.
+"""The `hybrid` command: `run` (also `hybrid-run`), `plan`, `chat`, `tune` and `doctor`.
 
 Standard output carries the result and nothing else; everything for people goes to standard error.
 Whatever is slow to import is imported inside the commands.
@@ -18,7 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import discard, emit, read_stdin, read_text, say, say_between, width
+from hybrid.console import check_writable, discard, emit, note_between, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -74,6 +74,7 @@ def run(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -106,10 +107,11 @@ def run(
         if timeline is not None or op_times:
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(
-            model, variant, cuda, device, machine, context, threads, max_tokens, temperature, top_k, top_p, min_p,
-            typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, chat_template,
+            model, variant, cuda, device, machine, context, threads, kv_dtype, max_tokens, temperature, top_k, top_p,
+            min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop,
+            chat_template,
         )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
     text = _prompt_text(prompt, file)
     flags = _sampling_flags(locals())
 
@@ -137,7 +139,7 @@ def run(
         say(report.opening_line(text_model.engine, cuda))
         for warning in () if verbose else text_model.engine.plan.warnings:
             say(f"note: {warning}")
-        text_model.engine.on_warning = _warn
+        text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
         finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON)
@@ -155,6 +157,7 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
+    kv_dtype: options.CacheType = None,
     as_json: options.AsJson = False,
     draw: options.DrawFile = None,
     verbose: options.ShowLinears = False,
@@ -174,7 +177,7 @@ def plan(
         check_picture("--draw", draw)
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(RunSettings(path, variant, cuda, device, machine, context))
+    made = make_plan(RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -192,6 +195,7 @@ def chat(
     machine: options.Machine = None,
     context: options.Context = None,
     threads: options.Threads = None,
+    kv_dtype: options.CacheType = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -213,7 +217,7 @@ def chat(
     if print_config:
         return _print_settings(chat, locals())
     flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation
@@ -236,7 +240,7 @@ def chat(
         say(report.opening_line(engine, cuda))
         for warning in engine.plan.warnings:
             say(f"note: {warning}")
-        engine.on_warning = _warn
+        engine.on_warning = note_between
         say(line)
         return talk(conversation, engine.decoder.name)
 
@@ -249,6 +253,40 @@ def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson =
     found = examine(None if model is None else Path(model), os.environ)
     emit(json.dumps(found.to_json(), indent=2) + "\n" if as_json else report_text(found, width(sys.stdout)))
     return PROBLEMS if found.problems else 0
+
+
+def tune(
+    calibrate: options.Calibrate = False,
+    out: options.ProfileOut = None,
+    device: options.DeviceName = "auto",
+    threads: options.Threads = None,
+    as_json: options.ProfileAsJson = False,
+) -> int:
+    """`hybrid tune`; gives the exit code."""
+    if not calibrate:
+        raise UsageError("say what to tune: hybrid tune --calibrate measures this machine")
+
+    from hybrid import report
+    from hybrid.runtime.machines import calibration_file, save_profile
+    from hybrid.runtime.threads import default_threads
+    from hybrid.tune.calibration import measure_machine
+    from hybrid.tune.table import calibration_text
+
+    if out is not None:
+        check_writable("--out", out)
+    folder = calibration_file("").parent if out is None else out.absolute().parent
+    with report.tuning_progress(sys.stderr) as on_stage:
+        made = measure_machine(device, threads or default_threads(), folder, on_stage)
+    path = out or calibration_file(made.profile.name)
+    save_profile(made.profile, path)
+    if as_json:
+        emit(json.dumps(made.profile.to_json(), indent=2) + "\n")
+    else:
+        emit(calibration_text(made.profile, made.estimate, width(sys.stdout)))
+    for note in made.notes:
+        say(f"note: {note}")
+    say(f"saved as {path}" + ("" if out is None and not made.profile.estimated else f"; --machine {path} uses it"))
+    return 0
 
 
 def _print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> int:
@@ -295,10 +333,6 @@ def _logit_bias(pairs: list[str] | None) -> dict[int, float] | None:
     return biases or None
 
 
-def _warn(line: str) -> None:
-    say_between(f"note: {line}")
-
-
 def _no_command(context: typer.Context, version: Version = False) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -314,6 +348,7 @@ def _hybrid() -> typer.Typer:
     application.command(help=options.RUN_HELP)(run)
     application.command(help=options.PLAN_HELP)(plan)
     application.command(help=options.CHAT_HELP)(chat)
+    application.command(help=options.TUNE_HELP)(tune)
     application.command(help=options.DOCTOR_HELP)(doctor)
     return application
 

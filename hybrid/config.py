@@ -15,6 +15,7 @@ class RunSettings:
     `cuda` is the text of `--cuda` (see `offload.budget.parse_budget`), None for "decide for me".
     `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
     of those that come with the package; None picks one that suits the device.
+    `kv_dtype` is "fp16" or "fp32", what keys and values are kept in; None for what the model's graph has.
     """
 
     model: str | Path = DEMO_MODEL
@@ -24,3 +25,4 @@ class RunSettings:
     machine: str | None = None
     context_tokens: int | None = None
     threads: int | None = None
+    kv_dtype: str | None = None

@@ -17,9 +17,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def say_between(line: str) -> None:
-    """Write a line for people while a result is under way; where a terminal shows both, on a line of its own."""
-    say(f"\n{line}" if sys.stdout.isatty() and sys.stderr.isatty() else line)
+def note_between(line: str) -> None:
+    """Write a note for people while a result is under way; where a terminal shows both, on a line of its own."""
+    say(f"\nnote: {line}" if sys.stdout.isatty() and sys.stderr.isatty() else f"note: {line}")
 
 
 def emit(text: str) -> None:

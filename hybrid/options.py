@@ -42,6 +42,13 @@ class StatsFormat(StrEnum):
     JSON = "json"
 
 
+class KvDtype(StrEnum):
+    """What `--kv-dtype` knows."""
+
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -60,8 +67,8 @@ Machine = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="Device profile to plan with: a bundled one, or a file.",
-        show_default="one that suits the device",
+        help="Device profile to plan with: a bundled or a measured one, or a file.",
+        show_default="what was measured here, else one that suits the device",
     ),
 ]
 Context = Annotated[
@@ -73,6 +80,10 @@ Context = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="CPU threads.", show_default="physical cores it may use"),
+]
+CacheType = Annotated[
+    KvDtype | None,
+    typer.Option("--kv-dtype", help="How the cache keeps keys and values.", show_default="as the model's graph has it"),
 ]
 
 
@@ -167,6 +178,26 @@ ModelToExamine = Annotated[
     str | None, typer.Option("--model", metavar="DIR", help="Also look at this model: what it is, would it fit.")
 ]
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
+
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Measure this machine; takes less than 30 s.")]
+ProfileOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE.json",
+        help="Where to save the profile; only --machine FILE.json uses it then.",
+        show_default="with the user's settings, where every run finds it",
+    ),
+]
+ProfileAsJson = Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")]
+
+TUNE_HELP = """Measure this machine, so that plans and predicted speeds rest on its own rates.
+
+\b
+Examples:
+  hybrid tune --calibrate
+  hybrid tune --calibrate --threads 4 --out four-threads.json
+"""
 
 CHAT_HELP = """Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat.
 

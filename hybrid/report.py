@@ -229,6 +229,21 @@ def loading_progress(file: TextIO) -> Iterator[tuple[OnStage, OnBytes]]:
         yield on_stage, (lambda nbytes: progress.advance(task, nbytes))
 
 
+@contextmanager
+def tuning_progress(file: TextIO) -> Iterator[Callable[[str, float], None]]:
+    """The callback of `measure_machine`: it draws a bar that is gone afterwards, on a terminal only."""
+    if not file.isatty():
+        yield lambda label, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(file=file), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("starting", total=1.0)
+        yield lambda label, share: progress.update(task, description=label, completed=share)
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Collection[str] = ()) -> str:
     """A table as text; the columns named in `right` are aligned there."""
     from rich import box

@@ -56,7 +56,7 @@ class PlanRequest:
     pinned_limit_bytes: int | None = None  # the most streamed columns may take
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # of what led to the budget
+    warnings: tuple[str, ...] = ()  # of what led to the budget and the profile
 
     def movable(self, linear: LinearSpec) -> bool:
         """Whether its columns may be on the device."""
@@ -93,7 +93,7 @@ def place(request: PlanRequest, shares: SharesOf, ring: StreamRing | None = None
         at_depths=tuple(predict(request, placements, ring, depth) for depth in DEPTHS),
         prefill=_prefill(request, placements, ring, prefill_tokens),
         notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
-        warnings=warnings if request.budget_bytes else (),
+        warnings=warnings if request.budget_bytes else request.warnings,
     )
 
 

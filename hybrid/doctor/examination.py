@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from hybrid.doctor.calibrated import examine_calibration
 from hybrid.doctor.cuda_probe import CudaProbe, ProbeResult
 from hybrid.doctor.findings import Finding, Report, Section, note
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache
@@ -16,6 +17,7 @@ from hybrid.doctor.threading_layer import examine_threading_layer, import_error
 from hybrid.doctor.versions import FindVersion, installed, suitable_extra
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.ram import Ram, read_ram
+from hybrid.runtime.threads import default_threads
 from offload.devices import nvml
 from offload.devices.nvml import Driver
 from offload.errors import DeviceUnavailableError
@@ -48,7 +50,10 @@ def _examine(
     limits = read_limits(root)
     ram = read_ram(limits, root)
     sections = [
-        _section(f"System: {platform.platform(terse=True)}", lambda: examine_processor(limits, root)),
+        _section(
+            f"System: {platform.platform(terse=True)}",
+            lambda: [*examine_processor(limits, root), examine_calibration(default_threads())],
+        ),
         _section("Memory", lambda: examine_memory(ram, limits, root)),
         _section(
             "Packages", lambda: examine_packages(find_version, suitable_extra(driver), _why_onnxruntime_does_not_load)

@@ -9,9 +9,10 @@ from pathlib import Path
 from hybrid.config import RunSettings
 from hybrid.doctor.findings import Finding, note, ok, problem
 from hybrid.errors import OffloadError
+from hybrid.runtime.machines import find_profile
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.ram import Ram
-from hybrid.runtime.target import GpuFacts, Target, choose_target, find_profile
+from hybrid.runtime.target import GpuFacts, Target, choose_target
 from offload.budget import ResolvedBudget
 from offload.device_profile import DeviceProfile
 from offload.devices.nvml import Driver

@@ -1,6 +1,6 @@
-"""Cut a graph by levels: `Graph` + the Linears to run outside -> `Program`.
+"""Cut a graph by levels: `Graph` + the Linears and attentions to run outside -> `Program`.
 
-A node's level is the largest level of its inputs, plus one when that input comes out of a Linear that is run
+A node's level is the largest level of its inputs, plus one when that input comes out of an operator that is run
 outside onnxruntime. All CPU nodes of one level are one island; all outside Linears of one level run together.
 """
 
@@ -8,41 +8,48 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from hybrid.errors import UnsupportedModelError
+from hybrid.graph.attention import Attention
 from hybrid.graph.find import Linear
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
-from hybrid.graph.program import Island, Level, OutsideLinear, Program
+from hybrid.graph.program import Island, Level, OutsideAttention, OutsideLinear, Program
 
-_LINEAR = "hybrid.Linear"  # the op type that stands for an outside Linear while the graph is cut
+_LINEAR = "hybrid.Linear"  # the op types that stand for outside operators while the graph is cut
+_ATTENTION = "hybrid.Attention"
 _SHARED_CONSTANT_BYTES = 16 * 1024
 _FLOATS = (ElementType.FLOAT, ElementType.FLOAT16, ElementType.BFLOAT16)
 _WEIGHT_OPS = ("MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 
 
-def cut(graph: Graph, outside: Sequence[Linear]) -> Program:
-    """Cut `graph` so that the Linears of `outside` run between islands.
+def cut(graph: Graph, outside: Sequence[Linear], outside_attentions: Sequence[Attention] = ()) -> Program:
+    """Cut `graph` so that the Linears of `outside` and `outside_attentions` run between islands.
 
-    Where an outside Linear works on float16 activations, Casts at the edges of the islands keep what passes
-    between stages in float32. Requires that every tensor between islands has a known element type.
+    Where one of them works on float16 activations, Casts at the edges of the islands keep what passes between stages
+    in float32. Requires that every tensor between islands has a known element type.
     """
-    graph = _with_linears_outside(graph, outside)
+    graph, attended = _with_operators_outside(graph, outside, outside_attentions)
     constant = graph.constants
     live = _live_nodes(graph)
     levels = _levels(graph, [node for node in live if not constant.issuperset(node.outputs)])
     parts: dict[int, list[Node]] = {}
     linears: dict[int, list[OutsideLinear]] = {}
+    attentions: dict[int, list[OutsideAttention]] = {}
     specs = {linear.spec.name: linear.spec for linear in outside}
     for node, level in levels:
         if node.op_type == _LINEAR:
             spec = specs[node.name]
             entry = OutsideLinear(spec.name, spec.group, node.inputs[0], node.outputs[0], spec.out_features)
             linears.setdefault(level, []).append(entry)
+        elif node.op_type == _ATTENTION:
+            attentions.setdefault(level, []).append(attended[node.outputs[0]])
         else:
             parts.setdefault(level, []).append(node)
     islands = {level: _with_constant_nodes(graph, nodes, constant) for level, nodes in parts.items()}
     shared = _shared_constants(graph, islands)
     produced_at = {output: level for node, level in levels for output in node.outputs if output}
-    read_later = _read_outside(graph, islands, linears, produced_at)
-    count = 1 + max([*islands, *linears], default=-1)
+    read_outside = {linear.input for group in linears.values() for linear in group}
+    read_outside |= {name for attention in attended.values() for name in attention.inputs}
+    read_later = _read_later(graph, islands, read_outside, produced_at)
+    count = 1 + max([*islands, *linears, *attentions], default=-1)
     return Program(
         graph=graph,
         levels=tuple(
@@ -51,6 +58,7 @@ def cut(graph: Graph, outside: Sequence[Linear]) -> Program:
                 if level in islands
                 else None,
                 tuple(linears.get(level, ())),
+                tuple(attentions.get(level, ())),
             )
             for level in range(count)
         ),
@@ -58,44 +66,100 @@ def cut(graph: Graph, outside: Sequence[Linear]) -> Program:
     )
 
 
-def _with_linears_outside(graph: Graph, outside: Sequence[Linear]) -> Graph:
-    """Replace each node of `outside` by a stand-in between float32 tensors, with Casts where the graph is half."""
-    by_node = {id(linear.node): linear for linear in outside}
-    types, shapes = dict(graph.types), dict(graph.shapes)
-    nodes: list[Node] = []
-    cast_inputs: dict[str, str] = {}
-
-    def alias(name: str, suffix: str, element_type: ElementType) -> str:
-        new = f"{name}/{suffix}"
-        types[new] = element_type
-        if name in shapes:
-            shapes[new] = shapes[name]
-        return new
-
+def _with_operators_outside(
+    graph: Graph, linears: Sequence[Linear], attentions: Sequence[Attention]
+) -> tuple[Graph, dict[str, OutsideAttention]]:
+    """The graph with stand-ins for outside operators; and the attentions by what they write."""
+    operators: list[Linear | Attention] = [*linears, *attentions]
+    by_node = {id(operator.node): operator for operator in operators}
+    write = _StandIns(graph)
+    attended = {}
     for node in graph.nodes:
-        linear = by_node.get(id(node))
-        if linear is None:
-            nodes.append(node)
-            continue
-        source = linear.input
-        if types[source] is not ElementType.FLOAT:
-            if source not in cast_inputs:
-                cast_inputs[source] = alias(source, "float", ElementType.FLOAT)
-                nodes.append(_cast(source, cast_inputs[source], ElementType.FLOAT))
-            source = cast_inputs[source]
+        match by_node.get(id(node)):
+            case Linear() as linear:
+                write.linear(linear)
+            case Attention() as attention:
+                outside = write.attention(attention)
+                attended[outside.output] = outside
+            case None:
+                write.nodes.append(node)
+    return replace(graph, nodes=tuple(write.nodes), types=write.types, shapes=write.shapes), attended
+
+
+class _StandIns:
+    """Rewrites a graph: a stand-in between float32 tensors for each outside operator, Casts where the graph is half."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.types, self.shapes = dict(graph.types), dict(graph.shapes)
+        self.nodes: list[Node] = []
+        self._floats: dict[str, str] = {}
+
+    def linear(self, linear: Linear) -> None:
+        """Add what stands for a Linear; a bias is added behind it."""
+        source = self._as_float(linear.input)
         product = linear.output
         tail: list[Node] = []
         if linear.bias:
-            biased, product = product, alias(product, "unbiased", types[linear.output])
+            biased, product = product, self._alias(product, "unbiased", self.types[linear.output])
             tail.append(Node("Add", (product, linear.bias), (biased,), name=f"{linear.spec.name}/bias"))
-        if types[product] is not ElementType.FLOAT:
-            half, product = product, alias(product, "float", ElementType.FLOAT)
-            tail.insert(0, _cast(product, half, types[half]))
-        if source in shapes:
-            shapes.setdefault(product, (*shapes[source][:-1], linear.spec.out_features))
-        nodes.append(Node(_LINEAR, (source,), (product,), name=linear.spec.name))
-        nodes.extend(tail)
-    return replace(graph, nodes=tuple(nodes), types=types, shapes=shapes)
+        product = self._from_float(product, tail)
+        self._set_shape(product, source, linear.spec.out_features)
+        self.nodes.append(Node(_LINEAR, (source,), (product,), name=linear.spec.name))
+        self.nodes.extend(tail)
+
+    def attention(self, attention: Attention) -> OutsideAttention:
+        """Add what stands for an attention; gives it as it is now."""
+        query, key, value = (
+            self._as_float(name) if name else "" for name in (attention.query, attention.key, attention.value)
+        )
+        tail: list[Node] = []
+        output = self._from_float(attention.output, tail)
+        self._set_shape(output, query, attention.spec.num_heads * attention.spec.head_dim)
+        node = attention.node
+        outside = OutsideAttention(
+            name=node.name or attention.output,
+            spec=attention.spec,
+            query=query,
+            key=key,
+            value=value,
+            past_key=attention.past_key,
+            past_value=attention.past_value,
+            lengths=attention.lengths,
+            cos=attention.cos,
+            sin=attention.sin,
+            output=output,
+        )
+        self.nodes.append(Node(_ATTENTION, outside.inputs, (output, *node.outputs[1:]), name=outside.name))
+        self.nodes.extend(tail)
+        return outside
+
+    def _alias(self, name: str, suffix: str, element_type: ElementType) -> str:
+        new = f"{name}/{suffix}"
+        self.types[new] = element_type
+        if name in self.shapes:
+            self.shapes[new] = self.shapes[name]
+        return new
+
+    def _as_float(self, source: str) -> str:
+        """`source` in float32: as an outside operator made it, else cast once for all its readers."""
+        if self.types[source] is ElementType.FLOAT:
+            return source
+        if source not in self._floats:
+            self._floats[source] = self._alias(source, "float", ElementType.FLOAT)
+            self.nodes.append(_cast(source, self._floats[source], ElementType.FLOAT))
+        return self._floats[source]
+
+    def _from_float(self, target: str, tail: list[Node]) -> str:
+        """The float32 tensor that `target` is made of; what makes it is put at the head of `tail`."""
+        if self.types[target] is ElementType.FLOAT:
+            return target
+        source = self._floats[target] = self._alias(target, "float", ElementType.FLOAT)
+        tail.insert(0, _cast(source, target, self.types[target]))
+        return source
+
+    def _set_shape(self, target: str, source: str, width: int) -> None:
+        if source in self.shapes:
+            self.shapes.setdefault(target, (*self.shapes[source][:-1], width))
 
 
 def _cast(source: str, target: str, element_type: ElementType) -> Node:
@@ -119,7 +183,7 @@ def _levels(graph: Graph, nodes: Iterable[Node]) -> list[tuple[Node, int]]:
     for node in nodes:
         level = max((ready.get(name, 0) for name in node.reads), default=0)
         levels.append((node, level))
-        after = level + 1 if node.op_type == _LINEAR else level
+        after = level + 1 if node.op_type in (_LINEAR, _ATTENTION) else level
         ready |= dict.fromkeys(node.outputs, after)
     return levels
 
@@ -152,17 +216,14 @@ def _shared_constants(graph: Graph, islands: Mapping[int, Sequence[Node]]) -> di
     }
 
 
-def _read_outside(
-    graph: Graph,
-    islands: Mapping[int, Sequence[Node]],
-    linears: Mapping[int, Sequence[OutsideLinear]],
-    produced_at: Mapping[str, int],
+def _read_later(
+    graph: Graph, islands: Mapping[int, Sequence[Node]], read_outside: Collection[str], produced_at: Mapping[str, int]
 ) -> set[str]:
-    """Tensors that leave the island they are made in."""
-    outside = {info.name for info in graph.outputs} | {linear.input for group in linears.values() for linear in group}
+    """Tensors that leave the island they are made in: for outputs, outside operators and later islands."""
+    leaving = {info.name for info in graph.outputs} | set(read_outside)
     for level, nodes in islands.items():
-        outside.update(name for node in nodes for name in node.reads if produced_at.get(name, level) != level)
-    return outside
+        leaving.update(name for node in nodes for name in node.reads if produced_at.get(name, level) != level)
+    return leaving
 
 
 def _island(

@@ -1,10 +1,11 @@
-"""The Program: a graph cut into levels of one CPU island and the Linears that run outside onnxruntime."""
+"""The Program: a graph cut into levels of one CPU island, and the attentions and Linears that run outside of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
+from offload.attention import AttentionSpec
 
 _ATTENTION = frozenset(("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax"))
 
@@ -47,12 +48,39 @@ class OutsideLinear:
     out_features: int
 
 
+@dataclass(frozen=True)
+class OutsideAttention:
+    """An attention that is run outside onnxruntime: float32 rows of its inputs to float32 rows of `output`.
+
+    `key` and `value` are "" where `query` holds all three side by side; `cos` and `sin` are initializers, "" where
+    nothing is rotated. The tensors of the cache are inputs of the graph; new tokens are appended in place.
+    """
+
+    name: str
+    spec: AttentionSpec
+    query: str
+    key: str
+    value: str
+    past_key: str
+    past_value: str
+    lengths: str
+    cos: str
+    sin: str
+    output: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads of this step."""
+        return tuple(name for name in (self.query, self.key, self.value, self.lengths) if name)
+
+
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One station of the step: the island first, then the Linears that read what it wrote."""
+    """One station of the step: the island first, then the attentions and Linears that read what it wrote."""
 
     island: Island | None
     linears: tuple[OutsideLinear, ...]
+    attentions: tuple[OutsideAttention, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +109,7 @@ class Program:
             if level.island is not None:
                 last |= {info.name: number for info in level.island.inputs}
             last |= {linear.input: number for linear in level.linears}
+            last |= {name: number for attention in level.attentions for name in attention.inputs}
         return last | {info.name: len(self.levels) for info in self.outputs}
 
     def shape(self, name: str) -> Shape | None:

@@ -56,7 +56,8 @@ def plan_buffers(program: Program) -> BufferPlan:
     cached = {info.name for info in program.outputs if info.name != "logits"}
     for number, level in enumerate(program.levels):
         island_outputs = [info.name for info in level.island.outputs] if level.island else []
-        for name in (*island_outputs, *(linear.output for linear in level.linears)):
+        attended = [attention.output for attention in level.attentions]
+        for name in (*island_outputs, *attended, *(linear.output for linear in level.linears)):
             shape = program.shape(name)
             if name in cached or not _follows_new_tokens(shape) or program.element_type(name) not in _PASSED_TYPES:
                 continue

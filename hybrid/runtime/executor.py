@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hybrid.graph.graph import ElementType
-from hybrid.graph.program import Level, OutsideLinear, Program
+from hybrid.graph.program import Level, OutsideAttention, OutsideLinear, Program
+from hybrid.runtime.attention import AttentionBinder, StationAttention
 from hybrid.runtime.buffers import BufferPlan, plan_buffers
 from hybrid.runtime.island import IslandBinding, LoadedIsland, Value, array_of, constant_value, value_of
 from offload.recovery import RecoveringLinears
@@ -22,13 +23,18 @@ class Executor:
         program: Program,
         islands: Sequence[LoadedIsland | None],
         linears: RecoveringLinears,
+        attentions: AttentionBinder | None,
         cache: Mapping[str, Value],
         timeline: Timeline | None,
     ) -> None:
-        """`cache` holds the tensors, inputs and outputs by name, that stay in one place for the whole run."""
+        """`cache` holds the tensors, inputs and outputs by name, that stay in one place for the whole run.
+
+        `attentions` may be None where the program has no attention outside its islands.
+        """
         self._program = program
         self._islands = islands
         self._linears = linears
+        self._attentions = attentions
         self._fixed = dict(cache) | {name: constant_value(c) for name, c in program.constants.items()}
         self._buffers = plan_buffers(program)
         self._steps: dict[int, _Step] = {}
@@ -42,7 +48,13 @@ class Executor:
         if new_tokens not in self._steps:
             self._steps = {count: step for count, step in self._steps.items() if count == 1}
             self._steps[new_tokens] = _Step(
-                self._program, self._islands, self._linears, self._fixed, self._buffers, new_tokens
+                self._program,
+                self._islands,
+                self._linears,
+                self._attentions,
+                self._fixed,
+                self._buffers,
+                new_tokens,
             )
         return self._steps[new_tokens].run(inputs, self._timeline)
 
@@ -55,6 +67,7 @@ class _Step:
         program: Program,
         islands: Sequence[LoadedIsland | None],
         linears: RecoveringLinears,
+        attentions: AttentionBinder | None,
         fixed: Mapping[str, Value],
         buffers: BufferPlan,
         new_tokens: int,
@@ -69,7 +82,7 @@ class _Step:
         values = {name: value_of(array, program.element_type(name)) for name, array in self._arrays.items()}
         bound = {**fixed, **values}
         self._stations = [
-            _Station(number, level, loaded, linears, bound, self._arrays)
+            _Station(number, level, loaded, linears, attentions, bound, self._arrays)
             for number, (level, loaded) in enumerate(zip(program.levels, islands, strict=True))
         ]
         self._kept = {info.name: bound[info.name] for info in program.outputs if info.name in values}
@@ -97,6 +110,7 @@ class _Station:
         level: Level,
         loaded: LoadedIsland | None,
         linears: RecoveringLinears,
+        attentions: AttentionBinder | None,
         bound: Mapping[str, Value],
         arrays: Mapping[str, npt.NDArray[Any]],
     ) -> None:
@@ -118,6 +132,7 @@ class _Station:
             for info in loaded.island.outputs:
                 if info.name in bound:
                     self._binding.write_to(info.name, bound[info.name])
+        self._attentions = [_attention(attention, attentions, bound, arrays) for attention in level.attentions]
         in_place = all(linear.input in arrays and linear.output in arrays for linear in level.linears)
         self._variable = () if in_place else level.linears
         self._fixed = level.linears if in_place else ()
@@ -130,6 +145,9 @@ class _Station:
                 self._binding.feed(name, passing[name])
             with span(timeline, "islands", f"island {self._number}", self._operator, self._what):
                 passing |= self._binding.run()
+        for attention in self._attentions:
+            with span(timeline, "attention", f"attention {self._number}"):
+                attention.run(passing)
         if self._fixed:
             self._linears.run(self._number, self._inputs, self._outputs)
         elif self._variable:
@@ -154,6 +172,17 @@ class _Station:
         if linear.output in self._arrays:
             return self._arrays[linear.output]
         return np.empty((*x.shape[:-1], linear.out_features), np.float32)
+
+
+def _attention(
+    attention: OutsideAttention,
+    binder: AttentionBinder | None,
+    bound: Mapping[str, Value],
+    arrays: Mapping[str, npt.NDArray[Any]],
+) -> StationAttention:
+    if binder is None:
+        raise ValueError(f"{attention.name} runs outside onnxruntime, and nothing was given that attends")
+    return StationAttention(attention, binder, bound, arrays)
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -102,7 +102,7 @@ def load_islands(program: Program, threads: int, profiler: IslandProfiler | None
     spin on the same cores slow each other down several times over. An island that multiplies weights itself gets
     all threads, and may spin only where nothing runs beside it. With a `profiler`, sessions profile themselves for it.
     """
-    spin = not any(level.linears for level in program.levels)
+    spin = not any(level.linears or level.attentions for level in program.levels)
     sessions: dict[tuple[bytes, Path], ort.InferenceSession] = {}
     loaded: list[LoadedIsland | None] = []
     for level in program.levels:

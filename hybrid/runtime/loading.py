@@ -7,6 +7,7 @@ from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
+from hybrid.runtime.attention import AttentionBinder
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
@@ -21,7 +22,8 @@ from hybrid.runtime.threads import default_threads
 from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
-from offload.host_backend import HostBackend, NumbaBackend
+from offload.host_attention import HostAttention
+from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
 from offload.recovery import RecoveringLinears, ShrinkingPlan
@@ -104,14 +106,16 @@ def load(
 ) -> Engine:
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
 
-    They stay outside when the plan becomes smaller.
+    They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
+    Linears run outside or onnxruntime cannot attend.
     """
     progress = progress or Progress()
     decoder = opened.decoder
-    program = cut(decoder.graph, outside)
+    program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
+    attends = any(level.attentions for level in program.levels)
     weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
     levels = [[linear.name for linear in level.linears] for level in program.levels]
-    host = _HostKernels(threads, progress)
+    host = _HostKernels(attends, threads, progress)
 
     def load_linears(plan: Plan) -> LinearRunner:
         placements = [placement for placement in plan.placements if placement.linear.name in weights]
@@ -143,7 +147,10 @@ def load(
         else GrowingCache(decoder.graph, decoder.cache)
     )
     inputs = StepInputs(decoder.graph)
-    executor = Executor(program, islands, linears, {**cache.fixed, **inputs.fixed}, timeline)
+    attentions = (
+        AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
+    )
+    executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
     return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
@@ -207,23 +214,24 @@ def _threads(asked: int | None) -> int:
 
 
 class _HostKernels:
-    """The kernels for host columns, made when the first plan has some."""
+    """The kernels of the host, made when a plan first has host columns, or at once where something attends."""
 
-    def __init__(self, threads: int, progress: Progress) -> None:
+    def __init__(self, attends: bool, threads: int, progress: Progress) -> None:
+        self.backend: NumbaBackend | None = None
+        self._attends = attends
         self._threads = threads
         self._progress = progress
-        self._backend: NumbaBackend | None = None
 
-    def compiled_for(self, placements: Sequence[LinearPlacement]) -> HostBackend | None:
-        """The kernels with all that the host columns need compiled; None where there are no such columns."""
+    def compiled_for(self, placements: Sequence[LinearPlacement]) -> NumbaBackend | None:
+        """The kernels with all that the host columns need compiled; None where they are not needed."""
         kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
-        if not kinds:
+        if not kinds and not self._attends:
             return None
         self._progress.on_stage("Compiling kernels (kept for the next run)", 0)
-        if self._backend is None:
-            self._backend = NumbaBackend(self._threads)
-        self._backend.warm_up(sorted(kinds))
-        return self._backend
+        if self.backend is None:
+            self.backend = NumbaBackend(self._threads)
+        self.backend.warm_up(sorted(kinds))
+        return self.backend
 
 
 def _host_weights(

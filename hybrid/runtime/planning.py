@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.config import RunSettings
+from hybrid.graph.attention import Attention, find_attentions
 from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
-from hybrid.runtime.cache_shape import cache_bytes
+from hybrid.runtime.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.advice import with_advice
 from offload.cost_model import StepShape
@@ -19,17 +20,28 @@ from offload.units import format_bytes
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A decoder, its static matmuls, and the context of this run in tokens."""
+    """A decoder, its static matmuls and attentions, and the context of this run in tokens."""
 
     decoder: Decoder
     linears: tuple[Linear, ...]
     context_tokens: int
+    attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
+    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
-    """Open the model of `settings` and find its Linears."""
+    """Open the model of `settings` and find its Linears and attentions.
+
+    Raises UsageError for a type of the cache that this model cannot have.
+    """
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens)
+    shared = decoder.cache if decoder.shared_cache else ()
+    attentions = find_attentions(decoder.graph, shared, context_tokens)
+    attends_outside = settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}
+    if settings.kv_dtype is not None and attends_outside:
+        ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
+        decoder = with_cache_type(decoder, settings.kv_dtype, ours)
+    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions, attends_outside)
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -49,8 +61,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
-    notes = [f"{target.profile.name}: the rates are estimates, not measured on this machine"]
-    notes += decoder.notes
+    notes = [*target.notes, *decoder.notes]
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -70,7 +81,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
         step=StepShape(islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache),
         unsupported=unsupported,
         notes=tuple(notes),
-        warnings=(target.budget.note,) if target.budget.note else (),
+        warnings=(*target.warnings, *((target.budget.note,) if target.budget.note else ())),
     )
 
 

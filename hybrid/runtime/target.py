@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from hybrid.config import RunSettings
 from hybrid.errors import DeviceUnavailableError, UsageError
+from hybrid.runtime.machines import Calibration, calibration, find_profile
+from hybrid.runtime.threads import default_threads
 from offload.budget import AUTO, Budget, ResolvedBudget, parse_budget, resolve_budget
-from offload.device_profile import DeviceProfile, GpuRates, load_profile
+from offload.device_profile import DeviceProfile, GpuRates
 from offload.units import format_bytes
 
-_PACKAGED = Path(__file__).parents[1] / "configs" / "machines"  # in a wheel
-_CHECKOUT = Path(__file__).parents[2] / "configs" / "machines"  # in a checkout
-_CPU_PROFILE, _GPU_PROFILE, _SIMULATED_PROFILE = "generic-cpu", "generic-gpu", "toy"
+CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE = "generic-cpu", "generic-gpu", "toy"
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,15 @@ class GpuFacts:
     name: str
     free_bytes: int
     total_bytes: int
-    fixed_bytes: dict[str, int]  # what the process takes before the first weight, by name
+    fixed_bytes: dict[str, int]  # what the process takes before the first weight, by name; empty: not known yet
 
 
 @dataclass(frozen=True)
 class Target:
-    """The decision. `device` is "cpu", "cuda" or "simulated"; `why` is one clause for the status line."""
+    """The decision. `device` is "cpu", "cuda" or "simulated"; `why` is one clause for the status line.
+
+    `notes` and `warnings` are about the rates of the profile.
+    """
 
     device: str
     ordinal: int
@@ -35,6 +37,8 @@ class Target:
     budget: ResolvedBudget
     fixed_bytes: dict[str, int]
     why: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfile], GpuFacts]) -> Target:
@@ -69,23 +73,12 @@ def look_in_profile(_: int, profile: DeviceProfile) -> GpuFacts:
     return GpuFacts(gpu.name, gpu.vram_bytes, gpu.vram_bytes, _estimated_fixed_bytes(gpu))
 
 
-def look_through_driver(ordinal: int, profile: DeviceProfile) -> GpuFacts:
-    """The GPU as the driver reports it, without starting CUDA; what a context takes is the profile's estimate."""
+def look_through_driver(ordinal: int, _: DeviceProfile) -> GpuFacts:
+    """The GPU as the driver reports it, without starting CUDA, so that what a context takes is not known."""
     from offload.devices import nvml
 
     gpu = nvml.gpu(ordinal)  # the driver's order; CUDA may number its visible devices otherwise
-    return GpuFacts(gpu.name, gpu.free_bytes, gpu.total_bytes, _estimated_fixed_bytes(_gpu_of(profile)))
-
-
-def find_profile(name: str) -> DeviceProfile:
-    """A profile by name, or by path when `name` ends in .json. Raises UsageError, naming those there are."""
-    if name.endswith(".json"):
-        return load_profile(Path(name))
-    folder = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
-    names = sorted(path.stem for path in folder.glob("*.json"))
-    if name not in names:
-        raise UsageError(f"--machine {name}: not a profile file (.json) and none of {', '.join(names)}")
-    return load_profile(folder / f"{name}.json")
+    return GpuFacts(gpu.name, gpu.free_bytes, gpu.total_bytes, {})
 
 
 def _parse_device(text: str) -> tuple[str, int]:
@@ -98,29 +91,51 @@ def _parse_device(text: str) -> tuple[str, int]:
 
 
 def _on_cpu(settings: RunSettings, why: str) -> Target:
-    profile = find_profile(settings.machine or _CPU_PROFILE)
-    return Target("cpu", 0, profile, ResolvedBudget(0), {}, why)
+    found = _measured(settings)
+    profile = found.profile or find_profile(settings.machine or CPU_PROFILE)
+    return Target("cpu", 0, profile, ResolvedBudget(0), {}, why, *_said_of(profile, found))
 
 
 def _simulated(settings: RunSettings, budget: Budget) -> Target:
-    profile = find_profile(settings.machine or _SIMULATED_PROFILE)
+    profile = find_profile(settings.machine or SIMULATED_PROFILE)
     facts = look_in_profile(0, profile)
     resolved = resolve_budget(budget, facts.free_bytes, facts.total_bytes)
     why = f"simulated {facts.name}, its times are modelled"
-    return Target("simulated", 0, profile, resolved, facts.fixed_bytes, why)
+    notes, warnings = _said_of(profile, Calibration(None))
+    return Target("simulated", 0, profile, resolved, facts.fixed_bytes, why, notes, warnings)
 
 
 def _on_gpu(
     settings: RunSettings, budget: Budget, ordinal: int, look_at_gpu: Callable[[int, DeviceProfile], GpuFacts]
 ) -> Target:
-    profile = find_profile(settings.machine or _GPU_PROFILE)
+    profile = find_profile(settings.machine or GPU_PROFILE)
     facts = look_at_gpu(ordinal, profile)
+    found = _measured(settings, facts.name)
+    profile = found.profile or profile
+    gpu = _gpu_of(profile)
     if settings.machine is None:
-        gpu = replace(_gpu_of(profile), name=facts.name, vram_bytes=facts.total_bytes)
-        profile = replace(profile, gpu=gpu)
+        profile = replace(profile, gpu=replace(gpu, name=facts.name, vram_bytes=facts.total_bytes))
     resolved = resolve_budget(budget, facts.free_bytes, facts.total_bytes)
     why = f"{facts.name}, {format_bytes(facts.free_bytes)} of {format_bytes(facts.total_bytes)} free"
-    return Target("cuda", ordinal, profile, resolved, facts.fixed_bytes, why)
+    fixed_bytes = facts.fixed_bytes or _estimated_fixed_bytes(gpu)
+    return Target("cuda", ordinal, profile, resolved, fixed_bytes, why, *_said_of(profile, found))
+
+
+def _measured(settings: RunSettings, gpu_name: str | None = None) -> Calibration:
+    """What was measured on this machine; a machine that is named takes its place."""
+    if settings.machine is not None:
+        return Calibration(None)
+    return calibration(settings.threads or default_threads(), gpu_name)
+
+
+def _said_of(profile: DeviceProfile, found: Calibration) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes and warnings about the rates of a profile."""
+    if found.broken:
+        return (), (f"{profile.name}: the rates are estimates; {found.why_not}",)
+    if not profile.estimated:
+        return (), ()
+    why_not = f"; {found.why_not}" if found.why_not else ""
+    return (f"{profile.name}: the rates are estimates, not measured on this machine{why_not}",), ()
 
 
 def _gpu_of(profile: DeviceProfile) -> GpuRates:

@@ -139,6 +139,7 @@ def load(
     context_tokens: int | None = None,
     threads: int | None = None,
     variant: str | None = None,
+    kv_dtype: str | None = None,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -148,7 +149,8 @@ def load(
             print(model.generate("Why is the sky blue?"))
 
     `cuda` is the VRAM budget: GiB, or text such as "800MiB", "80%" or "auto"; 0 keeps everything on the CPU, None
-    lets the machine decide. Raises OffloadError for anything that can be put right.
+    lets the machine decide. `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". Raises OffloadError
+    for anything that can be put right.
     """
     budget = None if cuda is None else str(cuda)
-    return open_text_model(RunSettings(model, variant, budget, device, machine, context_tokens, threads))
+    return open_text_model(RunSettings(model, variant, budget, device, machine, context_tokens, threads, kv_dtype))

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import config, types
 
-from offload.kernels import host_jobs, host_loops
+from offload.kernels import host_attention, host_jobs, host_loops, host_softmax
 from offload.specs import WeightFormat
 
 FloatArray = npt.NDArray[np.float32]
 
-_SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES
+_SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES | host_attention.SIGNATURES | host_softmax.SIGNATURES
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up
@@ -38,23 +38,22 @@ def set_threads(threads: int) -> None:
 
 
 def kernel_address(function: Callable[..., None], weight_format: WeightFormat | None = None) -> int:
-    """The address of a function of `host_loops` or `host_jobs`, compiled (0.1 to 0.4 s) unless it is cached.
+    """The address of a function of this package's files, compiled (0.1 to 0.4 s) unless it is cached.
 
-    `weight_format` is for functions that take a pointer to stored weights.
+    `weight_format` is for functions that take a pointer to stored weights, or to a cache.
     """
     return int(_compiled(function, weight_format).address)
 
 
 @functools.cache
-def launcher() -> Callable[[int, int, int], None]:
-    """`host_jobs.launch`, compiled (0.4 s) unless it is cached."""
-    function = host_jobs.launch
+def launcher(function: Callable[..., None] = host_jobs.launch) -> Callable[..., None]:
+    """A function that launches threads, compiled (0.4 s) unless it is cached."""
 
     def build(cache: bool) -> Any:
         signature = types.void(*_SIGNATURES[function])
         return numba.njit(signature, parallel=True, nogil=True, cache=cache)(function)
 
-    compiled: Callable[[int, int, int], None] = _cached_if_possible(build)
+    compiled: Callable[..., None] = _cached_if_possible(build)
     return compiled
 
 

@@ -109,6 +109,24 @@ def by_panels(task: Any, thread: int, threads: int) -> None:
                     sgemm(gemm, (transposed, width, m, depth, panel, lda, x + 4 * j, k, beta, y + 4 * n, ldy))
 
 
+def gemm(
+    function: int,
+    transposed: int,
+    n: int,
+    m: int,
+    k: int,
+    a: int,
+    lda: int,
+    x: int,
+    ldx: int,
+    beta: int,
+    y: int,
+    ldy: int,
+) -> None:
+    """`sgemm` as a function that jobs in other files can call by address."""
+    sgemm(function, (transposed, n, m, k, a, lda, x, ldx, beta, y, ldy))
+
+
 def round_off(task: Any, thread: int, threads: int) -> None:
     """This thread's share of a `cast`. Task: kernel, x, y, elements."""
     count = task[3]
@@ -126,5 +144,6 @@ SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
     direct: _JOB,
     by_panels: _JOB,
     round_off: _JOB,
+    gemm: (int64,) * 12,
     launch: (int64, int64, int64),
 }

@@ -66,11 +66,15 @@ def check_order(program: Program) -> None:
                 known.update(inner.outputs)
             assert known.issuperset(names(island.outputs))
             there.update(names(island.outputs))
+        for attention in level.attentions:
+            assert there.issuperset(attention.inputs)
         for linear in level.linears:
             assert linear.input in there
             assert program.element_type(linear.input) is program.element_type(linear.output) is FP32
         there.update(linear.output for linear in level.linears)
-    assert there.issuperset(names(program.outputs))
+        there.update(attention.output for attention in level.attentions)
+    appended = {name for node in program.graph.nodes if node.op_type == "hybrid.Attention" for name in node.outputs[1:]}
+    assert there.issuperset({*names(program.outputs)} - appended)
 
 
 def llama_layer(n: int) -> list[Node]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybrid.runtime.target import find_profile
+from hybrid.runtime.machines import find_profile
 from offload.device_profile import CpuRates, GpuRates, load_profile
 from offload.errors import ProfileError
 from offload.specs import WeightFormat

@@ -8,7 +8,8 @@ import pytest
 
 from hybrid.config import RunSettings
 from hybrid.errors import DeviceUnavailableError, UsageError
-from hybrid.runtime.target import GpuFacts, choose_target, find_profile, look_in_profile
+from hybrid.runtime.machines import find_profile
+from hybrid.runtime.target import GpuFacts, choose_target, look_in_profile
 from offload.device_profile import DeviceProfile
 from offload.errors import BudgetError, ProfileError
 from offload.units import GIB, MIB

@@ -1,0 +1,1 @@
+"""`hybrid tune --calibrate`: measure this machine, so that plans need no estimates."""

@@ -1,0 +1,115 @@
+"""Time real decode steps of small models, and solve for what a step costs besides its Linears."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from hybrid.config import RunSettings
+from hybrid.runtime.engine import Engine
+from hybrid.runtime.loading import linears_outside, load
+from hybrid.runtime.planning import open_for_run, plan_request
+from hybrid.runtime.target import choose_target, look_in_profile
+from hybrid.tune.zero_model import ZeroShape, write_zero_model
+from offload.calibrate import StepCosts
+from offload.recovery import ShrinkingPlan
+from offload.rounds import rounds_within
+from offload.telemetry import Timeline
+
+_MORE_LAYERS = 3  # of the second model, on top of the first one's only layer
+
+
+@dataclass(frozen=True)
+class StepEffort:
+    """`depth` is how many tokens lie in the cache when attention is timed."""
+
+    shape: ZeroShape
+    depth: int = 1000
+    steps: int = 8
+    rounds: int = 7
+    longest_s: float = 8.0  # of all rounds together, on a machine that is busy
+
+
+def effort_within(nbytes: int) -> StepEffort:
+    """The largest models whose weights fit into `nbytes` bytes of RAM, but for the very least."""
+    shape = ZeroShape(layers=1, hidden=2048, intermediate=5632, heads=32, positions=2048)
+    while (_MORE_LAYERS + 2) * shape.layer_bytes > nbytes and shape.hidden > 256:
+        shape = replace(
+            shape, hidden=shape.hidden // 2, intermediate=shape.intermediate // 2, heads=max(4, shape.heads // 2)
+        )
+    return StepEffort(shape)
+
+
+def measure_step_costs(folder: Path, threads: int, effort: StepEffort) -> StepCosts:
+    """What a decode step costs besides its Linears, Python included. Writes two models into `folder`.
+
+    With one layer and with more, at an empty cache and at a filled one, by turns; Linears are timed apart and
+    subtracted. What layers add is islands, what depth adds is attention, what is left is the step's own.
+    """
+    shape = effort.shape
+    larger = replace(shape, layers=shape.layers + _MORE_LAYERS)
+    with ExitStack() as stack:
+        one = stack.enter_context(_TimedModel(write_zero_model(folder / "one", shape), threads, effort.steps))
+        more = stack.enter_context(_TimedModel(write_zero_model(folder / "more", larger), threads, effort.steps))
+        more.fill(effort.depth)
+        cells = [(one, 0), (more, 0), (more, effort.depth)]
+        times: list[list[float]] = [[] for _ in cells]
+        for counts in rounds_within(effort.rounds, effort.longest_s):
+            for (model, depth), readings in zip(cells, times, strict=True):
+                reading = model.other_s(depth)
+                if counts:
+                    readings.append(reading)
+        one_s, more_s, deep_s = map(median, times)
+        cache_bytes = effort.depth * more.cache_bytes_per_token
+    island_s = max(0.0, (more_s - one_s) / (more.islands - one.islands))
+    return StepCosts(
+        step_s=max(0.0, one_s - one.islands * island_s),
+        island_s=island_s,
+        attention_bytes_per_s=cache_bytes / max(deep_s - more_s, 1e-6),
+    )
+
+
+class _TimedModel:
+    """An engine on the CPU, and the time of its steps less that of their Linears."""
+
+    def __init__(self, model: Path, threads: int, steps: int) -> None:
+        self._steps = steps
+        self._timeline = Timeline()
+        settings = RunSettings(model=model, cuda="0", machine="generic-cpu")
+        opened = open_for_run(settings)
+        request = plan_request(opened, choose_target(settings, look_in_profile), {})
+        plans = ShrinkingPlan(request)
+        self.islands = request.step.islands  # as the cost model counts them
+        self.cache_bytes_per_token = request.step.cache_bytes_per_token
+        outside = linears_outside(opened.linears, plans.plan)
+        self._engine = load(opened, plans, outside, None, threads, timeline=self._timeline)
+
+    def __enter__(self) -> "_TimedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+    def fill(self, depth: int) -> None:
+        """Put `depth` tokens into the cache, and back."""
+        self._engine.prefill([3] * depth)
+        self._engine.trim(0)
+
+    def other_s(self, depth: int) -> float:
+        """Median seconds of a step with `depth` tokens in the cache, without its Linears."""
+        return median(self._other_times(depth))
+
+    def _other_times(self, depth: int) -> Iterator[float]:
+        for _ in range(self._steps):
+            self._engine.position = depth  # what lies there has been filled once
+            before = len(self._timeline.spans())
+            elapsed_s = _step_s(self._engine)
+            yield elapsed_s - sum(s.duration_s for s in self._timeline.spans()[before:] if s.track == "linears")
+
+
+def _step_s(engine: Engine) -> float:
+    started = perf_counter()
+    engine.decode(3)
+    return perf_counter() - started

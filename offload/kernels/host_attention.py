@@ -1,0 +1,299 @@
+"""Attention on the CPU, as jobs for the threads of one launch: new keys and values into the cache, attend, merge.
+
+Keys are taken block by block; where there are too few heads for the threads, the tokens of a head are cut into chunks
+whose results are merged (flash-decoding). All query heads that share a key/value head are rows of one product, so
+that keys and values are read once. The products are those of `host_loops` and BLAS, the softmax that of
+`host_softmax`, called by address.
+
+A task is a table of int64 words. As in `host_loops`, nothing here may come from another file.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import extending, float32, int16, int64, prange, types
+
+KEYS = 256  # keys of one block: their scores stay in L1 at decode, their fp32 panels in L2 at prefill
+
+# Words of a task.
+QUERY, QUERY_STRIDE, KEY, KEY_STRIDE, VALUE, VALUE_STRIDE, OUTPUT, TOKENS, PAST = range(9)
+HEADS, KV_HEADS, HEAD_DIM, CAPACITY, WINDOW, SCALE, SOFTCAP = range(9, 16)
+COS, SIN, ROTARY_DIM, INTERLEAVED = range(16, 20)
+BLOCK_TOKENS, CHUNKS, COUNTER, SCRATCH, SCRATCH_FLOATS, PARTIALS = range(20, 26)
+SCORE, MIX, EXPAND, GEMM, SGEMM, SOFTEN, JOIN, WORDS = range(26, 34)
+
+LOWEST = np.float32(-np.inf)
+
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
+helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
+Pointer = types.CPointer
+_I64, _I32, _I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
+_F32 = ir.FloatType()
+
+
+@intrinsic
+def call(typing: Any, function: Any, args: Any) -> Any:
+    """Call the C function at the address `function` with a tuple of int64; 64-bit ABIs pass addresses as integers."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(args))
+        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), unpacked)
+        return context.get_dummy_value()
+
+    return types.void(int64, types.UniTuple(int64, len(args))), generate
+
+
+@intrinsic
+def floats(typing: Any, number: Any) -> Any:
+    """The fp32 numbers at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], _F32.as_pointer())
+
+    return Pointer(float32)(int64), generate
+
+
+@intrinsic
+def address(typing: Any, pointer: Any) -> Any:
+    """The address in a pointer."""
+    return int64(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], _I64)
+
+
+@intrinsic
+def at(typing: Any, pointer: Any, index: Any) -> Any:
+    """The address of `pointer[index]`."""
+    return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def as_float(typing: Any, word: Any) -> Any:
+    """The fp32 number whose bits are the lower half of a word."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.trunc(args[0], _I32), _F32)
+
+    return float32(int64), generate
+
+
+@intrinsic
+def take(typing: Any, counter: Any) -> Any:
+    """The number at `counter`, which is one higher afterwards; every thread gets another."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", args[0], _I64(1), "monotonic")
+
+    return int64(counter), generate
+
+
+@intrinsic
+def load(typing: Any, pointer: Any, index: Any) -> Any:
+    """`pointer[index]` of fp32 numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(args[0], [args[1]]), align=4)
+
+    return float32(pointer, int64), generate
+
+
+@intrinsic
+def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
+    """`pointer[index] = value`, rounded to nearest even where fp16 is stored; too large a value becomes infinite."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[2]
+        if pointer.dtype == int16:
+            value = builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
+        builder.store(value, builder.gep(args[0], [args[1]]), align=2)
+        return context.get_dummy_value()
+
+    return types.void(pointer, int64, float32), generate
+
+
+@helper
+def fill(target: Any, first: int, last: int, value: Any) -> None:
+    """target[first:last] = value."""
+    for i in range(first, last):
+        store(target, i, value)
+
+
+@helper
+def rotate(task: Any, x: Any, y: Any, position: int, scale: Any) -> None:
+    """y = one head of x, turned to `position` and scaled: pairs (i, i + half), or neighbours when interleaved."""
+    turned = task[ROTARY_DIM]
+    half = turned // 2
+    cos, sin = at(floats(task[COS]), position * half), at(floats(task[SIN]), position * half)
+    if task[INTERLEAVED]:
+        for i in range(half):
+            a, b, c, s = load(x, 2 * i), load(x, 2 * i + 1), load(cos, i), load(sin, i)
+            store(y, 2 * i, (a * c - b * s) * scale)
+            store(y, 2 * i + 1, (b * c + a * s) * scale)
+    else:
+        for i in range(half):
+            store(y, i, (load(x, i) * load(cos, i) - load(x, i + half) * load(sin, i)) * scale)
+        for i in range(half):
+            store(y, i + half, (load(x, i + half) * load(cos, i) + load(x, i) * load(sin, i)) * scale)
+    for i in range(turned, task[HEAD_DIM]):
+        store(y, i, load(x, i) * scale)
+
+
+def append(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
+    """This thread's share of the new tokens: their keys, turned, and their values into the cache."""
+    if thread == 0:
+        task[COUNTER] = 0
+    d, tokens = task[HEAD_DIM], task[TOKENS]
+    for token in range(tokens * thread // threads, tokens * (thread + 1) // threads):
+        position = task[PAST] + token
+        k, v = floats(task[KEY] + 4 * token * task[KEY_STRIDE]), floats(task[VALUE] + 4 * token * task[VALUE_STRIDE])
+        for head in range(task[KV_HEADS]):
+            place = (head * task[CAPACITY] + position) * d
+            rotate(task, at(k, head * d), at(keys, place), position, float32(1))
+            cached, value = at(values, place), at(v, head * d)
+            for i in range(d):
+                store(cached, i, load(value, i))
+
+
+@helper
+def score(task: Any, keys: Any, count: int, queries: Any, rows: int, scores: Any, panel: Any) -> None:
+    """scores[rows, count] = queries[rows, d] @ keys[count, d].T."""
+    d = task[HEAD_DIM]
+    if task[SGEMM] == 0:
+        call(task[SCORE], (address(keys), d, int64(0), count, address(queries), d, rows, address(scores), count))
+        return
+    block = address(keys)
+    if task[EXPAND]:
+        call(task[EXPAND], (block, d, count, d, address(panel)))
+        block = address(panel)
+    sizes = (task[SGEMM], int64(1), count, rows, d, block, d, address(queries), d, int64(0), address(scores), count)
+    call(task[GEMM], sizes)
+
+
+@helper
+def mix(task: Any, values: Any, count: int, weights: Any, rows: int, total: Any, product: Any) -> None:
+    """total[rows, d] += weights[rows, count] @ values[count, d]."""
+    d = task[HEAD_DIM]
+    if task[SGEMM] == 0:
+        call(task[MIX], (address(values), d, int64(0), d, address(weights), count, rows, address(product), d))
+        for i in range(rows * d):
+            store(total, i, load(total, i) + load(product, i))
+        return
+    block = address(values)
+    if task[EXPAND]:
+        call(task[EXPAND], (block, d, count, d, address(product)))
+        block = address(product)
+    sizes = (task[SGEMM], int64(0), d, rows, count, block, d, address(weights), count, int64(1), address(total), d)
+    call(task[GEMM], sizes)
+
+
+@helper
+def give(task: Any, head: int, first: int, r: int, line: Any, total: Any) -> None:
+    """Write row r of a block that begins at query `first`: `line` / `total`."""
+    d, group = task[HEAD_DIM], task[HEADS] // task[KV_HEADS]
+    token, member = first + r // group, r % group
+    target = at(floats(task[OUTPUT]), (token * task[HEADS] + head * group + member) * d)
+    share = float32(1) / total
+    for i in range(d):
+        store(target, i, load(line, i) * share)
+
+
+def attend(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
+    """Units of work, as long as there are any: a key/value head, a block of queries, a chunk of the keys they see.
+
+    With one chunk a unit's result is the output; else it is a partial one: maxima, sums and totals for `merge`.
+    """
+    d, kv_heads, chunks = task[HEAD_DIM], task[KV_HEADS], task[CHUNKS]
+    group = task[HEADS] // kv_heads
+    blocks = (task[TOKENS] + task[BLOCK_TOKENS] - 1) // task[BLOCK_TOKENS]
+    most_rows = task[BLOCK_TOKENS] * group
+    queries = floats(task[SCRATCH] + 4 * thread * task[SCRATCH_FLOATS])
+    total = at(queries, most_rows * d)
+    scores = at(total, most_rows * d)
+    states = at(scores, most_rows * KEYS)
+    panel = at(states, 2 * most_rows)  # fp32 keys or values of one block, or the product of one
+    unit = take(at(task, COUNTER))
+    while unit < blocks * kv_heads * chunks:
+        chunk, head = unit % chunks, unit // chunks % kv_heads
+        first = (blocks - 1 - unit // (chunks * kv_heads)) * task[BLOCK_TOKENS]  # the last see most: they go first
+        tokens = min(task[BLOCK_TOKENS], task[TOKENS] - first)
+        rows = tokens * group
+        for r in range(rows):
+            token = first + r // group
+            x = floats(task[QUERY] + 4 * (token * task[QUERY_STRIDE] + (head * group + r % group) * d))
+            rotate(task, x, at(queries, r * d), task[PAST] + token, as_float(task[SCALE]))
+        fill(total, 0, rows * d, float32(0))
+        fill(states, 0, rows, LOWEST)
+        fill(states, rows, 2 * rows, float32(0))
+        begin = max(task[PAST] + first + 1 - task[WINDOW], 0)
+        length = task[PAST] + first + tokens - begin
+        start, stop = begin + length * chunk // chunks, begin + length * (chunk + 1) // chunks
+        for key in range(start, stop, KEYS):
+            count, place = min(KEYS, stop - key), (head * task[CAPACITY] + key) * d
+            score(task, at(keys, place), count, queries, rows, scores, panel)
+            seen, softcap = task[PAST] + first + 1 - key, address(at(task, SOFTCAP))
+            sizes = (
+                address(scores),
+                count,
+                seen,
+                task[WINDOW],
+                rows,
+                group,
+                softcap,
+                address(total),
+                d,
+                address(states),
+            )
+            call(task[SOFTEN], sizes)
+            mix(task, at(values, place), count, scores, rows, total, panel)
+        if chunks == 1:
+            for r in range(rows):
+                give(task, head, first, r, at(total, r * d), load(states, rows + r))
+        else:
+            partial = at(floats(task[PARTIALS]), unit * most_rows * (d + 2))
+            for i in range(2 * rows):
+                store(partial, i, load(states, i))
+            for i in range(rows * d):
+                store(partial, 2 * rows + i, load(total, i))
+        unit = take(at(task, COUNTER))
+
+
+def merge(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
+    """This thread's share of the rows whose chunks are to be put together."""
+    d, kv_heads, chunks = task[HEAD_DIM], task[KV_HEADS], task[CHUNKS]
+    group = task[HEADS] // kv_heads
+    blocks = (task[TOKENS] + task[BLOCK_TOKENS] - 1) // task[BLOCK_TOKENS]
+    distance = task[BLOCK_TOKENS] * group * (d + 2)
+    total = floats(task[SCRATCH] + 4 * thread * task[SCRATCH_FLOATS])
+    for item in range(thread, blocks * kv_heads, threads):
+        first = (blocks - 1 - item // kv_heads) * task[BLOCK_TOKENS]
+        rows = min(task[BLOCK_TOKENS], task[TOKENS] - first) * group
+        partials = at(floats(task[PARTIALS]), item * chunks * distance)
+        for r in range(rows):
+            call(task[JOIN], (address(partials), chunks, distance, rows, r, d, address(total)))
+            give(task, item % kv_heads, first, r, total, load(total, d))
+
+
+def launch(jobs: Any, task: int, keys: int, values: int, writers: int, threads: int, mergers: int) -> None:
+    """Run `append`, `attend` and `merge`, whose addresses `jobs` has, one after the other.
+
+    `writers` threads append; `mergers` is 0 where there is nothing to merge. A single thread is this one.
+    """
+    for stage in range(3):
+        job, count = jobs[stage], (writers, threads, mergers)[stage]
+        if count == 1:
+            call(job, (task, keys, values, int64(0), int64(1)))
+        elif count > 1:
+            for thread in prange(count):
+                call(job, (task, keys, values, int64(thread), count))
+
+
+JOBS = (append, attend, merge)
+_JOB = (Pointer(int64), None, None, int64, int64)
+# What each function takes; None stands for the pointers to the cache, which carry its format.
+SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
+    append: _JOB,
+    attend: _JOB,
+    merge: _JOB,
+    launch: (types.UniTuple(int64, 3), int64, int64, int64, int64, int64, int64),
+}

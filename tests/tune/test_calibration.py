@@ -1,0 +1,131 @@
+"""`hybrid tune --calibrate` from end to end, as little of it as there can be: what is measured, never how much."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid import cli
+from hybrid.config import RunSettings
+from hybrid.runtime.machines import calibration_file, machine_name, save_profile
+from hybrid.runtime.planning import make_plan
+from hybrid.tune import calibration
+from hybrid.tune.calibration import TuneEffort, choose_effort, measure_machine
+from hybrid.tune.step_costs import StepEffort
+from hybrid.tune.zero_model import ZeroShape
+from offload.calibrate import Effort
+from offload.device_profile import load_profile
+from offload.host_calibration import ROWS
+from offload.specs import WeightFormat
+from offload.units import GIB, MIB
+
+QUICK = TuneEffort(
+    Effort(weight_bytes=MIB, rounds=1, disk_s=0.01),
+    StepEffort(ZeroShape(layers=1, hidden=256, intermediate=256, heads=4, positions=64), depth=32, steps=1, rounds=1),
+    quantised_bytes=MIB,
+    disk_bytes=MIB,
+)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "choose_effort", lambda available_bytes: QUICK)
+
+
+def tune(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
+    code = cli.main(["tune", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+def test_every_rate_is_measured_and_the_profile_survives_its_file(tmp_path: Path) -> None:
+    stages: list[tuple[str, float]] = []
+    made = measure_machine("cpu", 1, tmp_path, lambda what, share: stages.append((what, share)), QUICK)
+    profile = made.profile
+    assert list(tmp_path.iterdir()) == []  # temporary files are gone
+    assert (profile.name, profile.estimated, profile.gpu) == (machine_name(), False, None)
+    assert profile.cpu.threads == 1
+    assert profile.cpu.ram_bytes_per_s == profile.cpu.ram_bytes_per_s_beside_bus
+    assert any("beside" in note for note in made.notes)
+    rates = profile.cpu.multiply_bytes_per_s
+    assert {name: tuple(points) for name, points in rates.items()} == {str(name): ROWS for name in WeightFormat}
+    assert made.estimate.name == "generic-cpu"
+    shares = [share for _, share in stages]
+    assert shares == sorted(shares)
+    assert shares[0] == 0 < shares[-1] < 1
+    save_profile(profile, tmp_path / "machine.json")
+    assert load_profile(tmp_path / "machine.json") == profile
+
+
+def test_a_calibration_is_saved_and_plans_use_it(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = tune(capsys, "--calibrate", "--device", "cpu")
+    assert code == 0
+    path = calibration_file(machine_name())
+    assert err[-1] == f"saved as {path}"
+    profile = load_profile(path)
+    for word in ("CPU, int4 weights, 128 rows", "GB/s", "µs", "estimate (generic-cpu)", "measured"):
+        assert word in out
+    plan = make_plan(RunSettings(cuda="0"))
+    assert plan.machine == profile.to_json()
+    assert not any("estimates" in note for note in plan.notes)
+
+
+def test_a_simulated_device_stays_an_estimate_and_is_never_used_unasked(
+    quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = tune(capsys, "--calibrate", "--device", "simulated", "--json")
+    assert code == 0
+    path = calibration_file(f"{machine_name()}-simulated")
+    assert json.loads(out) == json.loads(path.read_text())
+    assert json.loads(out)["estimated"] is True
+    assert any("its rates are modelled" in line for line in err)
+    assert "simulated" in json.loads(out)["gpu"]["name"]
+    plan = make_plan(RunSettings(cuda="0"))
+    assert plan.machine["name"] == "generic-cpu"
+
+
+@pytest.mark.parametrize("load", [0.0, 1000.0])
+def test_a_busy_machine_is_told_of(
+    load: float, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    _, _, err = tune(capsys, "--calibrate", "--device", "cpu")
+    assert any("the machine is busy: a load of 1000.0" in line for line in err) is bool(load)
+
+
+def test_out_and_threads(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.json"
+    assert tune(capsys, "--calibrate", "--device", "cpu", "--threads", "1", "--out", str(path))[0] == 0
+    assert load_profile(path).cpu.threads == 1
+    assert list(tmp_path.iterdir()) == [path]
+    assert not calibration_file(machine_name()).exists()
+    assert make_plan(RunSettings(cuda="0", machine=str(path))).machine["name"] == machine_name()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "hybrid tune --calibrate measures this machine"),
+        (["--calibrate", "--device", "gpu"], "--device gpu: must be auto, cpu, cuda, cuda:N or simulated"),
+        (["--calibrate", "--device", "cuda:"], "--device cuda:: must be auto"),
+        (["--calibrate", "--threads", "0"], "--threads"),
+        (["--calibrate", "--out", "/proc/mine.json"], "--out /proc/mine.json cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    arguments: list[str], words: str, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = tune(capsys, *arguments)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert words in err[0]
+    assert not calibration_file(machine_name()).exists()
+
+
+def test_measuring_takes_no_more_than_a_quarter_of_the_memory_and_no_more_than_a_gibibyte() -> None:
+    for available_bytes in (64 * GIB, 4 * GIB, 2 * GIB, GIB, 300 * MIB):
+        effort = choose_effort(available_bytes)
+        limit = min(GIB, available_bytes // 4)
+        assert effort.offload.weight_bytes + 3 * 2 * effort.quantised_bytes <= limit
+        assert 5 * effort.step.shape.layer_bytes <= limit
+    with pytest.raises(calibration.UsageError, match="are available, and measuring takes at least 256 MiB"):
+        choose_effort(100 * MIB)

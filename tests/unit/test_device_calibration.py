@@ -1,0 +1,86 @@
+"""What is measured of a device: on the simulated one, exactly what it was told to model."""
+
+import numpy as np
+import pytest
+
+from offload.device_calibration import DeviceEffort, DeviceMeter
+from offload.device_profile import GpuRates
+from offload.devices.base import Device
+from offload.devices.cuda import CudaDevice
+from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated_rates import SimulatedRates
+from offload.errors import OutOfDeviceMemoryError
+from offload.units import MIB
+from tests.device.emulated_cupy import EmulatedCupy
+
+
+def measure(device: Device, effort: DeviceEffort | None = None) -> GpuRates:
+    meter = DeviceMeter(device, effort)
+    try:
+        return meter.rates(pageable_bytes_per_s=123.0)
+    finally:
+        meter.close()
+
+
+@pytest.mark.parametrize(
+    "modelled",
+    [
+        SimulatedRates(),
+        SimulatedRates(3e9, 2e9, 50e-6, 80e9, 2e12, 30e-6, wait_s=20e-6),
+        SimulatedRates(50e9, 40e9, 2e-6, 900e9, 80e12, 3e-6),
+    ],
+)
+def test_a_simulated_device_is_measured_as_it_was_modelled(modelled: SimulatedRates) -> None:
+    device = SimulatedDevice(256 * MIB, context_bytes=5 * MIB, workspace_bytes=3 * MIB, rates=modelled)
+    rates = measure(device)
+    assert rates.bus_bytes_per_s == pytest.approx(modelled.copy_bytes_per_s, rel=0.01)
+    assert rates.bus_back_bytes_per_s == pytest.approx(modelled.copy_back_bytes_per_s, rel=0.01)
+    assert rates.vram_bytes_per_s == pytest.approx(modelled.memory_bytes_per_s, rel=0.01)
+    assert rates.flops_per_s == pytest.approx(modelled.flops_per_s, rel=0.01)
+    assert rates.copy_s == pytest.approx(modelled.copy_latency_s + modelled.wait_s / 64, rel=0.03)
+    assert rates.launch_s == pytest.approx(modelled.launch_s + modelled.wait_s / 64, rel=0.03)
+    trip_s = modelled.copy_s(8192) + modelled.copy_back_s(8192) + modelled.wait_s
+    assert rates.round_trip_s == pytest.approx(trip_s)
+    assert (rates.vram_bytes, rates.context_bytes, rates.workspace_bytes) == (256 * MIB, 5 * MIB, 3 * MIB)
+    assert rates.pageable_bytes_per_s == 123.0  # what is not modelled is taken from elsewhere
+    assert "simulated" in rates.name
+
+
+def test_a_device_gets_its_memory_back() -> None:
+    device = SimulatedDevice(64 * MIB)
+    measure(device)
+    assert device.memory().free_bytes == 64 * MIB
+    with pytest.raises(OutOfDeviceMemoryError):
+        measure(SimulatedDevice(1 * MIB))
+
+
+def test_a_simulated_bus_takes_nothing_from_the_host() -> None:
+    class Untouched:
+        nbytes = 1
+
+        def multiply(self, rows: int) -> None:
+            raise AssertionError("nothing is to be timed")
+
+    meter = DeviceMeter(SimulatedDevice(64 * MIB))
+    assert meter.ram_share_beside_bus(Untouched()) == 1.0
+
+
+def test_the_calls_for_cuda_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    EmulatedCupy().install(monkeypatch)
+    monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+    device = CudaDevice()
+    effort = DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2)
+    rates = measure(device, effort)
+    assert all(value > 0 for name, value in vars(rates).items() if name.endswith("_per_s"))
+    assert rates.pageable_bytes_per_s != 123.0
+
+    class Reading:
+        nbytes = 1 << 16
+
+        def multiply(self, rows: int) -> None:
+            np.ones(self.nbytes, np.uint8).sum()
+
+    meter = DeviceMeter(device, effort)
+    assert 0 < meter.ram_share_beside_bus(Reading()) <= 1
+    meter.close()
+    device.close()
