@@ -18,7 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, width
+from hybrid.console import check_writable, discard, emit, note_between, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -141,6 +141,7 @@ def run(
         say(report.opening_line(text_model.engine, cuda))
         for warning in () if verbose else text_model.engine.plan.warnings:
             say(f"note: {warning}")
+        text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
         finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON)
@@ -246,6 +247,7 @@ def chat(
         say(report.opening_line(engine, cuda))
         for warning in engine.plan.warnings:
             say(f"note: {warning}")
+        engine.on_warning = note_between
         say(line)
         return talk(conversation, engine.decoder.name)
 

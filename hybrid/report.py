@@ -117,6 +117,7 @@ def stats_json(
         "memory": dict(memory),
         "plan": plan_totals(plan),
         "op_times": None if times is None else asdict(times),
+        "warnings": list(plan.warnings),
     }
 
 

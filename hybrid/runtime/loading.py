@@ -1,7 +1,7 @@
 """Load a model as planned: settings -> `Engine`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
@@ -27,8 +27,8 @@ from offload.host_attention import HostAttention
 from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
-from offload.planner import make_plan
 from offload.quantised import Activations, QuantisedWeight
+from offload.recovery import RecoveringLinears, ShrinkingPlan
 from offload.runner import LinearRunner
 from offload.specs import WeightFormat
 from offload.telemetry import Timeline
@@ -67,12 +67,12 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        plan = make_plan(plan_request(opened, target, unsupported))
-        if device is not None and not any(placement.on_device for placement in plan.placements):
+        plans = ShrinkingPlan(plan_request(opened, target, unsupported))
+        if device is not None and not any(placement.on_device for placement in plans.plan.placements):
             device.close()
             device = None
-        outside = linears_outside(opened.linears, plan)
-        return load(opened, plan, outside, device, threads, progress, timeline, target.why)
+        outside = linears_outside(opened.linears, plans.plan)
+        return load(opened, plans, outside, device, threads, progress, timeline, target.why)
     except BaseException:
         if device is not None:
             device.close()
@@ -103,7 +103,7 @@ def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
 
 def load(
     opened: OpenedModel,
-    plan: Plan,
+    plans: ShrinkingPlan,
     outside: Sequence[Linear],
     device: Device | None,
     threads: int,
@@ -113,36 +113,41 @@ def load(
 ) -> Engine:
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
 
-    Attentions run on the threads that multiply host columns, where Linears run outside or onnxruntime cannot attend.
+    They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
+    Linears run outside or onnxruntime cannot attend.
     """
     progress = progress or Progress()
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
     names = {linear.spec.name for linear in outside}
-    placements = [placement for placement in plan.placements if placement.linear.name in names]
     weights = {
         linear.spec.name: decoder.graph.initializers[linear.weight].array()
         for linear in outside
         if linear.spec.format.is_float
     }
-    quantised = HostQuantisation(decoder.graph, outside, placements, opened.activations)
-    host = _host_backend(placements, quantised, attends, threads, progress)
-    progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
-    host_weights = _host_weights(placements, weights, quantised, progress)
-    linears = LinearRunner(
-        levels=[[linear.name for linear in level.linears] for level in program.levels],
-        plan=plan,
-        weights=weights,
-        device=device,
-        host=host,
-        timeline=timeline,
-        on_bytes=progress.on_bytes,
-        host_weights=host_weights,
-        activations=quantised.activations,
-    )
-    if linears.warning:
-        plan = replace(plan, notes=(*plan.notes, linears.warning), warnings=(*plan.warnings, linears.warning))
+    levels = [[linear.name for linear in level.linears] for level in program.levels]
+    host = _HostKernels(attends, threads, progress)
+
+    def load_linears(plan: Plan) -> LinearRunner:
+        placements = [placement for placement in plan.placements if placement.linear.name in names]
+        quantised = HostQuantisation(decoder.graph, outside, placements, opened.activations)
+        backend = host.compiled_for(placements, quantised)
+        progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
+        host_weights = _host_weights(placements, weights, quantised, progress)
+        return LinearRunner(
+            levels=levels,
+            plan=plan,
+            weights=weights,
+            device=device,
+            host=backend,
+            timeline=timeline,
+            on_bytes=progress.on_bytes,
+            host_weights=host_weights,
+            activations=quantised.activations,
+        )
+
+    linears = RecoveringLinears(plans, load_linears)
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
@@ -156,9 +161,11 @@ def load(
         else GrowingCache(decoder.graph, decoder.cache)
     )
     inputs = StepInputs(decoder.graph)
-    attentions = AttentionBinder(program, HostAttention(host), cache.fixed) if attends and host else None
+    attentions = (
+        AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
+    )
     executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
+    return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
 class _DeviceOpener:
@@ -220,22 +227,26 @@ def _threads(asked: int | None) -> int:
     return asked
 
 
-def _host_backend(
-    placements: Sequence[LinearPlacement],
-    quantised: HostQuantisation,
-    attends: bool,
-    threads: int,
-    progress: Progress,
-) -> NumbaBackend | None:
-    """The kernels for the host columns, compiled; None where there are none and nothing attends."""
-    if not any(len(placement.host) for placement in placements) and not attends:
-        return None
-    kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
-    progress.on_stage("Compiling kernels (kept for the next run)", 0)
-    backend = NumbaBackend(threads)
-    backend.warm_up(sorted(kinds))
-    quantised.warm_up(backend)
-    return backend
+class _HostKernels:
+    """The kernels of the host, made when a plan first has host columns, or at once where something attends."""
+
+    def __init__(self, attends: bool, threads: int, progress: Progress) -> None:
+        self.backend: NumbaBackend | None = None
+        self._attends = attends
+        self._threads = threads
+        self._progress = progress
+
+    def compiled_for(self, placements: Sequence[LinearPlacement], quantised: HostQuantisation) -> NumbaBackend | None:
+        """The kernels with all that the host columns need compiled; None where they are not needed."""
+        if not any(len(placement.host) for placement in placements) and not self._attends:
+            return None
+        kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
+        self._progress.on_stage("Compiling kernels (kept for the next run)", 0)
+        if self.backend is None:
+            self.backend = NumbaBackend(self._threads)
+        self.backend.warm_up(sorted(kinds))
+        quantised.warm_up(self.backend)
+        return self.backend
 
 
 def _host_weights(

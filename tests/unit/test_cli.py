@@ -80,7 +80,7 @@ def test_settings_reach_the_engine(
     assert run(capsys, "--model", str(model), *flags, "a")[0] == 0
     assert cli.main(["plan", "--host-dtype", "int8"]) == 0
     assert seen == [
-        RunSettings(model, None, "1.5", "cuda:1", "colab-t4", 32, 3, "int4", "float"),
+        RunSettings(model, None, "1.5", "cuda:1", "colab-t4", 32, 3, None, "int4", "float"),
         RunSettings(DEMO_MODEL, host_dtype="int8"),
     ]
 
@@ -124,6 +124,7 @@ def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: py
         "memory",
         "plan",
         "op_times",
+        "warnings",
     ]
     assert (stats["stop_reason"], stats["seed"], stats["predicted_decode_step_s"]) == ("end", 7, 0.002)
     assert stats["generated_tokens"] == len(engine.script)
