@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from offload.kinds import Kinds
-from offload.packing import activation_bytes
+from offload.packing import activation_bytes, packed_stream_bytes
 from offload.placing import (
     CHUNK_TOKENS,
     NO_RING,
@@ -81,7 +81,8 @@ def _candidate(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Can
     if not any(len(placement.streamed) for placement in placements):
         ring = NO_RING
     step_s = predict(request, placements, ring, request.depth).decode_step_s
-    return _Candidate(shares, ring, placements, step_s, fits(request, placements, ring))
+    is_within = fits(request, placements, ring) and _may_be_pinned(request, placements)
+    return _Candidate(shares, ring, placements, step_s, is_within)
 
 
 def _overhead_bytes(request: PlanRequest) -> int:
@@ -125,21 +126,28 @@ def _largest_count(request: PlanRequest, names: Sequence[str]) -> int:
 
 
 def _fit(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Candidate:
-    """The shares, the resident ones made smaller by what rounding to tiles and alignment took too much."""
+    """The shares, made smaller by what rounding to tiles and alignment took too much."""
 
-    def scaled(part: float) -> SharesOf:
+    def scaled(resident: float, streamed: float) -> SharesOf:
         def of(linear: LinearSpec) -> Shares:
             wanted = shares(linear)
-            return replace(wanted, resident=wanted.resident * part)
+            return replace(wanted, resident=wanted.resident * resident, streamed=wanted.streamed * streamed)
 
         return of
 
-    return _candidate(request, scaled(_largest(lambda part: _fits(request, scaled(part), ring))), ring)
+    resident = _largest(lambda part: _fits(request, scaled(part, 1.0), ring))
+    streamed = _largest(lambda part: _may_be_pinned(request, place_linears(request, scaled(resident, part))))
+    return _candidate(request, scaled(resident, streamed), ring)
 
 
 def _fits(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> bool:
     placements = place_linears(request, shares)
     return sum(vram_bytes(request, placements, ring).values()) <= request.budget_bytes
+
+
+def _may_be_pinned(request: PlanRequest, placements: Sequence[LinearPlacement]) -> bool:
+    limit_bytes = request.pinned_limit_bytes
+    return limit_bytes is None or packed_stream_bytes(placements) <= limit_bytes
 
 
 def _largest(fits: Callable[[float], bool]) -> float:

@@ -13,6 +13,8 @@ from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
+from offload.quantised import Activations, QuantisedWeight
+from offload.specs import Layout
 from offload.telemetry import Operator, Timeline, span
 
 _TRACK = "linears"
@@ -37,6 +39,27 @@ class _Level:
     host: tuple[_HostWork, ...]
 
 
+@dataclass(frozen=True)
+class _HostSide:
+    """What host columns are multiplied from, by Linear, and by whom."""
+
+    weights: Mapping[str, HostArray] | Mapping[str, HostArray | QuantisedWeight]
+    activations: Mapping[str, Activations]
+    backend: HostBackend | None
+
+    def reads_ahead(self, placement: LinearPlacement) -> bool:
+        """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
+        mapped = isinstance(self.weights[placement.linear.name], np.memmap)
+        return placement.tier is HostTier.FILE and mapped and len(placement.host) > 0
+
+    @property
+    def given_backend(self) -> HostBackend:
+        """The backend. Raises ValueError when there is none."""
+        if self.backend is None:
+            raise ValueError("the plan leaves columns to the host, and no host backend was given")
+        return self.backend
+
+
 class LinearRunner:
     """Runs every Linear group of a program under its plan."""
 
@@ -49,14 +72,16 @@ class LinearRunner:
         host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
-        host_weights: Mapping[str, HostArray] | None = None,
+        host_weights: Mapping[str, HostArray | QuantisedWeight] | None = None,
+        activations: Mapping[str, Activations] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
         `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
         host columns keep using those in `host_weights`, where they are given; those of tier FILE have to be mapped
-        files there, else they are multiplied where they lie. `device` and `host` may be None where
-        the plan has nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
+        files there, else they are multiplied where they lie. Quantised ones meet `activations`, by Linear, else
+        floats. `device` and `host` may be None where the plan has nothing for them. `on_bytes` is called with the
+        bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -72,14 +97,15 @@ class LinearRunner:
             self._work: DeviceWork | None = None
             host_weights = host_weights or weights
             if any(placement.on_device for placement in placements):
-                self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
+                stored = {name: w for name, w in host_weights.items() if not isinstance(w, QuantisedWeight)}
+                self._work = DeviceWork(_usable(device, placements), plan, placements, stored, stack)
                 self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
                 self.warning = self._work.warning
-            in_files = _file_works(grouped, host_weights, host, plan.read_ahead_bytes, stack)
-            self._levels = _levels(grouped, self._work, host_weights, host, in_files, prefill=False)
-            self._prefill_levels = self._levels
+            host_side = _HostSide(host_weights, activations or {}, host)
+            in_files = _file_works(grouped, host_side, plan.read_ahead_bytes, stack)
+            self._levels = self._prefill_levels = _levels(grouped, self._work, host_side, in_files, prefill=False)
             if self._prefill_tokens:
-                self._prefill_levels = _levels(grouped, self._work, host_weights, host, in_files, prefill=True)
+                self._prefill_levels = _levels(grouped, self._work, host_side, in_files, prefill=True)
             if self._work is not None:
                 self._work.load(weights, on_bytes)
             self._resources = stack.pop_all()
@@ -179,8 +205,7 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
 def _levels(
     grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
     work: DeviceWork | None,
-    weights: Mapping[str, HostArray],
-    host: HostBackend | None,
+    host_side: _HostSide,
     in_files: Mapping[str, _HostWork],
     prefill: bool,
 ) -> list[_Level]:
@@ -190,9 +215,9 @@ def _levels(
     for level in grouped:
         on_host: list[_HostWork] = []
         for group, members in level.items():
-            in_ram = [p for p in members if len(p.host_in(prefill)) and not _is_read_ahead(p, weights)]
+            in_ram = [p for p in members if len(p.host_in(prefill)) and not host_side.reads_ahead(p)]
             if in_ram:
-                on_host.append(_host_work(group, in_ram, weights, host, prefill))
+                on_host.append(_host_work(group, in_ram, host_side, prefill))
             if group in in_files:
                 on_host.append(in_files[group])
         levels.append(
@@ -205,16 +230,9 @@ def _levels(
     return levels
 
 
-def _is_read_ahead(placement: LinearPlacement, weights: Mapping[str, HostArray]) -> bool:
-    """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
-    mapped = isinstance(weights[placement.linear.name], np.memmap)
-    return placement.tier is HostTier.FILE and mapped and len(placement.host) > 0
-
-
 def _file_works(
     grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
-    weights: Mapping[str, HostArray],
-    host: HostBackend | None,
+    host_side: _HostSide,
     read_ahead_bytes: int,
     stack: ExitStack,
 ) -> dict[str, _HostWork]:
@@ -223,11 +241,12 @@ def _file_works(
         group: read_ahead
         for level in grouped
         for group, members in level.items()
-        if (read_ahead := [placement for placement in members if _is_read_ahead(placement, weights)])
+        if (read_ahead := [placement for placement in members if host_side.reads_ahead(placement)])
     }
     if not groups:
         return {}
-    files = FileTier(groups, weights, _given(host), read_ahead_bytes)
+    mapped = {name: weight for name, weight in host_side.weights.items() if isinstance(weight, np.memmap)}
+    files = FileTier(groups, mapped, host_side.given_backend, read_ahead_bytes)
     stack.callback(files.close)
     files.start()
     return {
@@ -236,28 +255,22 @@ def _file_works(
     }
 
 
-def _given(host: HostBackend | None) -> HostBackend:
-    if host is None:
-        raise ValueError("the plan leaves columns to the host, and no host backend was given")
-    return host
-
-
 def _host_work(
     group: str,
     placements: Sequence[LinearPlacement],
-    weights: Mapping[str, HostArray],
-    host: HostBackend | None,
+    host_side: _HostSide,
     prefill: bool,
 ) -> _HostWork:
     columns = [
         HostColumns(
-            weights[placement.linear.name],
-            placement.linear.format,
-            placement.linear.layout,
+            host_side.weights[placement.linear.name],
+            placement.host_format,
+            placement.linear.layout if placement.host_format.is_float else Layout.NK,
             placement.host_in(prefill).start,
             placement.host_in(prefill).stop,
+            host_side.activations.get(placement.linear.name, Activations.FLOAT),
         )
         for placement in placements
     ]
     linears = tuple(placement.linear.name for placement in placements)
-    return _HostWork(group, _kinds(placements), linears, _given(host).group(columns))
+    return _HostWork(group, _kinds(placements), linears, host_side.given_backend.group(columns))

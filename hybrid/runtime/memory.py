@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from time import monotonic
 
-from offload.plan import Plan
+from offload.recovery import ShrinkingPlan
 
 _SAMPLE_S = 0.02
 _STATUS = Path("/proc/self/status")
@@ -28,17 +28,18 @@ class MemoryWatch:
             self._update(_status())
             self._next_s = monotonic() + _SAMPLE_S
 
-    def read(self, plan: Plan) -> dict[str, int]:
-        """Bytes by name. RAM counts mapped files too; VRAM is what the plan has allocated, all of it at load.
+    def read(self, plans: ShrinkingPlan) -> dict[str, int]:
+        """Bytes by name. RAM counts mapped files too; VRAM is what plans have allocated, all of it at load.
 
         `ram_cap_bytes` is there when --ram set it.
         """
         status = _status()
         self._update(status)
+        plan = plans.plan
         cap = {"ram_cap_bytes": plan.ram_budget_bytes} if plan.ram_is_asked and plan.ram_budget_bytes else {}
         return {
-            "vram_budget_bytes": plan.budget_bytes,
-            "vram_peak_bytes": plan.total_vram_bytes,
+            "vram_budget_bytes": plans.budget_bytes,
+            "vram_peak_bytes": plans.peak_vram_bytes,
             "ram_bytes": status.get("VmRSS", 0),
             "ram_anonymous_bytes": status.get("RssAnon", 0),
             "ram_peak_bytes": status.get("VmHWM") or _peak_bytes(),

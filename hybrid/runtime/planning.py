@@ -10,6 +10,7 @@ from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.cgroups import read_limits
+from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
 from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.advice import with_advice
@@ -19,6 +20,7 @@ from offload.errors import RamBudgetError
 from offload.placing import CHUNK_TOKENS, PlanRequest
 from offload.plan import Plan
 from offload.planner import make_plan as fill_budget
+from offload.quantised import Activations
 from offload.specs import WeightFormat
 from offload.units import MIB, format_bytes
 
@@ -37,6 +39,8 @@ class OpenedModel:
     context_tokens: int
     attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
     attends_outside: bool = False  # they have to: onnxruntime cannot read the cache
+    host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
+    activations: Activations | None = None  # as asked; None goes by the model
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
@@ -44,6 +48,7 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
 
     Raises UsageError for a type of the cache that this model cannot have.
     """
+    host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
@@ -51,7 +56,15 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     if settings.kv_dtype is not None and attends_outside:
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions, attends_outside)
+    return OpenedModel(
+        decoder,
+        find_linears(decoder.graph),
+        context_tokens,
+        attentions,
+        attends_outside,
+        host_format,
+        activations,
+    )
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -63,28 +76,26 @@ def make_plan(settings: RunSettings) -> Plan:
     look = look_through_driver if settings.machine is None else look_in_profile
     target = choose_target(settings, look)
     ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
-    return with_advice(*plan_within(opened, target, {}, resolve_ram(settings.ram, ram)))
+    request = plan_request(opened, target, {}, resolve_ram(settings.ram, ram))
+    plan = plan_within(request)
+    return with_advice(replace(request, ram_budget_bytes=plan.ram_budget_bytes), plan)
 
 
-def plan_within(
-    opened: OpenedModel, target: Target, unsupported: dict[str, str], ram: RamBudget | None
-) -> tuple[PlanRequest, Plan]:
-    """The plan within the VRAM of the target and the RAM cap, and the request that led to it.
+def plan_within(request: PlanRequest) -> Plan:
+    """The plan within the budgets of VRAM and RAM.
 
-    Raises RamBudgetError when a cap that was asked for is too small; one that was not is raised, with a warning.
+    Raises RamBudgetError when a RAM cap that was asked for is too small; one that was not is raised, with a warning.
     """
-    request = plan_request(opened, target, unsupported, ram)
     try:
-        return request, fill_budget(request)
+        return fill_budget(request)
     except RamBudgetError as error:
-        if ram is None or ram.asked:
+        if request.ram_is_asked:
             raise
         warning = (
-            f"{format_bytes(error.least_bytes)} of RAM are needed, and {format_bytes(ram.nbytes)} should be taken: "
-            "the machine may become slow, or end this program"
+            f"{format_bytes(error.least_bytes)} of RAM are needed, and {format_bytes(request.ram_budget_bytes or 0)} "
+            "should be taken: the machine may become slow, or end this program"
         )
-        request = replace(request, ram_budget_bytes=error.least_bytes, warnings=(*request.warnings, warning))
-        return request, fill_budget(request)
+        return fill_budget(replace(request, ram_budget_bytes=error.least_bytes, warnings=(*request.warnings, warning)))
 
 
 def ram_of(profile: DeviceProfile) -> Ram:
@@ -100,7 +111,7 @@ def plan_request(
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
-    notes = [*target.notes, *decoder.notes]
+    notes = [*target.notes, *decoder.notes, *quantisation_notes(specs, opened.host_format)]
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -125,6 +136,7 @@ def plan_request(
         warnings=(*target.warnings, *(note for note in (target.budget.note, ram.note if ram else "") if note)),
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
+        host_format=opened.host_format,
     )
 
 
@@ -154,6 +166,9 @@ def _other_weight_bytes(opened: OpenedModel) -> int:
     """
     graph = opened.decoder.graph
     linear_weights = {linear.weight for linear in opened.linears}
+    for linear in opened.linears:
+        if linear.blocks is not None:
+            linear_weights |= {linear.blocks.scales, linear.blocks.zero_points}
     halves = all(linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16) for linear in opened.linears)
     total = 0
     for name, initializer in graph.initializers.items():

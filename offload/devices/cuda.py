@@ -1,10 +1,13 @@
-"""A CUDA GPU through CuPy's low-level calls; the only importer of cupy, and late.
+"""A CUDA GPU through CuPy's low-level calls.
 
 CuPy's pools are not used: device and pinned blocks have exactly the size that was asked for. Arguments of the
 low-level calls are positional integers, and pointers are addresses.
 """
 
-import os
+import ctypes
+import functools
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -14,17 +17,25 @@ import numpy.typing as npt
 
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.cuda_calls import CudaCalls
+from offload.devices.cuda_compiler import CudaCompiler
+from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
+from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
 from offload.devices.gemm_probe import gemm_is_exact
-from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError, PinningError
-from offload.specs import Layout, WeightFormat
+from offload.errors import (
+    PINNED_RAM,
+    DeviceLostError,
+    DeviceUnavailableError,
+    OutOfDeviceMemoryError,
+    PinningError,
+)
+from offload.specs import ColumnRange, Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _CUDA_R_32F = 0
 _OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _COMPUTE_32F = 68
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
-_NO_MEMORY, _NO_DEVICE = 2, 100  # cudaError_t
-_CUBLAS_ALLOC_FAILED = 3
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
 
@@ -42,7 +53,6 @@ class CudaEvent:
 
     def __init__(self, device: "CudaDevice", event: Any) -> None:
         self._device = device
-        self._event = event  # CuPy destroys the event with this object
         self.address = event.ptr
 
     def synchronize(self) -> None:
@@ -69,13 +79,14 @@ class CudaStream:
         """See DeviceStream."""
         assert src.nbytes == dst.nbytes
         began = self._device.tick(self._stream)
+        call = self._device.call
         if src.flags.c_contiguous:
-            self._memcpy(_address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+            call(self._memcpy, _address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
         else:
             assert (src.shape, src.strides[1]) == (dst.shape, src.itemsize)
             row = dst.nbytes // len(src)
             source = (src.ctypes.data, src.strides[0])
-            self._memcpy_2d(_address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
+            call(self._memcpy_2d, _address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
 
@@ -84,7 +95,7 @@ class CudaStream:
         assert dst.nbytes == src.nbytes
         assert dst.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._memcpy(dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
+        self._device.call(self._memcpy, dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-out {src.nbytes} B")
 
@@ -101,37 +112,67 @@ class CudaStream:
         size = (device.cublas_handle, transpose, 0, columns, rows, inner)
         one, zero = device.one_address, device.zero_address
         began = device.tick(self._stream)
-        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
-            try:
-                if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
-                    self._sgemm(*size, one, _address(w), leading, _address(x), inner, zero, _address(y), columns)
-                else:
-                    kind = _OPERAND_TYPES[w.format]
-                    self._gemm_ex(
-                        *size,
-                        *(one, _address(w), kind, leading, _address(x), kind, inner),
-                        *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
-                    )
-            except device.cublas.CUBLASError as error:
-                if error.status == _CUBLAS_ALLOC_FAILED:
-                    raise device.out_of_memory(0) from error
-                raise
+        if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
+            x_and_w = (one, _address(w), leading, _address(x), inner)
+            device.call(self._multiply, self._sgemm, *size, *x_and_w, zero, _address(y), columns)
+        else:
+            kind = _OPERAND_TYPES[w.format]
+            device.call(
+                self._multiply,
+                self._gemm_ex,
+                *size,
+                *(one, _address(w), kind, leading, _address(x), kind, inner),
+                *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
+            )
         if began is not None:
             device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
+
+    def multiply_rows(
+        self,
+        x: DeviceArray | Int8Rows,
+        w: Weight,
+        y: DeviceArray,
+        scratch: DeviceArray | None = None,
+    ) -> None:
+        """Queue y[M, N] = x[M, K] @ W for 1 to 8 rows by our own kernels; x is fp32 or quantised, y fp32.
+
+        `scratch` has `CudaDevice.kernels.scratch_bytes(M, w)` bytes. Raises DeviceUnavailableError when the kernel
+        cannot be compiled or loaded.
+        """
+        rows = x if isinstance(x, Int8Rows) else _float_rows(x)
+        assert (y.format, y.shape) == (WeightFormat.FP32, (rows.rows, w.columns))
+        began = self._device.tick(self._stream)
+        scratch_address = _address(scratch) if scratch else 0
+        self._device.kernels.multiply(rows, w, _address(y), self._address, scratch=scratch_address)
+        if began is not None:
+            self._device.tock(self._stream, began, self._name, f"multiply {rows.rows}x{w.inner}x{w.columns}")
+
+    def quantise_rows(self, x: DeviceArray, into: Int8Rows) -> None:
+        """Queue the quantisation of fp32 x[M, K] for `multiply_rows`."""
+        self._device.kernels.quantise(_float_rows(x), into, self._address)
+
+    def dequantise(self, w: BlockWeight, columns: ColumnRange, out: DeviceArray) -> None:
+        """Queue some columns of W into a panel [n, K] of fp16 or fp32, for `gemm` with many rows."""
+        assert out.shape == (len(columns), w.inner)
+        self._device.kernels.dequantise(w, columns.start, columns.stop, _address(out), out.format, self._address)
 
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
-        self._event_record(event.address, self._address)
+        self._device.call(self._event_record, event.address, self._address)
 
     def wait(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
-        self._wait_event(self._address, event.address)
+        self._device.call(self._wait_event, self._address, event.address)
 
     def synchronize(self) -> None:
         """See DeviceStream. Raises OutOfDeviceMemoryError for work that found no memory."""
         self._device.call(self._device.runtime.streamSynchronize, self._address)
+
+    def _multiply(self, function: Any, *arguments: Any) -> None:
+        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
+            function(*arguments)
 
 
 class CudaDevice:
@@ -141,9 +182,9 @@ class CudaDevice:
     hollow = False
 
     def __init__(self, ordinal: int = 0) -> None:
-        self._cupy, self.runtime = _import_cupy()
-        _check_driver(self.runtime, ordinal)
-        self.cublas = _import_cublas()
+        self._cupy, self.runtime = import_cupy()
+        check_driver(self.runtime, ordinal)
+        self.cublas = import_cublas()
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
         used_before_bytes = nvml.used_bytes(pci_bus_id)
         try:
@@ -151,7 +192,8 @@ class CudaDevice:
             free_bytes, total_bytes = self.runtime.memGetInfo()  # creates the context, if that did not
         except self.runtime.CUDARuntimeError as error:
             raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
-        self.name: str = self.runtime.getDeviceProperties(ordinal)["name"].decode()
+        self._properties = self.runtime.getDeviceProperties(ordinal)
+        self.name: str = self._properties["name"].decode()
         used_after_bytes = nvml.used_bytes(pci_bus_id)
         if used_before_bytes is None or used_after_bytes is None:
             context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
@@ -160,6 +202,8 @@ class CudaDevice:
         # A process has one context for each GPU, so only its first device sees what that takes.
         context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
+        self._calls = CudaCalls(self.name, self._cupy, self.cublas)
+        self.call = self._calls.call
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
@@ -174,10 +218,12 @@ class CudaDevice:
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
         try:
             self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
-        except self.runtime.CUDARuntimeError as error:
-            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {error}") from error
-        workspace_bytes = free_bytes - self.memory().free_bytes
+            workspace_bytes = free_bytes - self.memory().free_bytes
+        except (*self._calls.errors, OutOfDeviceMemoryError, DeviceLostError) as error:
+            self.close()
+            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {one_line(error)}") from error
         self.fixed_bytes = {"context": context_bytes, "workspace": max(0, workspace_bytes)}
+        self._calls.opened = True
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device. The float formats were tried when the device was opened."""
@@ -185,7 +231,7 @@ class CudaDevice:
 
     def memory(self) -> DeviceMemory:
         """See Device."""
-        free_bytes, total_bytes = self.runtime.memGetInfo()
+        free_bytes, total_bytes = self.call(self.runtime.memGetInfo)
         return DeviceMemory(free_bytes, total_bytes)
 
     def allocate(self, nbytes: int) -> CudaAllocation:
@@ -198,47 +244,58 @@ class CudaDevice:
         """See Device."""
         assert isinstance(allocation, CudaAllocation)
         del self._allocations[allocation.address]
-        self.runtime.free(allocation.address)
+        self._calls.give_back(self.runtime.free, allocation.address)
 
     def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """See Device."""
-        try:
-            memory = self._cupy.cuda.PinnedMemory(nbytes)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status != _NO_MEMORY:
-                raise
-            page_bytes = os.sysconf("SC_PAGE_SIZE")
-            ram_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
-            free_bytes = page_bytes * os.sysconf("SC_AVPHYS_PAGES")
-            raise OutOfDeviceMemoryError(nbytes, ram_bytes - free_bytes, ram_bytes, "pinned RAM") from error
-        # The array's base keeps `memory` alive, which frees the block when the last view is gone.
-        return np.frombuffer(self._cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes)
+        address = self.call(self.runtime.hostAlloc, nbytes, 0, asked_bytes=nbytes, where=PINNED_RAM)
+        array = np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)), np.uint8)
+        # Views have this array as their base, so it is gone when the last of them is.
+        weakref.finalize(array, self._calls.give_back, self.runtime.freeHost, address).atexit = False
+        return array
 
     def pin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""
         try:
-            self.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
-        except self.runtime.CUDARuntimeError as error:
-            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {_one_line(error)}") from error
+            self.call(
+                self.runtime.hostRegister,
+                array.ctypes.data,
+                array.nbytes,
+                0,
+                asked_bytes=array.nbytes,
+                where=PINNED_RAM,
+            )
+        except (self.runtime.CUDARuntimeError, OutOfDeviceMemoryError) as error:
+            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from error
 
     def unpin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""
-        self.runtime.hostUnregister(array.ctypes.data)
+        self._calls.give_back(self.runtime.hostUnregister, array.ctypes.data)
 
     def stream(self, name: str) -> CudaStream:
         """See Device."""
-        return CudaStream(self, name, self._cupy.cuda.Stream(non_blocking=True))
+        return CudaStream(self, name, self._new_stream())
 
     def event(self) -> CudaEvent:
         """See Device."""
-        return CudaEvent(self, self._cupy.cuda.Event(disable_timing=True))
+        event = self.call(lambda: self._cupy.cuda.Event(disable_timing=True))
+        self._calls.handles.append(event)
+        return CudaEvent(self, event)
+
+    @functools.cached_property
+    def kernels(self) -> CudaKernels:
+        """Our own kernels, compiled when first launched. Raises DeviceUnavailableError without NVRTC."""
+        properties = self._properties
+        capability = 10 * properties["major"] + properties["minor"]
+        return CudaKernels(CudaCompiler(*import_compiler(), capability), properties["multiProcessorCount"])
 
     def start_trace(self) -> None:
-        """See Device."""
+        """See Device. A device that is lost here shows it at the next operation."""
         self._trace = []
-        self.runtime.deviceSynchronize()
-        self._trace_base = self.tick(self._cupy.cuda.Stream(non_blocking=True))
-        self._trace_base.synchronize()
+        with suppress(DeviceLostError):
+            self.call(self.runtime.deviceSynchronize)
+            self._trace_base = self.tick(self._new_stream())
+            self.call(self._trace_base.synchronize)
         self._trace_began_s = perf_counter()
 
     def trace_clock_s(self) -> float:
@@ -247,52 +304,50 @@ class CudaDevice:
 
     def take_trace(self) -> list[Span]:
         """See Device."""
-        self.runtime.deviceSynchronize()
+        try:
+            self.call(self.runtime.deviceSynchronize)
+        except DeviceLostError:
+            return []
         traced, self._trace = self._trace or [], None
-        elapsed_ms = self._cupy.cuda.get_elapsed_time
         return [
-            Span(track, name, elapsed_ms(self._trace_base, began) * 1e-3, elapsed_ms(began, ended) * 1e-3)
+            Span(track, name, self._elapsed_s(self._trace_base, began), self._elapsed_s(began, ended))
             for track, name, began, ended in traced
         ]
 
     def close(self) -> None:
         """See Device. The CUDA context itself lives as long as the process."""
-        self.runtime.deviceSynchronize()
+        self._calls.give_back(self.runtime.deviceSynchronize)
         for allocation in list(self._allocations.values()):
             self.free(allocation)
         if self.cublas_handle:
-            self.cublas.destroy(self.cublas_handle)
+            self._calls.give_back(self.cublas.destroy, self.cublas_handle)
             self.cublas_handle = 0
+        if not self._calls.lost_why:
+            self._calls.handles.clear()
 
     # What streams and events ask of their device.
-
-    def call(self, function: Any, argument: int, asked_bytes: int = 0) -> Any:
-        """`function(argument)`, with CUDA's "out of memory" as an OutOfDeviceMemoryError."""
-        try:
-            return function(argument)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status == _NO_MEMORY:
-                raise self.out_of_memory(asked_bytes) from error
-            raise
-
-    def out_of_memory(self, asked_bytes: int) -> OutOfDeviceMemoryError:
-        """The error for an allocation of `asked_bytes`; 0 where a library does not say how much it wanted."""
-        memory = self.memory()
-        used_bytes = memory.total_bytes - memory.free_bytes
-        return OutOfDeviceMemoryError(asked_bytes, used_bytes, memory.total_bytes, "device memory")
 
     def tick(self, stream: Any) -> Any:
         """While a trace is on, an event that holds the time on `stream`; else None."""
         if self._trace is None:
             return None
-        event = self._cupy.cuda.Event()
-        event.record(stream)
+        event = self.call(self._cupy.cuda.Event)
+        self.call(event.record, stream)
         return event
 
     def tock(self, stream: Any, began: Any, track: str, name: str) -> None:
         """Add what `stream` did since `began` to the trace."""
         if self._trace is not None:
             self._trace.append((track, name, began, self.tick(stream)))
+
+    def _new_stream(self) -> Any:
+        stream = self.call(lambda: self._cupy.cuda.Stream(non_blocking=True))
+        self._calls.handles.append(stream)
+        return stream
+
+    def _elapsed_s(self, began: Any, ended: Any) -> float:
+        elapsed_ms: float = self.call(self._cupy.cuda.get_elapsed_time, began, ended)
+        return elapsed_ms * 1e-3
 
     def _try_gemm(self, weight_format: WeightFormat) -> str:
         """Why this GPU cannot multiply a format, or empty. Also loads cuBLAS's workspace and kernels."""
@@ -308,56 +363,6 @@ def _address(array: DeviceArray) -> int:
     return array.allocation.address + array.offset_bytes
 
 
-def _import_cupy() -> tuple[Any, Any]:
-    try:
-        import cupy
-        from cupy.cuda import runtime
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
-        raise DeviceUnavailableError(
-            "CuPy is not installed: pip install 'hybrid-run[cu12]' (driver 525 or newer)"
-            " or 'hybrid-run[cu13]' (driver 580 or newer)"
-        ) from error
-    except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
-    return cupy, runtime
-
-
-def _import_cublas() -> Any:
-    try:
-        from cupy_backends.cuda.libs import cublas
-    except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(
-            f"the cuBLAS library cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
-            f" 'cupy-cuda13x[ctk]' brings it): {_one_line(error)}"
-        ) from error
-    return cublas
-
-
-def _check_driver(runtime: Any, ordinal: int) -> None:
-    driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    if driver == 0:
-        raise DeviceUnavailableError("no NVIDIA driver is installed, or this process cannot see it")
-    if driver // 1000 < built_for // 1000:
-        other = ", or pip install 'hybrid-run[cu12]'" if driver // 1000 == 12 else ""
-        raise DeviceUnavailableError(
-            f"the NVIDIA driver is too old: it serves CUDA {_version(driver)} and CuPy was built for"
-            f" CUDA {_version(built_for)}; update the driver{other}"
-        )
-    try:
-        devices = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        if error.status == _NO_DEVICE:
-            raise DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)") from error
-        raise DeviceUnavailableError(f"CUDA does not start: {_one_line(error)}") from error
-    if not 0 <= ordinal < devices:
-        raise DeviceUnavailableError(f"there is no CUDA device {ordinal}: {devices} are visible")
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _float_rows(x: DeviceArray) -> FloatRows:
+    assert x.format is WeightFormat.FP32
+    return FloatRows(_address(x), *x.shape)

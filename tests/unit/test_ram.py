@@ -24,8 +24,10 @@ from hybrid.runtime.planning import make_plan, open_for_run
 from hybrid.runtime.ram import Ram, RamBudget, resolve_ram
 from offload.errors import RamBudgetError
 from offload.plan import HostTier
+from offload.recovery import ShrinkingPlan
 from offload.units import GIB, MIB
 from tests.fakes import small_plan
+from tests.unit.test_planner import request
 
 REPOSITORY = Path(__file__).parents[2]
 RAM = Ram(16 * GIB, 10 * GIB)
@@ -138,7 +140,7 @@ def test_peaks_stay_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch, t
     for anonymous, mapped in ((3, 9), (7, 2), (1, 1)):
         status.write_text(f"Name:\tx\nVmHWM:\t11 kB\nVmRSS:\t5 kB\nRssAnon:\t{anonymous} kB\nRssFile:\t{mapped} kB\n")
         watch.sample()
-    read = watch.read(small_plan())
+    read = watch.read(ShrinkingPlan(request([], 0), lambda _: small_plan()))
     assert (read["ram_anonymous_peak_bytes"], read["ram_file_peak_bytes"]) == (7 * 1024, 9 * 1024)
     assert (read["ram_bytes"], read["ram_peak_bytes"]) == (5 * 1024, 11 * 1024)
     assert "ram_cap_bytes" not in read
@@ -179,7 +181,7 @@ def test_the_bytes_told_while_loading_are_those_that_were_announced(folder: Path
 
 
 def test_a_load_that_fails_ends_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise UsageError("no islands today")
 
     monkeypatch.setattr(loading, "load_islands", fail)
