@@ -13,8 +13,8 @@ SOURCES = sorted([*(ROOT / "hybrid").rglob("*.py"), *(ROOT / "offload").rglob("*
 ENTRANCES = {
     "onnx": {"hybrid/model/onnx_graph.py"},
     "onnxruntime": {"hybrid/runtime/island.py"},
-    "cupy": {"offload/devices/cuda.py"},
-    "cupy_backends": {"offload/devices/cuda.py"},
+    "cupy": {"offload/devices/cuda_libraries.py"},
+    "cupy_backends": {"offload/devices/cuda_libraries.py"},
     "pynvml": {"offload/devices/nvml.py"},
     "huggingface_hub": {"hybrid/model/hub_repository.py"},
     "sentencepiece": {"hybrid/text/sentencepiece_tokenizer.py"},

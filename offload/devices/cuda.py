@@ -1,9 +1,10 @@
-"""A CUDA GPU through CuPy's low-level calls; the only importer of cupy, and late.
+"""A CUDA GPU through CuPy's low-level calls.
 
 CuPy's pools are not used: device and pinned blocks have exactly the size that was asked for. Arguments of the
 low-level calls are positional integers, and pointers are addresses.
 """
 
+import functools
 import os
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,16 +15,19 @@ import numpy.typing as npt
 
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.cuda_compiler import CudaCompiler
+from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
+from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
 from offload.devices.gemm_probe import gemm_is_exact
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError, PinningError
-from offload.specs import Layout, WeightFormat
+from offload.specs import ColumnRange, Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _CUDA_R_32F = 0
 _OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _COMPUTE_32F = 68
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
-_NO_MEMORY, _NO_DEVICE = 2, 100  # cudaError_t
+_NO_MEMORY = 2  # cudaError_t
 _CUBLAS_ALLOC_FAILED = 3
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
@@ -119,6 +123,35 @@ class CudaStream:
         if began is not None:
             device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
 
+    def multiply_rows(
+        self,
+        x: DeviceArray | Int8Rows,
+        w: Weight,
+        y: DeviceArray,
+        scratch: DeviceArray | None = None,
+    ) -> None:
+        """Queue y[M, N] = x[M, K] @ W for 1 to 8 rows by our own kernels; x is fp32 or quantised, y fp32.
+
+        `scratch` has `CudaDevice.kernels.scratch_bytes(M, w)` bytes. Raises DeviceUnavailableError when the kernel
+        cannot be compiled or loaded.
+        """
+        rows = x if isinstance(x, Int8Rows) else _float_rows(x)
+        assert (y.format, y.shape) == (WeightFormat.FP32, (rows.rows, w.columns))
+        began = self._device.tick(self._stream)
+        scratch_address = _address(scratch) if scratch else 0
+        self._device.kernels.multiply(rows, w, _address(y), self._address, scratch=scratch_address)
+        if began is not None:
+            self._device.tock(self._stream, began, self._name, f"multiply {rows.rows}x{w.inner}x{w.columns}")
+
+    def quantise_rows(self, x: DeviceArray, into: Int8Rows) -> None:
+        """Queue the quantisation of fp32 x[M, K] for `multiply_rows`."""
+        self._device.kernels.quantise(_float_rows(x), into, self._address)
+
+    def dequantise(self, w: BlockWeight, columns: ColumnRange, out: DeviceArray) -> None:
+        """Queue some columns of W into a panel [n, K] of fp16 or fp32, for `gemm` with many rows."""
+        assert out.shape == (len(columns), w.inner)
+        self._device.kernels.dequantise(w, columns.start, columns.stop, _address(out), out.format, self._address)
+
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
@@ -141,9 +174,9 @@ class CudaDevice:
     hollow = False
 
     def __init__(self, ordinal: int = 0) -> None:
-        self._cupy, self.runtime = _import_cupy()
-        _check_driver(self.runtime, ordinal)
-        self.cublas = _import_cublas()
+        self._cupy, self.runtime = import_cupy()
+        check_driver(self.runtime, ordinal)
+        self.cublas = import_cublas()
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
         used_before_bytes = nvml.used_bytes(pci_bus_id)
         try:
@@ -151,7 +184,8 @@ class CudaDevice:
             free_bytes, total_bytes = self.runtime.memGetInfo()  # creates the context, if that did not
         except self.runtime.CUDARuntimeError as error:
             raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
-        self.name: str = self.runtime.getDeviceProperties(ordinal)["name"].decode()
+        self._properties = self.runtime.getDeviceProperties(ordinal)
+        self.name: str = self._properties["name"].decode()
         used_after_bytes = nvml.used_bytes(pci_bus_id)
         if used_before_bytes is None or used_after_bytes is None:
             context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
@@ -219,7 +253,7 @@ class CudaDevice:
         try:
             self.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
         except self.runtime.CUDARuntimeError as error:
-            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {_one_line(error)}") from error
+            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from error
 
     def unpin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""
@@ -232,6 +266,13 @@ class CudaDevice:
     def event(self) -> CudaEvent:
         """See Device."""
         return CudaEvent(self, self._cupy.cuda.Event(disable_timing=True))
+
+    @functools.cached_property
+    def kernels(self) -> CudaKernels:
+        """Our own kernels, compiled when first launched. Raises DeviceUnavailableError without NVRTC."""
+        properties = self._properties
+        capability = 10 * properties["major"] + properties["minor"]
+        return CudaKernels(CudaCompiler(*import_compiler(), capability), properties["multiProcessorCount"])
 
     def start_trace(self) -> None:
         """See Device."""
@@ -308,56 +349,6 @@ def _address(array: DeviceArray) -> int:
     return array.allocation.address + array.offset_bytes
 
 
-def _import_cupy() -> tuple[Any, Any]:
-    try:
-        import cupy
-        from cupy.cuda import runtime
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
-        raise DeviceUnavailableError(
-            "CuPy is not installed: pip install 'hybrid-run[cu12]' (driver 525 or newer)"
-            " or 'hybrid-run[cu13]' (driver 580 or newer)"
-        ) from error
-    except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(f"CuPy cannot be imported: {_one_line(error)}") from error
-    return cupy, runtime
-
-
-def _import_cublas() -> Any:
-    try:
-        from cupy_backends.cuda.libs import cublas
-    except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(
-            f"the cuBLAS library cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
-            f" 'cupy-cuda13x[ctk]' brings it): {_one_line(error)}"
-        ) from error
-    return cublas
-
-
-def _check_driver(runtime: Any, ordinal: int) -> None:
-    driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    if driver == 0:
-        raise DeviceUnavailableError("no NVIDIA driver is installed, or this process cannot see it")
-    if driver // 1000 < built_for // 1000:
-        other = ", or pip install 'hybrid-run[cu12]'" if driver // 1000 == 12 else ""
-        raise DeviceUnavailableError(
-            f"the NVIDIA driver is too old: it serves CUDA {_version(driver)} and CuPy was built for"
-            f" CUDA {_version(built_for)}; update the driver{other}"
-        )
-    try:
-        devices = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        if error.status == _NO_DEVICE:
-            raise DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)") from error
-        raise DeviceUnavailableError(f"CUDA does not start: {_one_line(error)}") from error
-    if not 0 <= ordinal < devices:
-        raise DeviceUnavailableError(f"there is no CUDA device {ordinal}: {devices} are visible")
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _float_rows(x: DeviceArray) -> FloatRows:
+    assert x.format is WeightFormat.FP32
+    return FloatRows(_address(x), *x.shape)

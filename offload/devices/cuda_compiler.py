@@ -1,0 +1,130 @@
+"""Compile our CUDA C kernels when first needed, keep them on disk, and launch them.
+
+NVRTC is called directly rather than through CuPy's RawModule, which wants CUDA's header files and flushes small
+numbers to zero. CuPy's modules are handed in by cuda.py.
+"""
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from offload.devices.cuda_libraries import one_line
+from offload.errors import DeviceUnavailableError
+from offload.kernels.cuda.launch import Launch
+from offload.kernels.cuda.sources import program
+
+CACHE_FOLDER = Path("~/.cache/hybrid-run/cuda")
+_OPTIONS = ("--std=c++17",)
+
+
+class CudaCompiler:
+    """Launches kernels by their C++ names; the first launch of each compiles it, in about a second unless kept.
+
+    `capability` is the GPU's, 75 for sm_75. Kernels are kept in `folder`, where that can be written.
+    """
+
+    def __init__(self, nvrtc: Any, driver: Any, load: Any, capability: int, folder: Path = CACHE_FOLDER) -> None:
+        """`nvrtc` and `driver` are CuPy's bindings; `load` makes a module of a cubin or PTX.
+
+        Raises DeviceUnavailableError without NVRTC, and for a GPU that is too old for it.
+        """
+        self._nvrtc, self._driver, self._load = nvrtc, driver, load
+        self._folder = folder.expanduser()
+        self._functions: dict[tuple[str, str], Any] = {}
+        try:
+            self._version: tuple[int, int] = nvrtc.getVersion()
+            supported: set[int] = set(nvrtc.getSupportedArchs())
+        except RuntimeError as error:  # CuPy looks for the library when it is first called
+            raise DeviceUnavailableError(
+                "the CUDA compiler library NVRTC cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
+                f" 'cupy-cuda13x[ctk]' brings it): {one_line(error)}"
+            ) from error
+        # Machine code needs no newer driver than CuPy's own. For a GPU that is newer than this NVRTC: code for
+        # the newest it knows, which the driver translates.
+        self._machine_code = capability in supported
+        older = [known for known in supported if known <= capability]
+        if not older:
+            raise DeviceUnavailableError(
+                f"NVRTC {self._named_version} compiles for sm_{min(supported)} and newer, not for sm_{capability}"
+            )
+        self._target = f"sm_{capability}" if self._machine_code else f"compute_{max(older)}"
+
+    def __call__(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None:
+        """Queue a launch with ctypes arguments. Raises DeviceUnavailableError when it cannot be compiled or loaded."""
+        function = self._functions.get((launch.program, launch.kernel)) or self.prepare(launch)
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        x, y = launch.blocks
+        # The driver copies the arguments before it returns.
+        self._driver.launchKernel(
+            function.ptr, x, y, 1, launch.threads, 1, 1, launch.shared_bytes, stream, ctypes.addressof(addresses), 0
+        )
+
+    def prepare(self, launch: Launch) -> Any:
+        """The function that a launch needs, compiled and loaded. Raises DeviceUnavailableError."""
+        kernel, source = launch.kernel, program(launch.program)
+        key = "\0".join([source, kernel, self._target, *_OPTIONS, str(self._version)])
+        kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.kernel"
+        name, code = _read(kept) or (None, b"")
+        if name is None:
+            name, code = self._compile(source, kernel)
+            _write(kept, name, code)
+        try:
+            function = self._load(code).get_function(name)
+        except (RuntimeError, OSError) as error:
+            raise DeviceUnavailableError(
+                f"the driver cannot load the kernel {kernel} that NVRTC {self._named_version} compiled for"
+                f" {self._target}; update the driver: {one_line(error)}"
+            ) from error
+        self._functions[launch.program, kernel] = function  # which keeps its module alive
+        return function
+
+    def _compile(self, source: str, kernel: str) -> tuple[str, bytes]:
+        """The mangled name and the code of one kernel."""
+        nvrtc = self._nvrtc
+        made = nvrtc.createProgram(source, "", (), ())
+        try:
+            nvrtc.addNameExpression(made, kernel)
+            try:
+                nvrtc.compileProgram(made, (f"-arch={self._target}", *_OPTIONS))
+            except nvrtc.NVRTCError as error:
+                log = one_line(nvrtc.getProgramLog(made))
+                raise DeviceUnavailableError(f"NVRTC {self._named_version} does not compile {kernel}: {log}") from error
+            code = nvrtc.getCUBIN(made) if self._machine_code else nvrtc.getPTX(made)
+            return str(nvrtc.getLoweredName(made, kernel)), bytes(code)
+        finally:
+            nvrtc.destroyProgram(made)
+
+    @property
+    def _named_version(self) -> str:
+        return ".".join(map(str, self._version))
+
+
+# A kept kernel: the hash of what follows, the mangled name, a zero byte, the code.
+_HASH_BYTES = hashlib.sha256().digest_size
+
+
+def _read(kept: Path) -> tuple[str, bytes] | None:
+    try:
+        data = kept.read_bytes()
+    except OSError:
+        return None
+    content = data[_HASH_BYTES:]
+    if hashlib.sha256(content).digest() != data[:_HASH_BYTES]:
+        return None
+    name, _, code = content.partition(b"\0")
+    return name.decode(), code
+
+
+def _write(kept: Path, name: str, code: bytes) -> None:
+    content = name.encode() + b"\0" + code
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as part:
+            part.write(hashlib.sha256(content).digest() + content)
+        os.replace(part.name, kept)
+    except OSError:
+        return  # no folder to write to, or a full disk: compile again next time

@@ -1,0 +1,193 @@
+"""Multiply a few rows of x with weights on a GPU by our own kernels: arguments and order of the launches.
+
+Everything is an address in device memory. What compiles and launches is handed in, so that the kernels run on the
+CPU in tests. Each call only queues work on a stream.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from offload.kernels.cuda import launch
+from offload.kernels.cuda.launch import BlockFormat, Launch, Multiplication
+from offload.specs import Layout, WeightFormat
+
+# A launch, its arguments as ctypes values, the stream's address.
+Launcher = Callable[[Launch, Sequence[Any], int], None]
+
+_int, _pointer = ctypes.c_int, ctypes.c_void_p
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """An fp16 or bf16 weight on the device: [columns, inner] for NK, [inner, columns] for KN, contiguous."""
+
+    address: int
+    format: WeightFormat
+    layout: Layout
+    columns: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """A block-quantised weight on the device, packed as blocks.cuh says.
+
+    `zeros` is the address of the packed zero points, 0 where there are none.
+    """
+
+    numbers: int
+    scales: int
+    zeros: int
+    format: BlockFormat
+    columns: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """Rows of x quantised in blocks: int8[rows, blocks * block], padded, and fp32 scales[rows, blocks].
+
+    `numbers` is a multiple of 16: a kernel that read elsewhere would take the whole CUDA context down.
+    """
+
+    numbers: int
+    scales: int
+    rows: int
+    block: int
+    inner: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an address that is not aligned."""
+        if self.numbers % 16:
+            raise ValueError(f"int8 rows begin at a multiple of 16 bytes, not at {self.numbers:#x}")
+
+    @staticmethod
+    def sizes_bytes(rows: int, inner: int, block: int) -> tuple[int, int]:
+        """Bytes of the numbers and of the scales."""
+        blocks = -(-inner // block)
+        return rows * blocks * block, rows * blocks * 4
+
+
+@dataclass(frozen=True)
+class FloatRows:
+    """fp32 rows of x: [rows, inner], contiguous."""
+
+    address: int
+    rows: int
+    inner: int
+
+
+Weight = FloatWeight | BlockWeight
+Rows = FloatRows | Int8Rows
+
+
+class CudaKernels:
+    """The kernels of one GPU."""
+
+    def __init__(self, launcher: Launcher, processors: int) -> None:
+        """`processors` is the number of multiprocessors to keep busy."""
+        self._launch = launcher
+        self._processors = processors
+
+    def scratch_bytes(self, rows: int, weight: Weight) -> int:
+        """Bytes of device memory that `multiply` needs beside x, W and y; at most for any kind of x."""
+        columns = weight.columns
+        if isinstance(weight, FloatWeight):
+            return self._float(rows, weight, True).scratch_bytes(rows, columns)
+        return max(self._blocks(rows, weight, kind, True).scratch_bytes(rows, columns) for kind in (True, False))
+
+    def multiply(
+        self,
+        x: Rows,
+        weight: Weight,
+        y: int,
+        stream: int,
+        bias: int = 0,
+        scratch: int = 0,
+    ) -> None:
+        """Queue y = x @ W + bias: fp32[rows, columns], 1 to 8 rows, fp32[columns].
+
+        `scratch` is `scratch_bytes` of memory that nothing else uses meanwhile; the same memory may serve all
+        multiplications of a stream. Raises ValueError for operands that do not belong together.
+        """
+        if x.inner != weight.inner:
+            raise ValueError(f"x has {x.inner} features and the weight takes {weight.inner}")
+        rows, columns = x.rows, weight.columns
+        if isinstance(weight, FloatWeight):
+            if isinstance(x, Int8Rows):
+                raise ValueError("int8 rows are for block-quantised weights")
+            made = self._float(rows, weight, _float_aligned(x, weight))
+            before: list[Any] = [_pointer(weight.address), _pointer(x.address)]
+            sizes = [_int(columns), _int(x.inner)]
+        else:
+            if isinstance(x, Int8Rows) and x.block != weight.format.block:
+                raise ValueError(f"x is in blocks of {x.block} and the weight in blocks of {weight.format.block}")
+            made = self._blocks(rows, weight, isinstance(x, Int8Rows), _blocks_aligned(x, weight))
+            before = [_pointer(weight.numbers), _pointer(weight.scales), _pointer(weight.zeros)]
+            before += [_pointer(x.numbers), _pointer(x.scales)] if isinstance(x, Int8Rows) else [_pointer(x.address)]
+            blocks = weight.format.blocks(x.inner)
+            sizes = [_int(columns), _int(x.inner), _int(blocks), _int(weight.format.block_log2)]
+        if made.splits == 1:
+            self._launch(
+                made.launch, [*before, _pointer(bias), _pointer(y), *sizes, _int(made.units_per_split)], stream
+            )
+            return
+        if not scratch:
+            raise ValueError(f"this multiplication needs {made.scratch_bytes(rows, columns)} bytes of scratch memory")
+        self._launch(made.launch, [*before, _pointer(0), _pointer(scratch), *sizes, _int(made.units_per_split)], stream)
+        parts = [_pointer(scratch), _pointer(bias), _pointer(y), _int(columns), _int(rows * columns), _int(made.splits)]
+        self._launch(launch.sum_splits(rows, columns), parts, stream)
+
+    def quantise(self, x: FloatRows, into: Int8Rows, stream: int) -> None:
+        """Queue the quantisation of x. Raises ValueError for sizes that differ."""
+        if (x.rows, x.inner) != (into.rows, into.inner):
+            raise ValueError(f"x is [{x.rows}, {x.inner}] and its int8 rows [{into.rows}, {into.inner}]")
+        blocks = -(-x.inner // into.block)
+        sizes = [_int(x.inner), _int(blocks), _int(into.block.bit_length() - 1), _int(x.rows * blocks)]
+        pointers = [_pointer(x.address), _pointer(into.numbers), _pointer(into.scales)]
+        self._launch(launch.quantise_rows(x.rows, blocks), [*pointers, *sizes], stream)
+
+    def dequantise(
+        self, weight: BlockWeight, start: int, stop: int, out: int, panel: WeightFormat, stream: int
+    ) -> None:
+        """Queue columns start <= n < stop of a weight into `out`, [stop - start, inner] in fp16 or fp32."""
+        if not 0 <= start < stop <= weight.columns:
+            raise ValueError(f"columns {start}:{stop} are not among {weight.columns}")
+        form, inner = weight.format, weight.inner
+        numbers = weight.numbers + start * form.column_bytes(inner)
+        scales = weight.scales + start * form.blocks(inner) * form.scales.itemsize_bytes
+        zeros = weight.zeros + start * form.zero_bytes(inner) if weight.zeros else 0
+        aligned = numbers % 16 == 0 and out % 16 == 0 and inner % 8 == 0
+        pointers = [_pointer(numbers), _pointer(scales), _pointer(zeros), _pointer(out)]
+        sizes = [_int(inner), _int(form.blocks(inner)), _int(form.block_log2)]
+        self._launch(launch.dequantise(form, panel, stop - start, inner, aligned), [*pointers, *sizes], stream)
+
+    def _float(self, rows: int, weight: FloatWeight, aligned: bool) -> Multiplication:
+        return _multiply_float(
+            weight.format, weight.layout, rows, weight.columns, weight.inner, aligned, self._processors
+        )
+
+    def _blocks(self, rows: int, weight: BlockWeight, int8_rows: bool, aligned: bool) -> Multiplication:
+        return _multiply_blocks(weight.format, int8_rows, rows, weight.columns, weight.inner, aligned, self._processors)
+
+
+# Every step asks for the same few again.
+_multiply_float = functools.lru_cache(1024)(launch.multiply_float)
+_multiply_blocks = functools.lru_cache(1024)(launch.multiply_blocks)
+
+
+def _float_aligned(x: FloatRows, weight: FloatWeight) -> bool:
+    if x.address % 16 or weight.address % 16:
+        return False
+    if weight.layout is Layout.NK:
+        return weight.inner % 8 == 0
+    return weight.columns % 8 == 0 and weight.inner % 4 == 0
+
+
+def _blocks_aligned(x: Rows, weight: BlockWeight) -> bool:
+    if weight.numbers % weight.format.chunk_bytes:
+        return False
+    return isinstance(x, Int8Rows) or (x.address % 16 == 0 and x.inner % weight.format.chunk_numbers == 0)

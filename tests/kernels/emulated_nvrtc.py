@@ -1,0 +1,105 @@
+"""NVRTC and the driver's part of CuPy, in front of the shim: "compiled code" is the source and one kernel's name."""
+
+import ctypes
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from tests.kernels.host_shim import HostProgram, Schedule
+
+
+class NVRTCError(RuntimeError):
+    pass
+
+
+class EmulatedNvrtc:
+    """One NVRTC and one driver; `compiled` has the options of every compilation."""
+
+    NVRTCError = NVRTCError
+
+    def __init__(self, capabilities: tuple[int, ...] = (75, 80, 90), broken: str = "", refuses: str = "") -> None:
+        """`broken`: getVersion fails like this. `refuses`: the driver loads nothing and says this."""
+        self.capabilities, self.broken, self.refuses = capabilities, broken, refuses
+        self.compiled: list[tuple[str, ...]] = []
+        self.streams: list[int] = []
+        self._sources: dict[int, list[str]] = {}
+        self._functions: dict[int, tuple[HostProgram, str]] = {}
+
+    # cupy_backends.cuda.libs.nvrtc
+
+    def getVersion(self) -> tuple[int, int]:
+        if self.broken:
+            raise RuntimeError(self.broken)
+        return 12, 9
+
+    def getSupportedArchs(self) -> tuple[int, ...]:
+        return self.capabilities
+
+    def createProgram(self, source: str, name: str, headers: Any, include_names: Any) -> int:
+        self._sources[len(self._sources) + 1] = [source]
+        return len(self._sources)
+
+    def addNameExpression(self, program: int, kernel: str) -> None:
+        self._sources[program].append(kernel)
+
+    def compileProgram(self, program: int, options: tuple[str, ...]) -> None:
+        self.compiled.append(options)
+        if "#error" in self._sources[program][0]:
+            raise NVRTCError("NVRTC_ERROR_COMPILATION (6)")
+
+    def getProgramLog(self, program: int) -> str:
+        return "float_nk.cu(1): error:\n  it says #error"
+
+    def getLoweredName(self, program: int, kernel: str) -> str:
+        assert kernel in self._sources[program]
+        return f"mangled {kernel}"
+
+    def getCUBIN(self, program: int) -> bytes:
+        source, kernel = self._sources[program]
+        return f"{kernel}\0{source}".encode()
+
+    def getPTX(self, program: int) -> bytes:
+        return self.getCUBIN(program)
+
+    def destroyProgram(self, program: int) -> None:
+        assert program in self._sources
+
+    # cupy.cuda.function
+
+    def load(self, code: bytes) -> Any:
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+        kernel, _, source = code.decode().partition("\0")
+        compiled = HostProgram(source, [kernel])
+
+        def get_function(name: str) -> Any:
+            assert name == f"mangled {kernel}"
+            handle = len(self._functions) + 1
+            self._functions[handle] = (compiled, kernel)
+            return SimpleNamespace(ptr=handle)
+
+        return SimpleNamespace(get_function=get_function)
+
+    # cupy.cuda.driver
+
+    def launchKernel(self, handle: int, *arguments: int) -> None:
+        gx, gy, gz, bx, by, bz, shared_bytes, stream, addresses, extra = arguments
+        assert (gz, by, bz, extra) == (1, 1, 1, 0)
+        program, kernel = self._functions[handle]
+        self.streams.append(stream)
+        program.launch_raw(kernel, (gx, gy), bx, shared_bytes, ctypes.c_void_p(addresses), Schedule.FORWARD)
+
+    def install(self, monkeypatch: Any) -> None:
+        """Add it to an EmulatedCupy that was installed before."""
+        emulated = self
+
+        class Module:
+            def load(self, code: bytes) -> None:
+                self.get_function = emulated.load(code).get_function
+
+        cuda = sys.modules["cupy.cuda"]
+        monkeypatch.setattr(cuda, "driver", self, raising=False)
+        monkeypatch.setattr(cuda, "function", SimpleNamespace(Module=Module), raising=False)
+        monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"], "nvrtc", self, raising=False)
+        properties = {"name": b"Emulated GPU", "major": 7, "minor": 5, "multiProcessorCount": 40}
+        monkeypatch.setattr(sys.modules["cupy.cuda.runtime"], "getDeviceProperties", lambda ordinal: properties)
