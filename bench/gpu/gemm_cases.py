@@ -4,7 +4,6 @@ The device's weights are a block of random halves over and over, so any offset i
 the bytes of quantised numbers with scales behind them.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ import numpy.typing as npt
 from bench.gpu.device_time import Bench
 from bench.shapes import Shape
 from offload.devices.base import DeviceArray, HostArray, aligned
+from offload.devices.cuda_kernels import BlockWeight, FloatWeight, Int8Rows
+from offload.kernels.cuda.launch import BlockFormat
 from offload.specs import Layout, WeightFormat
 
 _CHECKED_COLUMNS = 64
@@ -73,6 +74,10 @@ class Gemm:
         wide = np.random.default_rng(self.rows).standard_normal((self.rows, self.matrix.inner), np.float32)
         return to_stored(wide, self.x_format)
 
+    def multiplied_x(self) -> Float64:
+        """The values of x that the weight is multiplied with."""
+        return to_float64(self.x(), self.x_format)
+
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
         """Queue y = x @ W for the weight that begins at `offset` bytes."""
         inner, columns = self.matrix.inner, self.matrix.columns
@@ -89,7 +94,7 @@ class Gemm:
     def error(self, y: npt.NDArray[np.float32], offset: int) -> float:
         """The largest error of some columns of `y` [M, N], relative to the sums of the magnitudes."""
         columns = np.unique(np.linspace(0, self.matrix.columns - 1, _CHECKED_COLUMNS).astype(np.int64))
-        x, w = to_float64(self.x(), self.x_format), self.weight(columns, offset)
+        x, w = self.multiplied_x(), self.weight(columns, offset)
         errors = np.abs(y[:, columns] - x @ w) / (np.abs(x) @ np.abs(w))
         return float(errors.max()) if np.isfinite(errors).all() else float("inf")
 
@@ -105,26 +110,27 @@ class OwnGemm(Gemm):
 
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
         """See Gemm."""
-        from offload.devices.cuda_kernels import FloatWeight
-
         weights: Any = bench.weights
         matrix = self.matrix
-        _multiply_rows(
-            bench, x, FloatWeight(weights.address + offset, self.form, self.layout, matrix.columns, matrix.inner), y
-        )
+        weight = FloatWeight(weights.address + offset, self.form, self.layout, matrix.columns, matrix.inner)
+        _multiply_rows(bench, x, weight, y)
 
 
 @dataclass(frozen=True)
 class OwnBlocks(OwnGemm):
-    """Our CUDA C kernels for weights in blocks of `block` numbers of `bits`, each with an fp16 scale."""
+    """Our CUDA C kernels for weights in blocks of `block` numbers of `bits`, each with an fp16 scale.
+
+    With `int8_rows`, x is quantised on the device first, which is not timed.
+    """
 
     bits: int = 8
     block: int = 64
+    int8_rows: bool = False
 
     @property
     def weights(self) -> str:
         """How the weight is stored, for people."""
-        return f"int{self.bits}, blocks of {self.block}"
+        return f"int{self.bits}, blocks of {self.block}" + (", x in int8" if self.int8_rows else "")
 
     @property
     def weight_bytes(self) -> int:
@@ -133,14 +139,40 @@ class OwnBlocks(OwnGemm):
 
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
         """See Gemm."""
-        from offload.devices.cuda_kernels import BlockWeight
-        from offload.kernels.cuda.launch import BlockFormat
-
         weights: Any = bench.weights
         numbers, form = weights.address + offset, BlockFormat(self.bits, self.block, WeightFormat.FP16)
         scales = numbers + self._number_bytes
         weight = BlockWeight(numbers, scales, 0, form, self.matrix.columns, self.matrix.inner)
-        _multiply_rows(bench, x, weight, y)
+        if not self.int8_rows:
+            _multiply_rows(bench, x, weight, y)
+            return
+        stream: Any = bench.stream
+        rows, behind = self._quantised(y)
+        stream.quantise_rows(x, rows)
+        _multiply_rows(bench, rows, weight, y, behind)
+
+    def multiplied_x(self) -> Float64:
+        """See Gemm. Quantised as the kernel does it: in fp32, to the nearest of 255 steps of each block."""
+        x = super().multiplied_x()
+        if not self.int8_rows:
+            return x
+        padded = np.zeros((self.rows, self._blocks * self.block), np.float32)
+        padded[:, : self.matrix.inner] = x
+        blocks = padded.reshape(self.rows, self._blocks, self.block)
+        scales = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+        quantised = np.rint(blocks * (1 / scales)).astype(np.float64) * scales
+        cut: Float64 = quantised.reshape(self.rows, -1)[:, : self.matrix.inner]
+        return cut
+
+    def _quantised(self, y: DeviceArray) -> tuple[Int8Rows, int]:
+        """Where the quantised x is, behind y, and the offset of what comes after it."""
+        numbers_bytes, scales_bytes = Int8Rows.sizes_bytes(self.rows, self.matrix.inner, self.block)
+        results: Any = y.allocation
+        numbers = y.offset_bytes + aligned(y.nbytes)
+        scales = numbers + aligned(numbers_bytes)
+        base = results.address
+        rows = Int8Rows(base + numbers, base + scales, self.rows, self.block, self.matrix.inner)
+        return rows, scales + aligned(scales_bytes)
 
     def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
         """See Gemm. Numbers are unsigned around the middle, the lower half of a byte first."""
@@ -165,15 +197,6 @@ class OwnBlocks(OwnGemm):
         return self.matrix.columns * self._blocks * self.block * self.bits // 8
 
 
-def own_kernels_reason(bench: Bench) -> str:
-    """Empty where our CUDA C kernels can be measured, else why they cannot."""
-    if bench.device.simulated:
-        return "they run on a GPU only"
-    if importlib.util.find_spec("offload.devices.cuda_kernels") is None:
-        return "this checkout has none"
-    return "" if hasattr(bench.stream, "multiply_rows") else "this checkout's CUDA device does not launch them"
-
-
 def cases(
     form: WeightFormat, kernel: str, own: bool, shape: Shape, rows: Sequence[int], values: HostArray
 ) -> Iterator[Gemm]:
@@ -186,7 +209,10 @@ def cases(
                     yield OwnGemm("CUDA C", matrix, form, layout, count, values)
             if own and form is WeightFormat.FP16:
                 for bits in (8, 4):
-                    yield OwnBlocks("CUDA C", matrix, form, Layout.NK, count, values, bits)
+                    for int8_rows in (False, True):
+                        yield OwnBlocks(
+                            "CUDA C", matrix, form, Layout.NK, count, values, bits=bits, int8_rows=int8_rows
+                        )
 
 
 def to_stored(values: npt.NDArray[np.float32], form: WeightFormat) -> HostArray:
@@ -206,11 +232,14 @@ def to_float64(stored: Any, form: WeightFormat) -> Float64:
     return exact
 
 
-def _multiply_rows(bench: Bench, x: DeviceArray, weight: Any, y: DeviceArray) -> None:
-    """Through the CUDA device, with scratch memory behind y."""
-    stream, device = bench.stream, bench.device
-    nbytes = device.kernels.scratch_bytes(x.shape[0], weight)  # type: ignore[attr-defined]
-    offset = y.offset_bytes + aligned(y.nbytes)
-    scratch = DeviceArray(y.allocation, offset, (1, nbytes // 4), WeightFormat.FP32) if nbytes else None
+def _multiply_rows(
+    bench: Bench, x: DeviceArray | Int8Rows, weight: Any, y: DeviceArray, behind: int | None = None
+) -> None:
+    """Through the CUDA device, with scratch memory behind y, or at the offset `behind`."""
+    stream: Any = bench.stream
+    device: Any = bench.device
+    nbytes = device.kernels.scratch_bytes(y.shape[0], weight)
+    offset = behind or y.offset_bytes + aligned(y.nbytes)
     assert offset + nbytes <= bench.results.nbytes
-    stream.multiply_rows(x, weight, y, scratch)  # type: ignore[attr-defined]
+    scratch = DeviceArray(y.allocation, offset, (1, nbytes // 4), WeightFormat.FP32) if nbytes else None
+    stream.multiply_rows(x, weight, y, scratch)

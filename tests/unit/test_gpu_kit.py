@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.gpu import environment, kernels, rates, roof, run, speed
+from bench.gpu import environment, gemm_cases, kernels, rates, roof, run, speed
 from bench.gpu.cap import _row
 from bench.gpu.device_time import Bench
 from bench.gpu.gemm_cases import Gemm, Matrix, OwnBlocks, OwnGemm, cases
@@ -26,10 +27,12 @@ from bench.models import DTYPES, Weights
 from hybrid.runtime.machines import find_profile
 from offload.devices.base import Span
 from offload.devices.cuda import CudaDevice
+from offload.devices.cuda_kernels import CudaKernels
 from offload.errors import DeviceUnavailableError
 from offload.specs import Layout, WeightFormat
 from offload.telemetry import Step
 from tests.device.emulated_cupy import EmulatedCupy
+from tests.kernels.host_shim import HostLauncher
 
 ROOT = Path(__file__).parents[2]
 # What a GPU machine may lack.
@@ -240,8 +243,14 @@ def test_our_own_kernels_are_among_the_cases_where_they_can_be_launched() -> Non
     job = a_job(Path(), "cuda")
     made = list(cases(WeightFormat.FP16, "cuBLAS", True, job.sizes.layer, (1, 2), half_values()))
     assert {type(case) for case in made} == {Gemm, OwnGemm, OwnBlocks}
-    assert {case.weights for case in made} == {"fp16 KN", "fp16 NK", "int8, blocks of 64", "int4, blocks of 64"}
-    assert len(made) == 5 * 2 * 6
+    blocks = {"int8, blocks of 64", "int4, blocks of 64"}
+    assert {case.weights for case in made} == {
+        "fp16 KN",
+        "fp16 NK",
+        *blocks,
+        *(f"{name}, x in int8" for name in blocks),
+    }
+    assert len(made) == 5 * 2 * 8
     assert {type(case) for case in cases(WeightFormat.FP32, "cuBLAS", True, job.sizes.layer, (1,), half_values())} == {
         Gemm
     }
@@ -291,12 +300,27 @@ def test_the_environment_of_a_cuda_device(emulated: Emulated, tmp_path: Path) ->
     assert "int4: no device kernel" in text
 
 
-def test_kernels_on_a_cuda_device_are_exact_and_called_cublas(emulated: Emulated, tmp_path: Path) -> None:
+def test_kernels_on_a_cuda_device_are_exact_cublas_and_our_own(
+    emulated: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of x in the matrices of one size: our kernels are compiled for the CPU, one after the other."""
+    monkeypatch.setattr(CudaDevice, "kernels", CudaKernels(HostLauncher(), processors=4))
+    monkeypatch.setattr(kernels, "matrices", lambda shape: (Matrix("m", 128, 48),))
+    monkeypatch.setattr(gemm_cases, "matrices", kernels.matrices)
     found = kernels.run(a_job(tmp_path, "cuda"), lambda found: None)
-    assert len(found["readings"]) == 3 * 5 * 2 * 2
-    assert all(reading["exact"] and reading["kernel"] == "cuBLAS" for reading in found["readings"])
+    assert set(found["not_measured"]) == {"int8", "int4"}
+    assert all(reading["error"] < 2e-7 for reading in found["readings"])
+    counts = Counter(reading["kernel"] for reading in found["readings"])
+    assert counts == {"cuBLAS": 3 * 2 * 2, "CUDA C": 2 * (2 * 2 + 4)}
     assert emulated.blocks == {}
-    assert "0 of 60 results are off" in "\n".join(kernels.markdown(found))
+    assert "0 of 28 results are off" in "\n".join(kernels.markdown(found))
+
+
+def test_a_kernel_that_fails_is_named_and_the_others_are_measured(emulated: Emulated, tmp_path: Path) -> None:
+    """The emulation has no compiler."""
+    found = kernels.run(a_job(tmp_path, "cuda"), lambda found: None)
+    assert {reading["kernel"] for reading in found["readings"]} == {"cuBLAS"}
+    assert "CUDA C, int4, blocks of 64, q_proj, 1 rows" in found["not_measured"]
 
 
 def test_the_roof_counts_bytes_read_and_bytes_written(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
