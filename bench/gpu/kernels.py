@@ -143,4 +143,10 @@ def markdown(found: Json) -> list[str]:
         lines.append(f"| {' | '.join(names)} | {shares} | {error:.1e} |")
     wrong = sum(not reading["exact"] for reading in found["readings"])
     lines += ["", f"- {wrong} of {len(found['readings'])} results are off by more than {found['tolerance']:.0e}"]
-    return lines + [f"- {name}: not measured, {reason}" for name, reason in found["not_measured"].items()]
+    alike: dict[str, list[str]] = {}
+    for name, reason in found["not_measured"].items():
+        alike.setdefault(reason, []).append(name)
+    for reason, names in alike.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"- {names[0]}{more}: not measured, {reason}")
+    return lines

@@ -330,6 +330,7 @@ def test_a_kernel_that_fails_is_named_and_the_others_are_measured(emulated: Emul
     found = kernels.run(a_job(tmp_path, "cuda"), lambda found: None)
     assert {reading["kernel"] for reading in found["readings"]} == {"cuBLAS"}
     assert "CUDA C, int4, blocks of 64, q_proj, 1 rows" in found["not_measured"]
+    assert "- CUDA C, fp16 KN, q_proj, 1 rows and 79 more: not measured, " in "\n".join(kernels.markdown(found))
 
 
 def test_the_roof_counts_bytes_read_and_bytes_written(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
