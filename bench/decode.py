@@ -20,6 +20,7 @@ from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from hybrid.runtime.threads import default_threads
 from offload.placing import Shares, place
+from offload.recovery import ShrinkingPlan
 from offload.telemetry import Timeline
 
 _TRACED_TOKENS = 16
@@ -89,8 +90,8 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
 
 def _engine(opened: OpenedModel, mode: str, threads: int, timeline: Timeline) -> Engine:
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
-    return load(opened, plan, _outside(opened, mode), None, threads, timeline=timeline)
+    plans = ShrinkingPlan(plan_request(opened, target, {}))
+    return load(opened, plans, _outside(opened, mode), None, threads, timeline=timeline)
 
 
 def _outside(opened: OpenedModel, mode: str) -> list[Linear]:

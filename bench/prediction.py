@@ -23,7 +23,7 @@ from hybrid.runtime.target import choose_target, look_in_profile
 from hybrid.runtime.threads import default_threads
 from hybrid.tune.calibration import measure_machine
 from offload.placing import NO_RING, predict
-from offload.planner import make_plan
+from offload.recovery import ShrinkingPlan
 
 _STEPS = 12
 
@@ -49,9 +49,10 @@ def measure(model: Path, depths: list[int], machine: Path, number: int, threads:
     settings = RunSettings(model=model, cuda="0", machine=str(machine), context_tokens=None, threads=threads)
     opened = open_for_run(settings)
     request = plan_request(opened, choose_target(settings, look_in_profile), {})
-    plan = make_plan(request)
+    plans = ShrinkingPlan(request)
+    plan = plans.plan
     cells = []
-    with load(opened, plan, linears_outside(opened.linears, plan), None, threads) as engine:
+    with load(opened, plans, linears_outside(opened.linears, plan), None, threads) as engine:
         _fill_cache(engine)
         limit = engine.context_tokens - _STEPS - 1
         for depth in sorted({min(depth, limit) for depth in depths}):

@@ -18,7 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.console import check_writable, discard, emit, read_stdin, read_text, say, width
+from hybrid.console import check_writable, discard, emit, note_between, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -75,6 +75,8 @@ def run(
     context: options.Context = None,
     threads: options.Threads = None,
     kv_dtype: options.CacheType = None,
+    host_dtype: options.HostDtype = None,
+    activations: options.Activations = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -107,11 +109,11 @@ def run(
         if timeline is not None or op_times:
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(
-            model, variant, cuda, device, machine, context, threads, kv_dtype, max_tokens, temperature, top_k, top_p,
-            min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop,
-            chat_template,
+            model, variant, cuda, device, machine, context, threads, kv_dtype, host_dtype, activations, max_tokens,
+            temperature, top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty,
+            logit_bias, seed, stop, chat_template,
         )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype, host_dtype, activations)
     text = _prompt_text(prompt, file)
     flags = _sampling_flags(locals())
 
@@ -139,6 +141,7 @@ def run(
         say(report.opening_line(text_model.engine, cuda))
         for warning in () if verbose else text_model.engine.plan.warnings:
             say(f"note: {warning}")
+        text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
         finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON)
@@ -157,6 +160,7 @@ def plan(
     machine: options.Machine = None,
     context: options.Context = None,
     kv_dtype: options.CacheType = None,
+    host_dtype: options.HostDtype = None,
     as_json: options.AsJson = False,
     draw: options.DrawFile = None,
     verbose: options.ShowLinears = False,
@@ -176,7 +180,9 @@ def plan(
         check_picture("--draw", draw)
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype))
+    made = make_plan(
+        RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype, host_dtype=host_dtype)
+    )
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -195,6 +201,8 @@ def chat(
     context: options.Context = None,
     threads: options.Threads = None,
     kv_dtype: options.CacheType = None,
+    host_dtype: options.HostDtype = None,
+    activations: options.Activations = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -216,7 +224,7 @@ def chat(
     if print_config:
         return _print_settings(chat, locals())
     flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype)
+    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype, host_dtype, activations)
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation
@@ -239,6 +247,7 @@ def chat(
         say(report.opening_line(engine, cuda))
         for warning in engine.plan.warnings:
             say(f"note: {warning}")
+        engine.on_warning = note_between
         say(line)
         return talk(conversation, engine.decoder.name)
 

@@ -12,6 +12,8 @@ class RunSettings:
 
     `model` is a folder, an .onnx file, or the name of a model on the Hugging Face hub; `variant` picks one of
     several ONNX precisions there.
+    `host_dtype` "int8" or "int4" quantises the host columns of float weights on load. `activations` "int8" or
+    "float" says what quantised weights multiply; None goes by the model, and for weights quantised on load is int8.
     `cuda` is the text of `--cuda` (see `offload.budget.parse_budget`), None for "decide for me".
     `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
     of those that come with the package; None picks one that suits the device.
@@ -26,3 +28,5 @@ class RunSettings:
     context_tokens: int | None = None
     threads: int | None = None
     kv_dtype: str | None = None
+    host_dtype: str | None = None
+    activations: str | None = None

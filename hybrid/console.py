@@ -17,6 +17,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def note_between(line: str) -> None:
+    """Write a note for people while a result is under way; where a terminal shows both, on a line of its own."""
+    say(f"\nnote: {line}" if sys.stdout.isatty() and sys.stderr.isatty() else f"note: {line}")
+
+
 def emit(text: str) -> None:
     """Write a result to standard output at once. Raises UsageError when it cannot be written, BrokenPipeError."""
     try:

@@ -85,6 +85,23 @@ CacheType = Annotated[
     KvDtype | None,
     typer.Option("--kv-dtype", help="How the cache keeps keys and values.", show_default="as the model's graph has it"),
 ]
+HostDtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8|int4",
+        help="Quantise what the CPU multiplies while loading: half or a quarter of fp16's RAM and time, a little less "
+        "exact.",
+        show_default="as the model stores it",
+    ),
+]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8|float",
+        help="What int8 and int4 weights multiply: activations rounded to int8 (fast), or as they are.",
+        show_default="as the model says; int8 with --host-dtype",
+    ),
+]
 
 
 Prompt = Annotated[

@@ -117,6 +117,7 @@ def stats_json(
         "memory": dict(memory),
         "plan": plan_totals(plan),
         "op_times": None if times is None else asdict(times),
+        "warnings": list(plan.warnings),
     }
 
 
@@ -278,7 +279,10 @@ def _linear_table(plan: Plan, width: int) -> str:
         columns = len(placement.resident), len(placement.streamed), len(placement.host)
         place = cell_text(columns).replace("\n", ", ")
         nbytes = format_bytes(linear.weight_bytes)
-        rows.append((linear.layer or "-", linear.kind, linear.format, nbytes, place, placement.reason))
+        kept = str(linear.format)
+        if len(placement.host) and placement.host_format is not linear.format:
+            kept += f", host {placement.host_format}"
+        rows.append((linear.layer or "-", linear.kind, kept, nbytes, place, placement.reason))
     return _table(("layer", "Linear", "format", "size", "place", "why"), rows, width, right=("size",))
 
 

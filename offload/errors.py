@@ -3,10 +3,13 @@
 OffloadError                    base
 ├── BudgetError                 a VRAM budget that cannot be read or cannot be
 ├── DeviceUnavailableError      no usable GPU; says why
+├── DeviceLostError             a device that worked and will not again in this process
 ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
 ├── PinningError                memory of ours that the device cannot read in place
 └── ProfileError                a device profile that cannot be read
 """
+
+DEVICE_MEMORY, PINNED_RAM = "device memory", "pinned RAM"
 
 
 class OffloadError(Exception):
@@ -21,14 +24,22 @@ class DeviceUnavailableError(OffloadError):
     """The device that was asked for cannot be used on this machine."""
 
 
+class DeviceLostError(OffloadError):
+    """A device that has failed for good: nothing can be asked of it any more, and what it held is gone."""
+
+
 class OutOfDeviceMemoryError(OffloadError, MemoryError):
-    """A device or pinned allocation that did not fit."""
+    """A device or pinned allocation that did not fit; `where` is DEVICE_MEMORY or PINNED_RAM.
+
+    `asked_bytes` is 0 where a library does not say how much it wanted.
+    """
 
     def __init__(self, asked_bytes: int, used_bytes: int, limit_bytes: int, where: str) -> None:
         super().__init__(f"out of {where}: asked for {asked_bytes} bytes with {used_bytes} in use of {limit_bytes}")
         self.asked_bytes = asked_bytes
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
+        self.pinned = where == PINNED_RAM
 
 
 class PinningError(OffloadError):

@@ -13,10 +13,12 @@ import threadpoolctl
 from scipy.linalg import cython_blas
 
 from offload.devices.base import HostArray
+from offload.host_quantised import QuantisedGroup, QuantisedKind, warm_up
 from offload.kernels import host, host_jobs, host_loops
 from offload.kernels.host import FloatArray
 from offload.kernels.host_jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
-from offload.specs import Layout, WeightFormat
+from offload.quantised import Activations, QuantisedWeight
+from offload.specs import ColumnRange, Layout, WeightFormat
 
 # Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
 DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
@@ -36,14 +38,16 @@ class HostColumns:
     """One Linear's share of the host work: output columns `start <= n < stop`, possibly none.
 
     `weight` is the whole weight, [N, K] or [K, N] as `layout` says, in the format's storage dtype. Its rows
-    are contiguous; its address need not be aligned.
+    are contiguous; its address need not be aligned. Of an int8 or int4 format it is a `QuantisedWeight`, and
+    `activations` says how x is treated; for others that means nothing.
     """
 
-    weight: HostArray
+    weight: HostArray | QuantisedWeight
     format: WeightFormat
     layout: Layout
     start: int
     stop: int
+    activations: Activations = Activations.FLOAT
 
     @property
     def in_features(self) -> int:
@@ -75,7 +79,7 @@ class HostBackend(Protocol):
 
 
 class NumbaBackend:
-    """Multiplies fp32, fp16 and bf16 weights where they lie, without a copy in another format.
+    """Multiplies fp32, fp16, bf16, int8 and int4 weights where they lie, without a copy in another format.
 
     BLAS is limited to one thread in the whole process, since each of our threads calls it.
     """
@@ -87,11 +91,28 @@ class NumbaBackend:
         self._sgemm = _sgemm_address()  # loads BLAS, so that the limit finds it
         self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
         self._panels: npt.NDArray[np.float32] | None = None
+        self._scratch = np.empty(0, np.uint8)
         self.launch = host.launcher()
 
-    def group(self, columns: Sequence[HostColumns]) -> "NumbaGroup":
-        """See `HostBackend`. Raises ValueError for weights it cannot read."""
-        return NumbaGroup(self, columns)
+    def group(self, columns: Sequence[HostColumns]) -> HostGroup:
+        """See `HostBackend`: one launch where all weights are floats or all have the same kind of blocks, else one
+        for each kind. Raises ValueError for weights it cannot read.
+        """
+        kinds: dict[tuple[object, ...], list[int]] = {}
+        for number, column in enumerate(columns):
+            _check_weight(column)
+            kinds.setdefault(_kind(column), []).append(number)
+        if len({column.in_features for column in columns}) > 1:
+            raise ValueError("the Linears of a group must have equal numbers of input features")
+        groups = [(numbers, self._uniform([columns[number] for number in numbers])) for numbers in kinds.values()]
+        return groups[0][1] if len(groups) == 1 else _MixedGroup(groups)
+
+    def _uniform(self, columns: Sequence[HostColumns]) -> HostGroup:
+        weights = [column.weight for column in columns if isinstance(column.weight, QuantisedWeight)]
+        if not weights:
+            return NumbaGroup(self, columns)
+        ranges = [ColumnRange(column.start, column.stop) for column in columns]
+        return QuantisedGroup(self, weights, ranges, columns[0].activations)
 
     def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]]) -> None:
         """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
@@ -99,6 +120,17 @@ class NumbaBackend:
             for path in _Path:
                 self.job(path)
                 self.kernel(path, weight_format, layout)
+
+    def warm_up_quantised(self, kinds: Iterable[QuantisedKind]) -> None:
+        """As `warm_up`, for weights in blocks."""
+        for kind in kinds:
+            warm_up(kind)
+
+    def scratch(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """At least `nbytes` that any group may use until the next one asks."""
+        if self._scratch.nbytes < nbytes:
+            self._scratch = np.empty(nbytes, np.uint8)
+        return self._scratch
 
     def job(self, path: _Path) -> int:
         """The address of what every thread does."""
@@ -128,13 +160,8 @@ class NumbaGroup:
     """Linears that share x, as tables of addresses that one launch works through."""
 
     def __init__(self, backend: NumbaBackend, columns: Sequence[HostColumns]) -> None:
-        """Raises ValueError for weights that cannot be read, or that do not read the same x."""
         self._backend = backend
         self._columns = tuple(columns)
-        for column in self._columns:
-            _check_weight(column)
-        if len({column.in_features for column in self._columns}) > 1:
-            raise ValueError("the Linears of a group must have equal numbers of input features")
         self._tables: dict[_Path, npt.NDArray[np.int64]] = {}
         self._table = np.zeros(HEADER, np.int64)
         self._call = (0, 0, 0)  # job, table, threads
@@ -157,10 +184,10 @@ class NumbaGroup:
         if not self._columns:
             return
         rows = len(x)
-        _check_array("x", x, (rows, self._columns[0].in_features))
+        host.check_array("x", x, (rows, self._columns[0].in_features))
         if not known or rows != self._table[_ROWS]:
             for output, column in zip(outputs, self._columns, strict=True):
-                _check_array("an output", output, (rows, column.out_features))
+                host.check_array("an output", output, (rows, column.out_features))
             path = self._path(rows)
             self._table = self._table_for(path)
             for i, output in enumerate(outputs):
@@ -183,6 +210,7 @@ class NumbaGroup:
             scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
             words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 0]
             for column, count in zip(self._columns, units, strict=True):
+                assert isinstance(column.weight, np.ndarray)
                 kernel = backend.kernel(path, column.format, column.layout)
                 distance = column.weight.strides[0] // column.format.itemsize_bytes
                 if panels and column.layout is Layout.KN:
@@ -191,6 +219,22 @@ class NumbaGroup:
                 words += [column.start, column.stop, 0, column.out_features, count]
             self._tables[path] = np.array(words, np.int64)
         return self._tables[path]
+
+
+class _MixedGroup:
+    """Linears that share x but no launch."""
+
+    def __init__(self, groups: Sequence[tuple[Sequence[int], HostGroup]]) -> None:
+        """`groups` with the numbers of their Linears."""
+        self._groups = groups
+        self._count = sum(len(numbers) for numbers, _ in groups)
+
+    def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
+        """See `HostGroup`. Raises ValueError for arrays that do not fit."""
+        if len(outputs) != self._count:
+            raise ValueError(f"{self._count} Linears need as many outputs, not {len(outputs)}")
+        for numbers, group in self._groups:
+            group.multiply(x, [outputs[number] for number in numbers])
 
 
 _DIRECT = {
@@ -203,23 +247,34 @@ _DIRECT = {
 _X, _ROWS, _UNITS, _OUTPUT = 0, 2, 4, 5
 
 
+def _kind(column: HostColumns) -> tuple[object, ...]:
+    """What Linears must have in common to be multiplied in one launch."""
+    weight = column.weight
+    if isinstance(weight, QuantisedWeight):
+        return weight.bits, weight.block, column.activations
+    return ()
+
+
 def _check_weight(column: HostColumns) -> None:
-    weight, wanted = column.weight, column.format
+    weight = column.weight
+    if isinstance(weight, QuantisedWeight):
+        if weight.format is not column.format or column.layout is not Layout.NK:
+            raise ValueError(f"a weight in blocks of {weight.format} is no {column.format} {column.layout} weight")
+    else:
+        _check_float(weight, column.format)
+    if not 0 <= column.start <= column.stop <= column.out_features:
+        raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
+
+
+def _check_float(weight: HostArray, wanted: WeightFormat) -> None:
     if not wanted.is_float:
-        raise ValueError(f"weights of format {wanted} are not for this backend")
+        raise ValueError(f"weights of format {wanted} must come as a QuantisedWeight")
     if weight.dtype != wanted.storage_dtype or weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}")
     itemsize = wanted.itemsize_bytes
     row_stride, stride = weight.strides
     if (stride != itemsize and weight.shape[1] > 1) or row_stride < itemsize * weight.shape[1] or row_stride % itemsize:
         raise ValueError(f"rows of a weight must be contiguous, not strided by {weight.strides} bytes")
-    if not 0 <= column.start <= column.stop <= column.out_features:
-        raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
-
-
-def _check_array(name: str, array: FloatArray, shape: tuple[int, int]) -> None:
-    if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}")
 
 
 def _sgemm_address() -> int:

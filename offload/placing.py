@@ -150,7 +150,6 @@ def _prefill(
 def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares, number: int) -> LinearPlacement:
     columns = linear.out_features
     reason = linear.host_only_reason or request.unsupported.get(linear.format, "")
-    quantised = request.host_format if linear.format.is_float else None
     resident = streamed = prefill = 0
     if request.movable(linear):
         resident = _whole_tiles(columns, shares.resident, number)
@@ -163,9 +162,15 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares, numb
         streamed=ColumnRange(resident, streamed),
         host=ColumnRange(streamed, columns),
         reason=reason,
-        host_format=quantised or linear.format,
+        host_format=_host_format(request, linear),
         prefill_stop=prefill if prefill > streamed else 0,
     )
+
+
+def _host_format(request: PlanRequest, linear: LinearSpec) -> WeightFormat:
+    if request.host_format is None or linear.host_only_reason or not linear.format.is_float:
+        return linear.format
+    return request.host_format
 
 
 def _whole_tiles(columns: int, share: float, number: int) -> int:

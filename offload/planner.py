@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from offload.kinds import Kinds
-from offload.packing import activation_bytes
+from offload.packing import activation_bytes, packed_stream_bytes
 from offload.placing import (
     CHUNK_TOKENS,
     NO_RING,
@@ -66,6 +66,7 @@ def make_plan(request: PlanRequest) -> Plan:
 def _faster(request: PlanRequest, best: _Candidate, other: _Candidate) -> _Candidate:
     """`other` where it fits and is worth it; later candidates do more."""
     fits = sum(vram_bytes(request, other.placements, other.ring).values()) <= request.budget_bytes
+    fits = fits and _may_be_pinned(request, other.placements)
     return other if fits and other.step_s < best.step_s * _WORTH else best
 
 
@@ -109,21 +110,28 @@ def _largest_count(request: PlanRequest, names: Sequence[str]) -> int:
 
 
 def _fit(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Candidate:
-    """The shares, the resident ones made smaller by what rounding to tiles and alignment took too much."""
+    """The shares, made smaller by what rounding to tiles and alignment took too much."""
 
-    def scaled(part: float) -> SharesOf:
+    def scaled(resident: float, streamed: float) -> SharesOf:
         def of(linear: LinearSpec) -> Shares:
             wanted = shares(linear)
-            return replace(wanted, resident=wanted.resident * part)
+            return replace(wanted, resident=wanted.resident * resident, streamed=wanted.streamed * streamed)
 
         return of
 
-    return _candidate(request, scaled(_largest(lambda part: _fits(request, scaled(part), ring))), ring)
+    resident = _largest(lambda part: _fits(request, scaled(part, 1.0), ring))
+    streamed = _largest(lambda part: _may_be_pinned(request, place_linears(request, scaled(resident, part))))
+    return _candidate(request, scaled(resident, streamed), ring)
 
 
 def _fits(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> bool:
     placements = place_linears(request, shares)
     return sum(vram_bytes(request, placements, ring).values()) <= request.budget_bytes
+
+
+def _may_be_pinned(request: PlanRequest, placements: Sequence[LinearPlacement]) -> bool:
+    limit_bytes = request.pinned_limit_bytes
+    return limit_bytes is None or packed_stream_bytes(placements) <= limit_bytes
 
 
 def _largest(fits: Callable[[float], bool]) -> float:

@@ -10,6 +10,8 @@ from offload.errors import DeviceUnavailableError
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import LinearPlacement, Plan
+from offload.quantised import Activations, QuantisedWeight
+from offload.specs import Layout
 from offload.telemetry import Operator, Timeline, span
 
 _TRACK = "linears"
@@ -34,6 +36,15 @@ class _Level:
     host: tuple[_HostWork, ...]
 
 
+@dataclass(frozen=True)
+class _HostSide:
+    """What host columns are multiplied from, by Linear, and by whom."""
+
+    weights: Mapping[str, HostArray] | Mapping[str, HostArray | QuantisedWeight]
+    activations: Mapping[str, Activations]
+    backend: HostBackend | None
+
+
 class LinearRunner:
     """Runs every Linear group of a program under its plan."""
 
@@ -46,13 +57,15 @@ class LinearRunner:
         host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
-        host_weights: Mapping[str, HostArray] | None = None,
+        host_weights: Mapping[str, HostArray | QuantisedWeight] | None = None,
+        activations: Mapping[str, Activations] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
         `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
-        host columns keep using those in `host_weights`, where they are given. `device` and `host` may be None where
-        the plan has nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
+        host columns keep using those in `host_weights`, where they are given; quantised ones meet `activations`,
+        by Linear, else floats. `device` and `host` may be None where the plan has nothing for them. `on_bytes` is
+        called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -68,12 +81,14 @@ class LinearRunner:
             self._work: DeviceWork | None = None
             host_weights = host_weights or weights
             if any(placement.on_device for placement in placements):
-                self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
+                stored = {name: w for name, w in host_weights.items() if not isinstance(w, QuantisedWeight)}
+                self._work = DeviceWork(_usable(device, placements), plan, placements, stored, stack)
                 self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
                 self.warning = self._work.warning
-            self._levels = self._prefill_levels = _levels(grouped, self._work, host_weights, host, prefill=False)
+            host_side = _HostSide(host_weights, activations or {}, host)
+            self._levels = self._prefill_levels = _levels(grouped, self._work, host_side, prefill=False)
             if self._prefill_tokens:
-                self._prefill_levels = _levels(grouped, self._work, host_weights, host, prefill=True)
+                self._prefill_levels = _levels(grouped, self._work, host_side, prefill=True)
             if self._work is not None:
                 self._work.load(weights, on_bytes)
             self._resources = stack.pop_all()
@@ -173,8 +188,7 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
 def _levels(
     grouped: Sequence[Mapping[str, Sequence[LinearPlacement]]],
     work: DeviceWork | None,
-    weights: Mapping[str, HostArray],
-    host: HostBackend | None,
+    host_side: _HostSide,
     prefill: bool,
 ) -> list[_Level]:
     """The work of every level in prefill or decode."""
@@ -184,7 +198,7 @@ def _levels(
             kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
             device=tuple(on_device[group] for group in level if group in on_device),
             host=tuple(
-                _host_work(group, on_host, weights, host, prefill)
+                _host_work(group, on_host, host_side, prefill)
                 for group, members in level.items()
                 if (on_host := [placement for placement in members if len(placement.host_in(prefill))])
             ),
@@ -196,21 +210,21 @@ def _levels(
 def _host_work(
     group: str,
     placements: Sequence[LinearPlacement],
-    weights: Mapping[str, HostArray],
-    host: HostBackend | None,
+    host_side: _HostSide,
     prefill: bool,
 ) -> _HostWork:
-    if host is None:
+    if host_side.backend is None:
         raise ValueError("the plan leaves columns to the host, and no host backend was given")
     columns = [
         HostColumns(
-            weights[placement.linear.name],
-            placement.linear.format,
-            placement.linear.layout,
+            host_side.weights[placement.linear.name],
+            placement.host_format,
+            placement.linear.layout if placement.host_format.is_float else Layout.NK,
             placement.host_in(prefill).start,
             placement.host_in(prefill).stop,
+            host_side.activations.get(placement.linear.name, Activations.FLOAT),
         )
         for placement in placements
     ]
     linears = tuple(placement.linear.name for placement in placements)
-    return _HostWork(group, _kinds(placements), linears, host.group(columns))
+    return _HostWork(group, _kinds(placements), linears, host_side.backend.group(columns))

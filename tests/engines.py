@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from hybrid.runtime.engine import Engine
 from hybrid.runtime.loading import linears_outside, load
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
+from offload.devices.base import Device
 from offload.devices.simulated import SimulatedDevice
-from offload.placing import Shares, place
+from offload.placing import PlanRequest, Shares, place
+from offload.plan import Plan
+from offload.recovery import ShrinkingPlan
 from offload.specs import LinearSpec
+from offload.telemetry import Timeline
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 _BUDGET_BYTES = 1 << 30
@@ -70,23 +74,40 @@ def open_settings(model: Path) -> OpenedModel:
 def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
     """The engine of `--cuda 0`; `whole` leaves every Linear in one onnxruntime session."""
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
-    outside: list[Linear] = [] if whole else linears_outside(opened.linears, plan)
-    return load(opened, plan, outside, None, threads=2)
+    plans = ShrinkingPlan(plan_request(opened, target, {}))
+    outside: list[Linear] = [] if whole else linears_outside(opened.linears, plans.plan)
+    return load(opened, plans, outside, None, threads=2)
 
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement) -> Engine:
     """An engine with this placement on a simulated device, every float Linear outside its island."""
-    target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     numbers = {linear.spec.name: number for number, linear in enumerate(opened.linears)}
-    request = plan_request(opened, target, {})
-    plan = place(
-        request,
-        lambda linear: placement.shares(numbers[linear.name], linear),
-        prefill_tokens=placement.prefill_tokens,
+    return engine_on(
+        SimulatedDevice(_BUDGET_BYTES),
+        opened,
+        lambda request: place(
+            request,
+            lambda linear: placement.shares(numbers[linear.name], linear),
+            prefill_tokens=placement.prefill_tokens,
+        ),
     )
+
+
+def engine_on(
+    device: Device,
+    opened: OpenedModel,
+    planner: Callable[[PlanRequest], Plan],
+    budget_bytes: int | None = None,
+    threads: int = 2,
+    timeline: Timeline | None = None,
+) -> Engine:
+    """An engine on a device, every float Linear outside its island; the budget counts what weights and buffers take."""
+    target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
+    request = plan_request(opened, target, {})
+    if budget_bytes is not None:
+        request = replace(request, budget_bytes=budget_bytes, fixed_vram_bytes={"context": 0, "workspace": 0})
     outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
-    return load(opened, plan, outside, SimulatedDevice(_BUDGET_BYTES), threads=2)
+    return load(opened, ShrinkingPlan(request, planner), outside, device, threads, timeline=timeline)
 
 
 def greedy(engine: Engine, prompt_ids: list[int], count: int) -> tuple[list[int], npt.NDArray[np.float32]]:

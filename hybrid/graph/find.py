@@ -4,8 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
+from offload.quantised import BLOCKS
 from offload.specs import Layout, LinearSpec, WeightFormat
 
 _FLOAT_FORMATS = {
@@ -23,10 +25,24 @@ _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
+class StoredBlocks:
+    """What goes with the weight of a MatMulNBits that our own kernels can multiply; no zero points is "".
+
+    At `accuracy_level` 4 activations are rounded to int8, below they are not.
+    """
+
+    scales: str
+    zero_points: str
+    block: int
+    accuracy_level: int
+
+
+@dataclass(frozen=True)
 class Linear:
     """A static matmul in its graph: the node, what it reads and writes, and its weight.
 
-    `weight` is the initializer as it is stored, behind any Transpose and Cast. `bias` is the third input of a Gemm.
+    `weight` is the initializer as it is stored, behind any Transpose and Cast. `bias` is the third input of a Gemm or
+    the sixth of a MatMulNBits; `blocks` goes with the weight of a MatMulNBits.
     """
 
     spec: LinearSpec
@@ -35,6 +51,7 @@ class Linear:
     output: str
     weight: str
     bias: str = ""
+    blocks: StoredBlocks | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +121,29 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
         weight_bytes=sum(initializer.nbytes for initializer in read),
         kind="",
         layer="",
-        group=f"{node.inputs[0]} {bits}-bit",
+        group=f"{node.inputs[0]} {bits}-bit blocks of {node.attributes.get('block_size')}",
         host_only_reason=f"{bits}-bit blocks are multiplied on the CPU only",
     )
-    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name)
+    bias = node.inputs[5] if len(node.inputs) > 5 else ""
+    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name, bias, _stored_blocks(graph, node, bits))
+
+
+def _stored_blocks(graph: Graph, node: Node, bits: int) -> StoredBlocks | None:
+    """What goes with the weight of a MatMulNBits; None where our kernels cannot multiply it."""
+    weight, scales, zero_points, order = (*node.inputs[1:], "", "", "")[:4]
+    block, columns = int(node.attributes.get("block_size", 0)), int(node.attributes["N"])
+    if bits not in (4, 8) or block not in BLOCKS or order or node.attributes.get("weight_prepacked", 0):
+        return None
+    blocks = -(-int(node.attributes["K"]) // block)
+    halves = (ElementType.FLOAT, ElementType.FLOAT16)
+    wanted = [(weight, (ElementType.UINT8,), columns * blocks * block * bits // 8), (scales, halves, columns * blocks)]
+    if zero_points:
+        wanted.append((zero_points, (ElementType.UINT8,), columns * -(-blocks * bits // 8)))
+    for name, types, count in wanted:
+        initializer = graph.initializers.get(name)
+        if initializer is None or initializer.element_type not in types or prod(initializer.shape) != count:
+            return None
+    return StoredBlocks(scales, zero_points, block, int(node.attributes.get("accuracy_level", 0)))
 
 
 def _matmul_integer(graph: Graph, node: Node) -> Linear | None:

@@ -1,6 +1,7 @@
 """The engine: token ids in, logits out."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from hybrid.runtime.memory import read_memory
 from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
 from offload.plan import Plan
-from offload.runner import LinearRunner
+from offload.recovery import RecoveringLinears
 from offload.telemetry import DECODE, Timeline, step
 
 Logits = npt.NDArray[np.float32]
@@ -23,7 +24,8 @@ Logits = npt.NDArray[np.float32]
 class Engine:
     """A loaded model and its cache. Knows token ids only; not safe to use from several threads.
 
-    `target` is one clause on where it runs and why.
+    `target` is one clause on where it runs and why. `on_warning` is called with one line whenever a device that fails
+    makes the run go on with less.
 
     Close it, or use it as a context manager, to give VRAM and pinned memory back.
     """
@@ -31,18 +33,17 @@ class Engine:
     def __init__(
         self,
         decoder: Decoder,
-        plan: Plan,
         context_tokens: int,
         executor: Executor,
         cache: KvCache,
         inputs: StepInputs,
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         device: Device | None,
         target: str,
         timeline: Timeline | None = None,
     ) -> None:
         self.decoder = decoder
-        self.plan = plan
+        self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
         self.context_tokens = context_tokens
         self.position = 0
         self._executor = executor
@@ -52,6 +53,12 @@ class Engine:
         self._device = device
         self.target = target
         self._timeline = timeline
+        linears.on_warning = lambda line: self.on_warning(line)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self._linears.plan
 
     def prefill(self, token_ids: Sequence[int]) -> Logits:
         """Append `token_ids` to the cache; gives the float32 logits [vocab] after the last one.
@@ -60,8 +67,9 @@ class Engine:
         """
         self._check(token_ids)
         logits = np.empty(0, np.float32)
-        for start in range(0, len(token_ids), self.plan.chunk_tokens):
-            chunk = token_ids[start : start + self.plan.chunk_tokens]
+        chunk_tokens = self.plan.chunk_tokens
+        for start in range(0, len(token_ids), chunk_tokens):
+            chunk = token_ids[start : start + chunk_tokens]
             with step(self._timeline, f"prefill of {len(chunk)} tokens"):
                 logits = self._step(chunk)
         return logits
@@ -82,7 +90,7 @@ class Engine:
 
     def memory(self) -> dict[str, int]:
         """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
-        return read_memory(self.plan)
+        return read_memory(self._linears.plans)
 
     @property
     def simulated(self) -> bool:

@@ -11,7 +11,7 @@ from hybrid.graph.program import Level, OutsideAttention, OutsideLinear, Program
 from hybrid.runtime.attention import AttentionBinder, StationAttention
 from hybrid.runtime.buffers import BufferPlan, plan_buffers
 from hybrid.runtime.island import IslandBinding, LoadedIsland, Value, array_of, constant_value, value_of
-from offload.runner import LinearRunner
+from offload.recovery import RecoveringLinears
 from offload.telemetry import Operator, Timeline, span
 
 
@@ -22,7 +22,7 @@ class Executor:
         self,
         program: Program,
         islands: Sequence[LoadedIsland | None],
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         attentions: AttentionBinder | None,
         cache: Mapping[str, Value],
         timeline: Timeline | None,
@@ -66,7 +66,7 @@ class _Step:
         self,
         program: Program,
         islands: Sequence[LoadedIsland | None],
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         attentions: AttentionBinder | None,
         fixed: Mapping[str, Value],
         buffers: BufferPlan,
@@ -109,7 +109,7 @@ class _Station:
         number: int,
         level: Level,
         loaded: LoadedIsland | None,
-        linears: LinearRunner,
+        linears: RecoveringLinears,
         attentions: AttentionBinder | None,
         bound: Mapping[str, Value],
         arrays: Mapping[str, npt.NDArray[Any]],

@@ -95,12 +95,16 @@ class IslandBinding:
         return {name: values[name] for name in self._allocated}
 
 
-def load_islands(program: Program, threads: int, profiler: IslandProfiler | None = None) -> list[LoadedIsland | None]:
+def load_islands(
+    program: Program, threads: int, profiler: IslandProfiler | None = None, rounds: bool = False
+) -> list[LoadedIsland | None]:
     """A loaded island for every level that has one. Weights are mapped; what onnxruntime prepacks it holds in RAM.
 
     Islands of a cut graph run on one thread: they alternate with kernels that use every core, and two pools that
     spin on the same cores slow each other down several times over. An island that multiplies weights itself gets
     all threads, and may spin only where nothing runs beside it. With a `profiler`, sessions profile themselves for it.
+    all threads, and may spin only where nothing runs beside it. With `rounds`, activations that meet weights out of a
+    DequantizeLinear may be rounded to int8.
     """
     spin = not any(level.linears or level.attentions for level in program.levels)
     sessions: dict[tuple[bytes, Path], ort.InferenceSession] = {}
@@ -115,15 +119,15 @@ def load_islands(program: Program, threads: int, profiler: IslandProfiler | None
         opsets = program.graph.opsets
         model = serialize("island", part.nodes, part.inputs, part.outputs, part.initializers, opsets, folder)
         if (model, folder) not in sessions:
-            sessions[model, folder] = _session(part, model, folder, threads, spin, profiler)
+            sessions[model, folder] = _session(part, model, folder, threads, spin, rounds, profiler)
         loaded.append(LoadedIsland(level.island, renamed, sessions[model, folder]))
     return loaded
 
 
 def _session(
-    island: Island, model: bytes, folder: Path, threads: int, spin: bool, profiler: IslandProfiler | None
+    island: Island, model: bytes, folder: Path, threads: int, spin: bool, rounds: bool, profiler: IslandProfiler | None
 ) -> ort.InferenceSession:
-    options = _session_options(island, folder, threads if island.has_matmul else 1, spin)
+    options = _session_options(island, folder, threads if island.has_matmul else 1, spin, rounds)
     if profiler is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profiler.file_prefix
@@ -159,14 +163,14 @@ def array_of(value: Value) -> npt.NDArray[Any]:
     return memory.view(dtype).reshape(shape)
 
 
-def _session_options(island: Island, folder: Path, threads: int, spin: bool) -> ort.SessionOptions:
+def _session_options(island: Island, folder: Path, threads: int, spin: bool, rounds: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors come as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if island.dequantises:
+    if island.dequantises and not rounds:
         # Higher levels turn DequantizeLinear -> MatMul into a product with rounded activations.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options

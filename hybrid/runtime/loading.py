@@ -1,7 +1,7 @@
 """Load a model as planned: settings -> `Engine`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
@@ -15,6 +15,7 @@ from hybrid.runtime.island import load_islands
 from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
+from hybrid.runtime.quantisation import HostQuantisation
 from hybrid.runtime.ram import read_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import GpuFacts, Target, choose_target
@@ -26,7 +27,8 @@ from offload.host_attention import HostAttention
 from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import LinearPlacement, Plan
-from offload.planner import make_plan
+from offload.quantised import Activations, QuantisedWeight
+from offload.recovery import RecoveringLinears, ShrinkingPlan
 from offload.runner import LinearRunner
 from offload.specs import WeightFormat
 from offload.telemetry import Timeline
@@ -65,12 +67,12 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        plan = make_plan(plan_request(opened, target, unsupported))
-        if device is not None and not any(placement.on_device for placement in plan.placements):
+        plans = ShrinkingPlan(plan_request(opened, target, unsupported))
+        if device is not None and not any(placement.on_device for placement in plans.plan.placements):
             device.close()
             device = None
-        outside = linears_outside(opened.linears, plan)
-        return load(opened, plan, outside, device, threads, progress, timeline, target.why)
+        outside = linears_outside(opened.linears, plans.plan)
+        return load(opened, plans, outside, device, threads, progress, timeline, target.why)
     except BaseException:
         if device is not None:
             device.close()
@@ -80,23 +82,28 @@ def open_engine(
 def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
     """The Linears that run outside onnxruntime under a plan.
 
-    onnxruntime multiplies fp32 and quantised weights best and keeps those, unless a device takes part: then fp32
-    weights are multiplied in place, beside the device. Half weights would be upcast, twice the memory, so they
-    never go through it.
+    onnxruntime keeps fp32 weights, unless a device takes part: then they are multiplied in place, beside the device.
+    Half weights would be upcast, twice the memory, so they never go through it. Our own kernels multiply blocks of
+    int8 and int4 faster than it does, be they stored or made on load.
     """
     device_takes_part = any(placement.on_device for placement in plan.placements)
+    requantised = {p.linear.name for p in plan.placements if p.host_format is not p.linear.format}
     return [
         linear
         for linear in linears
-        if linear.spec.format.is_float
-        and not linear.spec.host_only_reason
-        and (device_takes_part or linear.spec.format is not WeightFormat.FP32)
+        if linear.blocks is not None
+        or linear.spec.name in requantised
+        or (
+            linear.spec.format.is_float
+            and not linear.spec.host_only_reason
+            and (device_takes_part or linear.spec.format is not WeightFormat.FP32)
+        )
     ]
 
 
 def load(
     opened: OpenedModel,
-    plan: Plan,
+    plans: ShrinkingPlan,
     outside: Sequence[Linear],
     device: Device | None,
     threads: int,
@@ -106,34 +113,46 @@ def load(
 ) -> Engine:
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
 
-    Attentions run on the threads that multiply host columns, where Linears run outside or onnxruntime cannot attend.
+    They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
+    Linears run outside or onnxruntime cannot attend.
     """
     progress = progress or Progress()
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
-    weights = {linear.spec.name: decoder.graph.initializers[linear.weight].array() for linear in outside}
-    placements = [placement for placement in plan.placements if placement.linear.name in weights]
-    host = _host_backend(placements, attends, threads, progress)
-    progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
-    host_weights = _host_weights(placements, weights, progress)
-    linears = LinearRunner(
-        levels=[[linear.name for linear in level.linears] for level in program.levels],
-        plan=plan,
-        weights=weights,
-        device=device,
-        host=host,
-        timeline=timeline,
-        on_bytes=progress.on_bytes,
-        host_weights=host_weights,
-    )
-    if linears.warning:
-        plan = replace(plan, notes=(*plan.notes, linears.warning), warnings=(*plan.warnings, linears.warning))
+    names = {linear.spec.name for linear in outside}
+    weights = {
+        linear.spec.name: decoder.graph.initializers[linear.weight].array()
+        for linear in outside
+        if linear.spec.format.is_float
+    }
+    levels = [[linear.name for linear in level.linears] for level in program.levels]
+    host = _HostKernels(attends, threads, progress)
+
+    def load_linears(plan: Plan) -> LinearRunner:
+        placements = [placement for placement in plan.placements if placement.linear.name in names]
+        quantised = HostQuantisation(decoder.graph, outside, placements, opened.activations)
+        backend = host.compiled_for(placements, quantised)
+        progress.on_stage("Loading weights", round(sum(placement.linear.weight_bytes for placement in placements)))
+        host_weights = _host_weights(placements, weights, quantised, progress)
+        return LinearRunner(
+            levels=levels,
+            plan=plan,
+            weights=weights,
+            device=device,
+            host=backend,
+            timeline=timeline,
+            on_bytes=progress.on_bytes,
+            host_weights=host_weights,
+            activations=quantised.activations,
+        )
+
+    linears = RecoveringLinears(plans, load_linears)
     if timeline is not None and device is not None:
         timeline.start(device)
     progress.on_stage("Preparing islands", 0)
     profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
-    islands = load_islands(program, threads, profiler)
+    islands = load_islands(program, threads, profiler, rounds=opened.activations is Activations.INT8)
     if timeline is not None and profiler is not None:
         timeline.add_inside(profiler.end, profiler.read)
     cache: KvCache = (
@@ -142,9 +161,11 @@ def load(
         else GrowingCache(decoder.graph, decoder.cache)
     )
     inputs = StepInputs(decoder.graph)
-    attentions = AttentionBinder(program, HostAttention(host), cache.fixed) if attends and host else None
+    attentions = (
+        AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
+    )
     executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
-    return Engine(decoder, plan, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
+    return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, timeline)
 
 
 class _DeviceOpener:
@@ -206,25 +227,41 @@ def _threads(asked: int | None) -> int:
     return asked
 
 
-def _host_backend(
-    placements: Sequence[LinearPlacement], attends: bool, threads: int, progress: Progress
-) -> NumbaBackend | None:
-    """The kernels for the host columns, compiled; None where there are none and nothing attends."""
-    kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host)}
-    if not kinds and not attends:
-        return None
-    progress.on_stage("Compiling kernels (kept for the next run)", 0)
-    backend = NumbaBackend(threads)
-    backend.warm_up(sorted(kinds))
-    return backend
+class _HostKernels:
+    """The kernels of the host, made when a plan first has host columns, or at once where something attends."""
+
+    def __init__(self, attends: bool, threads: int, progress: Progress) -> None:
+        self.backend: NumbaBackend | None = None
+        self._attends = attends
+        self._threads = threads
+        self._progress = progress
+
+    def compiled_for(self, placements: Sequence[LinearPlacement], quantised: HostQuantisation) -> NumbaBackend | None:
+        """The kernels with all that the host columns need compiled; None where they are not needed."""
+        if not any(len(placement.host) for placement in placements) and not self._attends:
+            return None
+        kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
+        self._progress.on_stage("Compiling kernels (kept for the next run)", 0)
+        if self.backend is None:
+            self.backend = NumbaBackend(self._threads)
+        self.backend.warm_up(sorted(kinds))
+        quantised.warm_up(self.backend)
+        return self.backend
 
 
 def _host_weights(
-    placements: Sequence[LinearPlacement], weights: Mapping[str, HostArray], progress: Progress
-) -> Mapping[str, HostArray]:
-    """The weights for the host columns: in RAM where that leaves enough of it, else in their mapped files."""
-    host_bytes = sum(len(p.host) * p.linear.column_bytes for p in placements)
+    placements: Sequence[LinearPlacement],
+    weights: Mapping[str, HostArray],
+    quantised: HostQuantisation,
+    progress: Progress,
+) -> Mapping[str, HostArray | QuantisedWeight]:
+    """The weights for the host columns: in RAM where that leaves enough of it, else in their mapped files.
+
+    Those that are quantised on load are in RAM, whatever it takes.
+    """
+    host_bytes = sum(len(p.host) * p.host_column_bytes for p in placements)
     ram = read_ram(read_limits())
-    if ram is None or host_bytes > _MOST_RAM_SHARE * ram.available_bytes:
-        return weights
-    return read_into_ram(placements, weights, progress.on_bytes)
+    fits = ram is not None and host_bytes <= _MOST_RAM_SHARE * ram.available_bytes
+    stored = [placement for placement in placements if placement.host_format.is_float]
+    floats = read_into_ram(stored, weights, progress.on_bytes) if fits else weights
+    return {**floats, **quantised.weights(weights, fits, progress.on_bytes)}

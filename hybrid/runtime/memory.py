@@ -3,14 +3,14 @@
 import resource
 from pathlib import Path
 
-from offload.plan import Plan
+from offload.recovery import ShrinkingPlan
 
 
-def read_memory(plan: Plan) -> dict[str, int]:
-    """Bytes by name. RAM counts mapped weight files too; VRAM is what the plan has allocated, all of it at load."""
+def read_memory(plans: ShrinkingPlan) -> dict[str, int]:
+    """Bytes by name. RAM counts mapped weight files too; VRAM is what plans have allocated, all of it at load."""
     return {
-        "vram_budget_bytes": plan.budget_bytes,
-        "vram_peak_bytes": plan.total_vram_bytes,
+        "vram_budget_bytes": plans.budget_bytes,
+        "vram_peak_bytes": plans.peak_vram_bytes,
         "ram_bytes": _status_bytes("VmRSS"),
         "ram_anonymous_bytes": _status_bytes("RssAnon"),
         "ram_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

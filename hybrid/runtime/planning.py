@@ -9,12 +9,15 @@ from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import cache_bytes, cache_types, with_cache_type
+from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.advice import with_advice
 from offload.cost_model import StepShape
 from offload.placing import PlanRequest
 from offload.plan import Plan
 from offload.planner import make_plan as fill_budget
+from offload.quantised import Activations
+from offload.specs import WeightFormat
 from offload.units import format_bytes
 
 
@@ -27,6 +30,8 @@ class OpenedModel:
     context_tokens: int
     attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
     attends_outside: bool = False  # they have to: onnxruntime cannot read the cache
+    host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
+    activations: Activations | None = None  # as asked; None goes by the model
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
@@ -34,6 +39,7 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
 
     Raises UsageError for a type of the cache that this model cannot have.
     """
+    host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
@@ -41,7 +47,15 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     if settings.kv_dtype is not None and attends_outside:
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
-    return OpenedModel(decoder, find_linears(decoder.graph), context_tokens, attentions, attends_outside)
+    return OpenedModel(
+        decoder,
+        find_linears(decoder.graph),
+        context_tokens,
+        attentions,
+        attends_outside,
+        host_format,
+        activations,
+    )
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -61,7 +75,7 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
-    notes = [*target.notes, *decoder.notes]
+    notes = [*target.notes, *decoder.notes, *quantisation_notes(specs, opened.host_format)]
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -82,10 +96,14 @@ def plan_request(opened: OpenedModel, target: Target, unsupported: dict[str, str
         unsupported=unsupported,
         notes=tuple(notes),
         warnings=(*target.warnings, *((target.budget.note,) if target.budget.note else ())),
+        host_format=opened.host_format,
     )
 
 
 def _other_weight_bytes(opened: OpenedModel) -> int:
     """Embeddings, norms and tables: every initializer that is not a Linear's weight."""
     linear_weights = {linear.weight for linear in opened.linears}
+    for linear in opened.linears:
+        if linear.blocks is not None:
+            linear_weights |= {linear.blocks.scales, linear.blocks.zero_points}
     return sum(i.nbytes for name, i in opened.decoder.graph.initializers.items() if name not in linear_weights)

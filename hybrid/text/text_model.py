@@ -140,6 +140,8 @@ def load(
     threads: int | None = None,
     variant: str | None = None,
     kv_dtype: str | None = None,
+    host_dtype: str | None = None,
+    activations: str | None = None,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -149,8 +151,12 @@ def load(
             print(model.generate("Why is the sky blue?"))
 
     `cuda` is the VRAM budget: GiB, or text such as "800MiB", "80%" or "auto"; 0 keeps everything on the CPU, None
-    lets the machine decide. `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". Raises OffloadError
-    for anything that can be put right.
+    lets the machine decide. `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". `host_dtype` "int8" or
+    "int4" quantises on load what the CPU multiplies; `activations` "int8" or "float" says what quantised weights
+    multiply. Raises OffloadError for anything that can be put right.
     """
     budget = None if cuda is None else str(cuda)
-    return open_text_model(RunSettings(model, variant, budget, device, machine, context_tokens, threads, kv_dtype))
+    settings = RunSettings(
+        model, variant, budget, device, machine, context_tokens, threads, kv_dtype, host_dtype, activations
+    )
+    return open_text_model(settings)

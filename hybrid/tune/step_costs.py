@@ -14,7 +14,7 @@ from hybrid.runtime.planning import open_for_run, plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from hybrid.tune.zero_model import ZeroShape, write_zero_model
 from offload.calibrate import StepCosts
-from offload.planner import make_plan
+from offload.recovery import ShrinkingPlan
 from offload.rounds import rounds_within
 from offload.telemetry import Timeline
 
@@ -80,11 +80,11 @@ class _TimedModel:
         settings = RunSettings(model=model, cuda="0", machine="generic-cpu")
         opened = open_for_run(settings)
         request = plan_request(opened, choose_target(settings, look_in_profile), {})
-        plan = make_plan(request)
+        plans = ShrinkingPlan(request)
         self.islands = request.step.islands  # as the cost model counts them
         self.cache_bytes_per_token = request.step.cache_bytes_per_token
-        outside = linears_outside(opened.linears, plan)
-        self._engine = load(opened, plan, outside, None, threads, timeline=self._timeline)
+        outside = linears_outside(opened.linears, plans.plan)
+        self._engine = load(opened, plans, outside, None, threads, timeline=self._timeline)
 
     def __enter__(self) -> "_TimedModel":
         return self

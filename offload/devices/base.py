@@ -3,6 +3,9 @@
 A device is driven from one host thread. Work on a stream runs in the order it was queued; work on two
 streams is ordered only by `record` and `wait`. Host memory that a stream copies from or to must be pinned,
 and must not be touched by the host before it has synchronised with a point after the copy.
+
+Any call can raise DeviceLostError, and every later one does then, but for those that give something back: `free` and
+`close` neither raise nor wait, and `take_trace` has no spans.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,10 @@ CuPy's pools are not used: device and pinned blocks have exactly the size that w
 low-level calls are positional integers, and pointers are addresses.
 """
 
+import ctypes
 import functools
-import os
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -15,11 +17,18 @@ import numpy.typing as npt
 
 from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.cuda_calls import CudaCalls
 from offload.devices.cuda_compiler import CudaCompiler
 from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
 from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
 from offload.devices.gemm_probe import gemm_is_exact
-from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError, PinningError
+from offload.errors import (
+    PINNED_RAM,
+    DeviceLostError,
+    DeviceUnavailableError,
+    OutOfDeviceMemoryError,
+    PinningError,
+)
 from offload.specs import ColumnRange, Layout, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
@@ -27,8 +36,6 @@ _CUDA_R_32F = 0
 _OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _COMPUTE_32F = 68
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
-_NO_MEMORY = 2  # cudaError_t
-_CUBLAS_ALLOC_FAILED = 3
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
 
@@ -46,7 +53,6 @@ class CudaEvent:
 
     def __init__(self, device: "CudaDevice", event: Any) -> None:
         self._device = device
-        self._event = event  # CuPy destroys the event with this object
         self.address = event.ptr
 
     def synchronize(self) -> None:
@@ -73,13 +79,14 @@ class CudaStream:
         """See DeviceStream."""
         assert src.nbytes == dst.nbytes
         began = self._device.tick(self._stream)
+        call = self._device.call
         if src.flags.c_contiguous:
-            self._memcpy(_address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
+            call(self._memcpy, _address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
         else:
             assert (src.shape, src.strides[1]) == (dst.shape, src.itemsize)
             row = dst.nbytes // len(src)
             source = (src.ctypes.data, src.strides[0])
-            self._memcpy_2d(_address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
+            call(self._memcpy_2d, _address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
 
@@ -88,7 +95,7 @@ class CudaStream:
         assert dst.nbytes == src.nbytes
         assert dst.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._memcpy(dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
+        self._device.call(self._memcpy, dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-out {src.nbytes} B")
 
@@ -105,21 +112,18 @@ class CudaStream:
         size = (device.cublas_handle, transpose, 0, columns, rows, inner)
         one, zero = device.one_address, device.zero_address
         began = device.tick(self._stream)
-        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
-            try:
-                if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
-                    self._sgemm(*size, one, _address(w), leading, _address(x), inner, zero, _address(y), columns)
-                else:
-                    kind = _OPERAND_TYPES[w.format]
-                    self._gemm_ex(
-                        *size,
-                        *(one, _address(w), kind, leading, _address(x), kind, inner),
-                        *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
-                    )
-            except device.cublas.CUBLASError as error:
-                if error.status == _CUBLAS_ALLOC_FAILED:
-                    raise device.out_of_memory(0) from error
-                raise
+        if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
+            x_and_w = (one, _address(w), leading, _address(x), inner)
+            device.call(self._multiply, self._sgemm, *size, *x_and_w, zero, _address(y), columns)
+        else:
+            kind = _OPERAND_TYPES[w.format]
+            device.call(
+                self._multiply,
+                self._gemm_ex,
+                *size,
+                *(one, _address(w), kind, leading, _address(x), kind, inner),
+                *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
+            )
         if began is not None:
             device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
 
@@ -155,16 +159,20 @@ class CudaStream:
     def record(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
-        self._event_record(event.address, self._address)
+        self._device.call(self._event_record, event.address, self._address)
 
     def wait(self, event: DeviceEvent) -> None:
         """See DeviceStream."""
         assert isinstance(event, CudaEvent)
-        self._wait_event(self._address, event.address)
+        self._device.call(self._wait_event, self._address, event.address)
 
     def synchronize(self) -> None:
         """See DeviceStream. Raises OutOfDeviceMemoryError for work that found no memory."""
         self._device.call(self._device.runtime.streamSynchronize, self._address)
+
+    def _multiply(self, function: Any, *arguments: Any) -> None:
+        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
+            function(*arguments)
 
 
 class CudaDevice:
@@ -194,6 +202,8 @@ class CudaDevice:
         # A process has one context for each GPU, so only its first device sees what that takes.
         context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
+        self._calls = CudaCalls(self.name, self._cupy, self.cublas)
+        self.call = self._calls.call
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
@@ -208,10 +218,12 @@ class CudaDevice:
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
         try:
             self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
-        except self.runtime.CUDARuntimeError as error:
-            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {error}") from error
-        workspace_bytes = free_bytes - self.memory().free_bytes
+            workspace_bytes = free_bytes - self.memory().free_bytes
+        except (*self._calls.errors, OutOfDeviceMemoryError, DeviceLostError) as error:
+            self.close()
+            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {one_line(error)}") from error
         self.fixed_bytes = {"context": context_bytes, "workspace": max(0, workspace_bytes)}
+        self._calls.opened = True
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device. The float formats were tried when the device was opened."""
@@ -219,7 +231,7 @@ class CudaDevice:
 
     def memory(self) -> DeviceMemory:
         """See Device."""
-        free_bytes, total_bytes = self.runtime.memGetInfo()
+        free_bytes, total_bytes = self.call(self.runtime.memGetInfo)
         return DeviceMemory(free_bytes, total_bytes)
 
     def allocate(self, nbytes: int) -> CudaAllocation:
@@ -232,40 +244,43 @@ class CudaDevice:
         """See Device."""
         assert isinstance(allocation, CudaAllocation)
         del self._allocations[allocation.address]
-        self.runtime.free(allocation.address)
+        self._calls.give_back(self.runtime.free, allocation.address)
 
     def allocate_pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """See Device."""
-        try:
-            memory = self._cupy.cuda.PinnedMemory(nbytes)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status != _NO_MEMORY:
-                raise
-            page_bytes = os.sysconf("SC_PAGE_SIZE")
-            ram_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
-            free_bytes = page_bytes * os.sysconf("SC_AVPHYS_PAGES")
-            raise OutOfDeviceMemoryError(nbytes, ram_bytes - free_bytes, ram_bytes, "pinned RAM") from error
-        # The array's base keeps `memory` alive, which frees the block when the last view is gone.
-        return np.frombuffer(self._cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes)
+        address = self.call(self.runtime.hostAlloc, nbytes, 0, asked_bytes=nbytes, where=PINNED_RAM)
+        array = np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)), np.uint8)
+        # Views have this array as their base, so it is gone when the last of them is.
+        weakref.finalize(array, self._calls.give_back, self.runtime.freeHost, address).atexit = False
+        return array
 
     def pin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""
         try:
-            self.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
-        except self.runtime.CUDARuntimeError as error:
+            self.call(
+                self.runtime.hostRegister,
+                array.ctypes.data,
+                array.nbytes,
+                0,
+                asked_bytes=array.nbytes,
+                where=PINNED_RAM,
+            )
+        except (self.runtime.CUDARuntimeError, OutOfDeviceMemoryError) as error:
             raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from error
 
     def unpin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""
-        self.runtime.hostUnregister(array.ctypes.data)
+        self._calls.give_back(self.runtime.hostUnregister, array.ctypes.data)
 
     def stream(self, name: str) -> CudaStream:
         """See Device."""
-        return CudaStream(self, name, self._cupy.cuda.Stream(non_blocking=True))
+        return CudaStream(self, name, self._new_stream())
 
     def event(self) -> CudaEvent:
         """See Device."""
-        return CudaEvent(self, self._cupy.cuda.Event(disable_timing=True))
+        event = self.call(lambda: self._cupy.cuda.Event(disable_timing=True))
+        self._calls.handles.append(event)
+        return CudaEvent(self, event)
 
     @functools.cached_property
     def kernels(self) -> CudaKernels:
@@ -275,11 +290,12 @@ class CudaDevice:
         return CudaKernels(CudaCompiler(*import_compiler(), capability), properties["multiProcessorCount"])
 
     def start_trace(self) -> None:
-        """See Device."""
+        """See Device. A device that is lost here shows it at the next operation."""
         self._trace = []
-        self.runtime.deviceSynchronize()
-        self._trace_base = self.tick(self._cupy.cuda.Stream(non_blocking=True))
-        self._trace_base.synchronize()
+        with suppress(DeviceLostError):
+            self.call(self.runtime.deviceSynchronize)
+            self._trace_base = self.tick(self._new_stream())
+            self.call(self._trace_base.synchronize)
         self._trace_began_s = perf_counter()
 
     def trace_clock_s(self) -> float:
@@ -288,52 +304,50 @@ class CudaDevice:
 
     def take_trace(self) -> list[Span]:
         """See Device."""
-        self.runtime.deviceSynchronize()
+        try:
+            self.call(self.runtime.deviceSynchronize)
+        except DeviceLostError:
+            return []
         traced, self._trace = self._trace or [], None
-        elapsed_ms = self._cupy.cuda.get_elapsed_time
         return [
-            Span(track, name, elapsed_ms(self._trace_base, began) * 1e-3, elapsed_ms(began, ended) * 1e-3)
+            Span(track, name, self._elapsed_s(self._trace_base, began), self._elapsed_s(began, ended))
             for track, name, began, ended in traced
         ]
 
     def close(self) -> None:
         """See Device. The CUDA context itself lives as long as the process."""
-        self.runtime.deviceSynchronize()
+        self._calls.give_back(self.runtime.deviceSynchronize)
         for allocation in list(self._allocations.values()):
             self.free(allocation)
         if self.cublas_handle:
-            self.cublas.destroy(self.cublas_handle)
+            self._calls.give_back(self.cublas.destroy, self.cublas_handle)
             self.cublas_handle = 0
+        if not self._calls.lost_why:
+            self._calls.handles.clear()
 
     # What streams and events ask of their device.
-
-    def call(self, function: Any, argument: int, asked_bytes: int = 0) -> Any:
-        """`function(argument)`, with CUDA's "out of memory" as an OutOfDeviceMemoryError."""
-        try:
-            return function(argument)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status == _NO_MEMORY:
-                raise self.out_of_memory(asked_bytes) from error
-            raise
-
-    def out_of_memory(self, asked_bytes: int) -> OutOfDeviceMemoryError:
-        """The error for an allocation of `asked_bytes`; 0 where a library does not say how much it wanted."""
-        memory = self.memory()
-        used_bytes = memory.total_bytes - memory.free_bytes
-        return OutOfDeviceMemoryError(asked_bytes, used_bytes, memory.total_bytes, "device memory")
 
     def tick(self, stream: Any) -> Any:
         """While a trace is on, an event that holds the time on `stream`; else None."""
         if self._trace is None:
             return None
-        event = self._cupy.cuda.Event()
-        event.record(stream)
+        event = self.call(self._cupy.cuda.Event)
+        self.call(event.record, stream)
         return event
 
     def tock(self, stream: Any, began: Any, track: str, name: str) -> None:
         """Add what `stream` did since `began` to the trace."""
         if self._trace is not None:
             self._trace.append((track, name, began, self.tick(stream)))
+
+    def _new_stream(self) -> Any:
+        stream = self.call(lambda: self._cupy.cuda.Stream(non_blocking=True))
+        self._calls.handles.append(stream)
+        return stream
+
+    def _elapsed_s(self, began: Any, ended: Any) -> float:
+        elapsed_ms: float = self.call(self._cupy.cuda.get_elapsed_time, began, ended)
+        return elapsed_ms * 1e-3
 
     def _try_gemm(self, weight_format: WeightFormat) -> str:
         """Why this GPU cannot multiply a format, or empty. Also loads cuBLAS's workspace and kernels."""

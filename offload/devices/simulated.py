@@ -32,7 +32,7 @@ from offload.devices.simulated_memory import (
 )
 from offload.devices.simulated_rates import SimulatedRates
 from offload.devices.virtual_clock import Operation, VirtualClock
-from offload.errors import OutOfDeviceMemoryError
+from offload.errors import DEVICE_MEMORY, OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
 
 
@@ -200,7 +200,7 @@ class SimulatedDevice:
     def allocate(self, nbytes: int) -> SimulatedAllocation:
         """See Device."""
         if self._used_bytes + nbytes > self._memory_bytes:
-            raise OutOfDeviceMemoryError(nbytes, self._used_bytes, self._memory_bytes, "device memory")
+            raise OutOfDeviceMemoryError(nbytes, self._used_bytes, self._memory_bytes, DEVICE_MEMORY)
         self._allocations.append(SimulatedAllocation(nbytes, self.hollow))
         return self._allocations[-1]
 

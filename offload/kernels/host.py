@@ -12,12 +12,25 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import config, types
 
-from offload.kernels import host_attention, host_jobs, host_loops, host_softmax
+from offload.kernels import (
+    host_attention,
+    host_jobs,
+    host_loops,
+    host_quant_few,
+    host_quant_ir,
+    host_quant_one,
+    host_quant_x,
+    host_softmax,
+    requantise_loops,
+)
 from offload.specs import WeightFormat
 
 FloatArray = npt.NDArray[np.float32]
 
 _SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES | host_attention.SIGNATURES | host_softmax.SIGNATURES
+_QUANTISED_SIGNATURES = (
+    host_quant_x.SIGNATURES | host_quant_one.SIGNATURES | host_quant_few.SIGNATURES | requantise_loops.SIGNATURES
+)
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up
@@ -45,6 +58,14 @@ def kernel_address(function: Callable[..., None], weight_format: WeightFormat | 
     return int(_compiled(function, weight_format).address)
 
 
+def quantised_kernel_address(function: Callable[..., None], bits: int, block: int, stored: WeightFormat) -> int:
+    """The address of a function for weights in blocks, compiled (0.1 to 0.5 s) unless it is cached.
+
+    `stored` is the format of the scales, or of the weights that are to be put into blocks.
+    """
+    return int(_compiled_quantised(function, bits, block, stored).address)
+
+
 @functools.cache
 def launcher(function: Callable[..., None] = host_jobs.launch) -> Callable[..., None]:
     """A function that launches threads, compiled (0.4 s) unless it is cached."""
@@ -66,11 +87,23 @@ def _compiled(function: Callable[..., None], weight_format: WeightFormat | None)
     )
 
 
+@functools.cache
+def _compiled_quantised(function: Callable[..., None], bits: int, block: int, stored: WeightFormat) -> Any:
+    signature = types.void(*host_quant_ir.signature(_QUANTISED_SIGNATURES[function], bits, block, stored))
+    return _cached_if_possible(lambda cache: numba.cfunc(signature, cache=cache, error_model="numpy")(function))
+
+
 def _cached_if_possible(build: Callable[[bool], Any]) -> Any:
     try:
         return build(True)
     except (RuntimeError, OSError):
         return build(False)  # no folder that numba may write to, or a full disk: compile for this run only
+
+
+def check_array(name: str, array: FloatArray, shape: tuple[int, int]) -> None:
+    """Raise ValueError for an array that a kernel could not read or write."""
+    if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}")
 
 
 def cast_activations(x: FloatArray, out: npt.NDArray[Any], weight_format: WeightFormat) -> None:

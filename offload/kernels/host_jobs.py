@@ -14,6 +14,7 @@ from numba.core import cgutils
 UNIT = 32  # columns that are not divided between threads; one cache line of a half format
 PANEL_COLUMNS, PANEL_K = 256, 512  # a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
 HEADER, ROW = 8, 8  # words of a task's header and of its row for each Linear
+BLOCK_HEADER, BLOCK_ROW = 12, 10  # likewise, for weights in blocks of int8 or int4
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 _I64 = ir.IntType(64)
@@ -127,6 +128,44 @@ def gemm(
     sgemm(function, (transposed, n, m, k, a, lda, x, ldx, beta, y, ldy))
 
 
+def ready_x(task: Any, thread: int, threads: int) -> None:
+    """This thread's share of the rows of x that are made ready for weights in blocks. Task: see `blocks`."""
+    rows = task[2]
+    first, last = rows * thread // threads, rows * (thread + 1) // threads
+    call(task[10], (task[0], task[1], task[5], first, last, task[6], task[7], task[8]))
+
+
+def blocks(task: Any, thread: int, threads: int) -> None:
+    """This thread's share of a group whose weights are in blocks of int8 or int4.
+
+    Header: x, k, m, Linears, units of all of them, blocks in a row; what x is made ready into: values, scales, sums,
+    and the bytes from one thread's copy to the next, or 0 when there is one for all, which is ready; the kernel that
+    makes x ready. Row: kernel, weight, scales, zero points, start, stop, y, elements from one row of y to the next,
+    units.
+    """
+    own = thread * task[9]
+    values, scales, sums = task[6] + own, task[7] + own, task[8] + own
+    if task[9]:  # a single row is ready sooner than one thread could tell the others
+        call(task[10], (task[0], task[1], task[5], int64(0), task[2], values, scales, sums))
+    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
+    for i in range(task[3]):
+        r = BLOCK_HEADER + i * BLOCK_ROW
+        start, stop, units = task[r + 4], task[r + 5], task[r + 8]
+        begin, end = start + max(first, 0) * UNIT, min(stop, start + min(last, units) * UNIT)
+        first, last = first - units, last - units
+        if begin < end:
+            weight, weight_scales, zeros, y, ldy = task[r + 1], task[r + 2], task[r + 3], task[r + 6], task[r + 7]
+            x = values, scales, sums, task[2]
+            call(task[r], (weight, weight_scales, zeros, task[5], begin, end, *x, y, ldy))
+
+
+def requantise(task: Any, thread: int, threads: int) -> None:
+    """This thread's share of the columns. Task: kernel, weight, ld, k, start, stop, packed, scales."""
+    start, count = task[4], task[5] - task[4]
+    first, last = start + count * thread // threads, start + count * (thread + 1) // threads
+    call(task[0], (task[1], task[2], task[3], first, last, task[6], task[7]))
+
+
 def round_off(task: Any, thread: int, threads: int) -> None:
     """This thread's share of a `cast`. Task: kernel, x, y, elements."""
     count = task[3]
@@ -143,6 +182,9 @@ _JOB = (types.CPointer(int64), int64, int64)
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
     direct: _JOB,
     by_panels: _JOB,
+    ready_x: _JOB,
+    blocks: _JOB,
+    requantise: _JOB,
     round_off: _JOB,
     gemm: (int64,) * 12,
     launch: (int64, int64, int64),

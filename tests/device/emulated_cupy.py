@@ -2,10 +2,13 @@
 
 Device pointers are host addresses. Every call is carried out at once, with cuBLAS's column-major rules, so
 right results show that the arguments are right. Stream order is left to the simulated device.
+
+Calls can be made to fail by `fault`; after an error that CUDA calls sticky, all of them do.
 """
 
 import ctypes
 import sys
+from collections.abc import Callable
 from mmap import PAGESIZE
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,6 +17,9 @@ import ml_dtypes
 import numpy as np
 
 TYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: np.dtype(ml_dtypes.bfloat16)}
+
+
+STICKY = {214, 700, 719}  # of those that tests use
 
 
 class CUDARuntimeError(RuntimeError):
@@ -26,6 +32,10 @@ class CUBLASError(RuntimeError):
     def __init__(self, status: int) -> None:
         super().__init__(f"CUBLAS_STATUS {status}")
         self.status = status
+
+
+class OutOfMemoryError(MemoryError):
+    """What CuPy's pools raise."""
 
 
 class EmulatedCupy:
@@ -41,7 +51,25 @@ class EmulatedCupy:
         self.synchronize_error = 0
         self.register_error = 0
         self.registered: dict[int, range] = {}  # pages by address
+        self.fault: Callable[[str], int] = lambda name: 0  # the status that a call is to fail with
+        self.broken = 0  # the sticky error
+        self.entered = 0  # how often anything was called
+        self.pinned: dict[int, Any] = {}
         self._handles = iter(range(1, 1 << 30))
+
+    def enter(self, name: str) -> None:
+        """Every call that goes to CUDA begins here."""
+        self.entered += 1
+        status = self.broken or self.fault(name)
+        if status:
+            self.broken = status if status in STICKY else self.broken
+            raise CUDARuntimeError(status)
+
+    def enter_cublas(self, name: str) -> None:
+        """Every call that goes to cuBLAS, which does not say what is wrong with CUDA."""
+        self.entered += 1
+        if status := 14 if self.broken else self.fault(name):
+            raise CUBLASError(status)
 
     # cupy.cuda.runtime
 
@@ -51,10 +79,12 @@ class EmulatedCupy:
         return self.devices
 
     def memGetInfo(self) -> tuple[int, int]:
+        self.enter("memGetInfo")
         used = sum(len(block) for block in self.blocks.values())
         return self.memory_bytes - used, self.memory_bytes
 
     def malloc(self, nbytes: int) -> int:
+        self.enter("malloc")
         if nbytes > self.memGetInfo()[0]:
             raise CUDARuntimeError(2)
         block = (ctypes.c_uint8 * nbytes)()
@@ -63,9 +93,23 @@ class EmulatedCupy:
         return address
 
     def free(self, address: int) -> None:
+        self.enter("free")
         del self.blocks[address]
 
+    def hostAlloc(self, nbytes: int, flags: int) -> int:
+        self.enter("hostAlloc")
+        assert flags == 0
+        block = (ctypes.c_uint8 * nbytes)()
+        address = ctypes.addressof(block)
+        self.pinned[address] = block
+        return address
+
+    def freeHost(self, address: int) -> None:
+        self.enter("freeHost")
+        del self.pinned[address]
+
     def memcpyAsync(self, dst: int, src: int, nbytes: int, kind: int, stream: int) -> None:
+        self.enter("memcpyAsync")
         on_device = [self._is_device(dst), self._is_device(src)]
         assert on_device == {1: [True, False], 2: [False, True]}[kind]
         assert stream != 0
@@ -73,6 +117,7 @@ class EmulatedCupy:
         ctypes.memmove(dst, src, nbytes)
 
     def memcpy2DAsync(self, dst, dpitch, src, spitch, width, height, kind, stream):  # type: ignore[no-untyped-def]
+        self.enter("memcpy2DAsync")
         assert min(dpitch, spitch) >= width
         assert self._is_device(dst, (height - 1) * dpitch + width)
         assert kind == 1
@@ -82,6 +127,7 @@ class EmulatedCupy:
             ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
 
     def hostRegister(self, ptr: int, size: int, flags: int) -> None:
+        self.enter("hostRegister")
         assert flags == 0
         pages = range(ptr // PAGESIZE, -(-(ptr + size) // PAGESIZE))
         if self.register_error:
@@ -91,21 +137,25 @@ class EmulatedCupy:
         self.registered[ptr] = pages
 
     def hostUnregister(self, ptr: int) -> None:
+        self.enter("hostUnregister")
         del self.registered[ptr]
 
     def wait(self, handle: int = 0) -> None:
+        self.enter("synchronize")
         if self.synchronize_error:
             raise CUDARuntimeError(self.synchronize_error)
 
     # cublas
 
     def gemmEx(self, h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, compute, algo):  # type: ignore[no-untyped-def]
+        self.enter_cublas("gemm")
         assert (at, ct, compute, algo) == (bt, 0, 68, -1)
         if at in self.refused_types:
             raise CUBLASError(15)
         self._gemm("gemmEx", h, ta, tb, m, n, k, alpha, a, at, lda, b, ldb, beta, c, ldc)
 
     def sgemm(self, h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+        self.enter_cublas("gemm")
         self._gemm("sgemm", h, ta, tb, m, n, k, alpha, a, 0, lda, b, ldb, beta, c, ldc)
 
     def _gemm(self, name, h, ta, tb, m, n, k, alpha, a, kind, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
@@ -139,9 +189,16 @@ class EmulatedCupy:
         class Stream:
             def __init__(self, non_blocking: bool) -> None:
                 assert non_blocking
+                self.ptr = 0
+                emulated.enter("streamCreate")
                 self.ptr = next(emulated._handles)
 
+            def __del__(self) -> None:
+                if self.ptr and not sys.is_finalizing():
+                    emulated.enter("streamDestroy")
+
             def __enter__(self) -> None:
+                emulated.enter("getDevice")
                 self.outer, emulated.current_stream = emulated.current_stream, self
 
             def __exit__(self, *error: object) -> None:
@@ -149,26 +206,33 @@ class EmulatedCupy:
 
         class Event:
             def __init__(self, disable_timing: bool = False) -> None:
+                self.ptr = 0
+                emulated.enter("eventCreate")
                 self.timed = not disable_timing
                 self.ptr = next(emulated._handles)
 
+            def __del__(self) -> None:
+                if self.ptr and not sys.is_finalizing():
+                    emulated.enter("eventDestroy")
+
             def record(self, stream: Stream) -> None:
+                emulated.enter("eventRecord")
                 assert isinstance(stream, Stream)
 
             def synchronize(self) -> None:
-                pass
+                emulated.wait()
 
         def elapsed_ms(start: Event, end: Event) -> float:
             assert start.timed
             assert end.timed
             return float(end.ptr - start.ptr)
 
-        class PinnedMemory:
-            def __init__(self, nbytes: int) -> None:
-                self.data = bytearray(nbytes)
-
         def record(name: str) -> Any:
-            return lambda *arguments: self.calls.append((name, arguments))
+            def call(*arguments: Any) -> None:
+                (self.enter_cublas if name == "destroy" else self.enter)(name)
+                self.calls.append((name, arguments))
+
+            return call
 
         runtime = ModuleType("cupy.cuda.runtime")
         runtime.__dict__.update(
@@ -181,6 +245,8 @@ class EmulatedCupy:
             memGetInfo=self.memGetInfo,
             malloc=self.malloc,
             free=self.free,
+            hostAlloc=self.hostAlloc,
+            freeHost=self.freeHost,
             memcpyAsync=self.memcpyAsync,
             memcpy2DAsync=self.memcpy2DAsync,
             hostRegister=self.hostRegister,
@@ -198,8 +264,7 @@ class EmulatedCupy:
             Stream=Stream,
             Event=Event,
             get_elapsed_time=elapsed_ms,
-            PinnedMemory=PinnedMemory,
-            PinnedMemoryPointer=lambda memory, offset: memory.data,
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         )
         cupy = ModuleType("cupy")
         cupy.__dict__.update(cuda=cuda)

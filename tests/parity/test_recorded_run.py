@@ -8,7 +8,8 @@ from hybrid.runtime.planning import plan_request
 from hybrid.runtime.target import choose_target, look_in_profile
 from offload.devices.simulated import SimulatedDevice
 from offload.op_times import BETWEEN, op_times, settled
-from offload.planner import Shares, place
+from offload.placing import Shares, place
+from offload.recovery import ShrinkingPlan
 from offload.telemetry import DECODE, Timeline
 from tests.engines import open_settings
 
@@ -18,11 +19,10 @@ LAYERS, STEPS = 6, 4
 def test_operators_inside_islands_are_told_apart() -> None:
     """The first eight decode steps are looked into; that slows them down, so the rest comes from the others."""
     opened = open_settings(DEMO_MODEL)
-    plan = place(
-        plan_request(opened, choose_target(RunSettings(cuda="0"), look_in_profile), {}), lambda linear: Shares()
-    )
+    target = choose_target(RunSettings(cuda="0"), look_in_profile)
+    plans = ShrinkingPlan(plan_request(opened, target, {}), lambda request: place(request, lambda linear: Shares()))
     timeline = Timeline(looks_inside=True)
-    with load(opened, plan, opened.linears, None, threads=1, timeline=timeline) as engine:
+    with load(opened, plans, opened.linears, None, threads=1, timeline=timeline) as engine:
         engine.prefill([1, 2, 3])
         for token_id in range(10):
             engine.decode(token_id + 5)
@@ -40,9 +40,12 @@ def test_operators_inside_islands_are_told_apart() -> None:
 def test_every_operator_of_a_step_is_found_and_the_host_adds_up() -> None:
     opened = open_settings(DEMO_MODEL)
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
-    plan = place(plan_request(opened, target, {}), lambda linear: Shares(resident=0.4, streamed=0.3))
+    plans = ShrinkingPlan(
+        plan_request(opened, target, {}),
+        lambda request: place(request, lambda linear: Shares(resident=0.4, streamed=0.3)),
+    )
     timeline = Timeline()
-    with load(opened, plan, opened.linears, SimulatedDevice(1 << 30), threads=1, timeline=timeline) as engine:
+    with load(opened, plans, opened.linears, SimulatedDevice(1 << 30), threads=1, timeline=timeline) as engine:
         engine.prefill([1, 2, 3])
         for token_id in range(STEPS + 1):
             engine.decode(token_id + 5)

@@ -76,10 +76,13 @@ def test_settings_reach_the_engine(
 ) -> None:
     seen = use(engine, monkeypatch)
     where = ["--cuda", "1.5", "--device", "cuda:1", "--machine", "colab-t4"]
-    flags = [*where, "--context", "32", "--threads", "3"]
+    flags = [*where, "--context", "32", "--threads", "3", "--host-dtype", "int4", "--activations", "float"]
     assert run(capsys, "--model", str(model), *flags, "a")[0] == 0
-    assert cli.main(["plan"]) == 0
-    assert seen == [RunSettings(model, None, "1.5", "cuda:1", "colab-t4", 32, 3), RunSettings(DEMO_MODEL)]
+    assert cli.main(["plan", "--host-dtype", "int8"]) == 0
+    assert seen == [
+        RunSettings(model, None, "1.5", "cuda:1", "colab-t4", 32, 3, None, "int4", "float"),
+        RunSettings(DEMO_MODEL, host_dtype="int8"),
+    ]
 
 
 def test_max_tokens_ends_the_text(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +124,7 @@ def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: py
         "memory",
         "plan",
         "op_times",
+        "warnings",
     ]
     assert (stats["stop_reason"], stats["seed"], stats["predicted_decode_step_s"]) == ("end", 7, 0.002)
     assert stats["generated_tokens"] == len(engine.script)

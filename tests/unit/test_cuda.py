@@ -10,7 +10,7 @@ import pytest
 from offload.devices import nvml
 from offload.devices.base import DeviceArray
 from offload.devices.cuda import CudaDevice
-from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
 from offload.specs import Layout, WeightFormat
 from tests.device.emulated_cupy import EmulatedCupy
 
@@ -131,7 +131,7 @@ def test_waits_and_records_name_stream_and_event(emulated: EmulatedCupy) -> None
     assert emulated.calls[-1] == ("streamWaitEvent", (stream._address, event.address))
 
 
-def test_out_of_memory_has_one_type(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_has_one_type(emulated: EmulatedCupy) -> None:
     device = CudaDevice()
     with pytest.raises(OutOfDeviceMemoryError, match="device memory: asked for"):
         device.allocate(emulated.memory_bytes + 1)
@@ -139,17 +139,106 @@ def test_out_of_memory_has_one_type(emulated: EmulatedCupy, monkeypatch: pytest.
     for wait in (device.event().synchronize, device.stream("s").synchronize):
         with pytest.raises(OutOfDeviceMemoryError):
             wait()
-    emulated.synchronize_error = 700  # an illegal address is not about memory running out
-    with pytest.raises(RuntimeError, match="700"):
-        device.stream("s").synchronize()
     emulated.synchronize_error = 0
+    for status_of, raised in ({"malloc": 2}, False), ({"gemm": 3}, False), ({"hostAlloc": 2}, True):
+        emulated.fault = lambda name, status_of=status_of: status_of.get(name, 0)
+        with pytest.raises(OutOfDeviceMemoryError) as error:
+            use_everything(device)
+        assert error.value.pinned == raised
+        assert error.value.asked_bytes == (0 if "gemm" in status_of else 4096)
+    emulated.fault = lambda name: 0
+    use_everything(device)
+    device.close()
+    assert (emulated.blocks, emulated.pinned) == ({}, {})
 
-    def refuse(nbytes: int) -> None:
-        raise device.runtime.CUDARuntimeError(2)
 
-    monkeypatch.setattr(sys.modules["cupy.cuda"], "PinnedMemory", refuse)
-    with pytest.raises(OutOfDeviceMemoryError, match="pinned RAM: asked for 4096"):
-        device.allocate_pinned(4096)
+def use_everything(device: CudaDevice) -> None:
+    """Every kind of call once, on 4096 bytes."""
+    stream, event = device.stream("s"), device.event()
+    pinned, block = device.allocate_pinned(4096), device.allocate(4096)
+    x = DeviceArray(block, 0, (2, 4), WeightFormat.FP16)
+    y = DeviceArray(block, 1024, (2, 2), WeightFormat.FP32)
+    stream.copy_to_device(x, pinned[: x.nbytes])
+    stream.gemm(x, DeviceArray(block, 512, (4, 2), WeightFormat.FP16), y, Layout.KN)
+    stream.copy_to_host(pinned[: y.nbytes], y)
+    stream.record(event)
+    stream.wait(event)
+    event.synchronize()
+    stream.synchronize()
+    device.memory()
+    device.free(block)
+
+
+CALLS = (
+    *("streamCreate", "eventCreate", "hostAlloc", "malloc", "memcpyAsync", "getDevice", "gemm"),
+    *("eventRecord", "streamWaitEvent", "synchronize", "memGetInfo"),
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_lost_device_is_noticed_by_every_call_and_asked_nothing_more(emulated: EmulatedCupy, call: str) -> None:
+    device = CudaDevice()
+    block, pinned, event = device.allocate(4096), device.allocate_pinned(4096), device.event()
+
+    def fault(name: str) -> int:
+        if name != call:
+            return 0
+        emulated.broken = 700
+        return 14 if name == "gemm" else 700
+
+    emulated.fault = fault
+    with pytest.raises(DeviceLostError, match="Emulated GPU failed: cudaError 700"):
+        use_everything(device)
+    entered = emulated.entered
+    for use in (use_everything, CudaDevice.memory):
+        with pytest.raises(DeviceLostError):
+            use(device)
+    with pytest.raises(DeviceLostError):
+        event.synchronize()
+    device.start_trace()
+    assert device.take_trace() == []
+    device.free(block)
+    device.close()
+    device.close()
+    del pinned, event, block, device
+    assert emulated.entered == entered
+
+
+def test_a_gemm_that_fails_for_no_other_reason_ends_the_use_of_the_device(emulated: EmulatedCupy) -> None:
+    device = CudaDevice()
+    emulated.fault = lambda name: 13 if name == "gemm" else 0
+    with pytest.raises(DeviceLostError, match="CUBLAS_STATUS 13"):
+        use_everything(device)
+
+
+def test_memory_that_cublas_found_none_of_is_not_a_lost_device(emulated: EmulatedCupy) -> None:
+    device = CudaDevice()
+
+    def fault(name: str) -> int:
+        emulated.synchronize_error = 2 if name == "gemm" else emulated.synchronize_error
+        return 13 if name == "gemm" else 0
+
+    emulated.fault = fault
+    with pytest.raises(OutOfDeviceMemoryError):
+        use_everything(device)
+
+
+def test_a_mistake_of_ours_stays_what_it_is(emulated: EmulatedCupy) -> None:
+    device = CudaDevice()
+    emulated.fault = lambda name: 1 if name == "memcpyAsync" else 0
+    with pytest.raises(RuntimeError, match=r"cudaError 1$"):
+        use_everything(device)
+    emulated.fault = lambda name: 0
+    use_everything(device)
+
+
+@pytest.mark.parametrize("status", [2, 700])
+@pytest.mark.parametrize("call", ["malloc", "hostAlloc", "memcpyAsync", "streamCreate"])
+def test_a_device_that_fails_while_it_is_tried_is_not_usable(emulated: EmulatedCupy, call: str, status: int) -> None:
+    emulated.fault = lambda name: status if name == call else 0
+    with pytest.raises(DeviceUnavailableError, match="Emulated GPU fails a trial multiplication") as error:
+        CudaDevice()
+    assert "\n" not in str(error.value)
 
 
 def test_close_frees_everything_once(emulated: EmulatedCupy) -> None:

@@ -1,13 +1,14 @@
 """Which nodes are Linears, and what is known of each. Sizes are worked out by hand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hybrid.graph.element_types import propagate_types
-from hybrid.graph.find import Linear, find_linears
+from hybrid.graph.find import Linear, StoredBlocks, find_linears
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
 from offload.specs import Layout, WeightFormat
 
@@ -109,6 +110,47 @@ def test_matmul_nbits_counts_scales_and_zeros(bits: int, weight_format: str) -> 
     nbytes = 12 * 2 * 4 * bits + 24 * 4 + 12 * bits // 4
     assert shape_of(linear) == (64, 12, weight_format, "NK", nbytes)
     assert f"{bits}-bit blocks" in linear.spec.host_only_reason
+
+
+NBITS = {"w": (UINT8, (12, 2, 16)), "s": (FP32, (24,)), "z": (UINT8, (12, 1))}
+
+
+def nbits(inputs: str, **attributes: Any) -> Node:
+    """A MatMulNBits; "-" is an input that is not given."""
+    names = tuple("" if name == "-" else name for name in inputs.split())
+    return Node("MatMulNBits", names, ("h",), {"K": 64, "N": 12, "bits": 4, "block_size": 32, **attributes}, MS, "q")
+
+
+def test_blocks_that_our_kernels_multiply() -> None:
+    linear = only([nbits("x w s z", accuracy_level=4)], **NBITS)
+    assert linear.blocks == StoredBlocks("s", "z", 32, 4)
+    linear = only([nbits("x w s - - b")], **NBITS, b=(FP32, (12,)))
+    assert (linear.blocks, linear.bias) == (StoredBlocks("s", "", 32, 0), "b")
+    halves = NBITS | {"s": (FP16, (12, 2))}
+    assert only([nbits("x w s")], **halves).blocks == StoredBlocks("s", "", 32, 0)
+
+
+@pytest.mark.parametrize(
+    ("node", "changes"),
+    [
+        (nbits("x w s - g"), {"g": (ElementType.INT32, (64,))}),  # columns of W in another order
+        (nbits("x w s z"), {"z": (FP32, (24,))}),  # zero points that are floats
+        (nbits("x w y"), {}),  # scales that are computed
+        (nbits("x w s", bits=2), {}),
+        (nbits("x w s", block_size=8), {}),
+        (nbits("x w s", weight_prepacked=1), {}),
+        (nbits("x w s", K=128), {}),  # sizes that contradict each other
+    ],
+)
+def test_blocks_that_stay_in_onnxruntime(node: Node, changes: dict[str, Any]) -> None:
+    assert only([node], **NBITS | changes).blocks is None
+
+
+def test_blocks_of_different_sizes_are_different_groups() -> None:
+    weights = {"w": (UINT8, (12, 2, 16)), "s": (FP32, (24,)), "v": (UINT8, (12, 1, 32)), "t": (FP32, (12,))}
+    nodes = [nbits("x w s"), replace(nbits("x v t", block_size=64), outputs=("i",), name="k")]
+    one, other = find_linears(graph_of(nodes, weights))
+    assert one.spec.group != other.spec.group
 
 
 def test_dequantised_weights_count_their_scales() -> None:

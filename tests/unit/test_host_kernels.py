@@ -212,7 +212,7 @@ def test_refuses_what_it_cannot_multiply(backend: NumbaBackend) -> None:
     good = make(8, 6, WeightFormat.FP16, Layout.NK)
     with pytest.raises(ValueError, match="float16 matrix"):
         backend.group([HostColumns(good.weight.astype(np.float32), WeightFormat.FP16, Layout.NK, 0, 6)])
-    with pytest.raises(ValueError, match="not for this backend"):
+    with pytest.raises(ValueError, match="QuantisedWeight"):
         backend.group([HostColumns(good.weight, WeightFormat.INT8, Layout.NK, 0, 6)])
     with pytest.raises(ValueError, match="0:7"):
         backend.group([HostColumns(good.weight, WeightFormat.FP16, Layout.NK, 0, 7)])

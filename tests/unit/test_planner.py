@@ -217,6 +217,24 @@ def test_a_model_that_cannot_use_the_gpu_does_not_blame_the_budget() -> None:
     assert "4-bit blocks" in plan.notes[1]
 
 
+def test_host_columns_of_float_weights_are_kept_as_asked() -> None:
+    """K 100 makes two blocks of 64: 2 * (32 + 2) bytes a column of int4."""
+    linears = [
+        spec("half", 100, 64),
+        spec("blocks", 100, 64, "int4", why="blocks"),
+        spec("odd", 100, 64, "fp32", why="a Gemm with alpha"),
+    ]
+    plan = place(request(linears, GIB, host_format=WeightFormat.INT4), lambda _: Shares(0.5))
+    assert [p.host_format for p in plan.placements] == ["int4", "int4", "fp32"]
+    assert plan.placements[0].host_column_bytes == 68
+    assert plan.ram_bytes["host weights"] == 32 * 68 + 64 * 50 + 64 * 400
+    assert [p.host_format for p in place(request(linears, GIB), lambda _: Shares()).placements] == [
+        "fp16",
+        "int4",
+        "fp32",
+    ]
+
+
 def test_rounding_of_activations_is_told_for_half_weights_only() -> None:
     for weight_format, told in (("fp16", True), ("bf16", True), ("fp32", False)):
         plan = make_plan(request([spec("a", 64, 64, weight_format)], GIB))
