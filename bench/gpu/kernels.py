@@ -146,7 +146,7 @@ def markdown(found: Json) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name, reason in found["not_measured"].items():
         alike.setdefault(reason, []).append(name)
-    for reason, names in alike.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"- {names[0]}{more}: not measured, {reason}")
+    for reason, same in alike.items():
+        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+        lines.append(f"- {same[0]}{more}: not measured, {reason}")
     return lines

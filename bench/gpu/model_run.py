@@ -24,7 +24,7 @@ def measure(settings: RunSettings, prompt_tokens: int, decode_tokens: int) -> di
         engine.trim(1)
         steps_s = [_decode_s(engine, 100 + number) for number in range(decode_tokens)]
         device_used_bytes.append(_device_used_bytes(engine))
-        plan = engine.plan
+        plan, memory = engine.plan, engine.memory()
         columns = [sum(len(getattr(p, place)) * p.linear.column_bytes for p in plan.placements) for place in _PLACES]
         return {
             "load_s": load_s,
@@ -35,13 +35,13 @@ def measure(settings: RunSettings, prompt_tokens: int, decode_tokens: int) -> di
             "prefill_s": prefill_s[-1],
             "predicted_prefill_s": plan.prefill.step_s * prompt_tokens / plan.prefill.tokens,
             "bytes": dict(zip(_PLACES, map(round, columns), strict=True)),
-            "budget_bytes": plan.budget_bytes,
-            "plan_vram_bytes": plan.total_vram_bytes,
+            "budget_bytes": memory["vram_budget_bytes"],
+            "plan_vram_bytes": memory["vram_peak_bytes"],
             "plan_vram": dict(plan.vram_bytes),
             "estimated": bool(plan.machine.get("estimated")),
             "device_used_bytes": max((used for used in device_used_bytes if used is not None), default=None),
-            "ram_peak_bytes": engine.memory()["ram_peak_bytes"],
-            "warnings": list(plan.warnings),
+            "ram_peak_bytes": memory["ram_peak_bytes"],
+            "warnings": list(plan.warnings),  # also what recovery from a failed allocation did
         }
 
 

@@ -121,6 +121,8 @@ def markdown(found: Json) -> list[str]:
     measured = [run for run in found["runs"] if "error" not in run]
     if any(run["estimated"] for run in measured):
         lines.append("- predicted with estimated rates, not with rates that were measured on this machine")
+    for run in measured:
+        lines += [f"- {run['model']} {run['dtype']} at {run['share']:.0%}: {line}" for line in run["warnings"]]
     lines += [f"- left out: {line}" for line in found["left_out"]]
     if "int4" in found:
         lines.append(f"- int4 on the device: {found['int4']}; the kit has no int4 model")

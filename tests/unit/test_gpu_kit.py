@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gpu import environment, gemm_cases, kernels, rates, roof, run, speed
+from bench.gpu import environment, gemm_cases, kernels, part, rates, roof, run, speed
 from bench.gpu.cap import _row
 from bench.gpu.device_time import Bench
 from bench.gpu.gemm_cases import Gemm, Matrix, OwnBlocks, OwnGemm, cases
@@ -127,6 +127,19 @@ def test_a_part_that_fails_is_recorded_and_the_next_one_runs(monkeypatch: pytest
     text = (tmp_path / "gpu.md").read_text()
     assert "**failed: RuntimeError: no run with a budget was measured**" in text
     assert "- GPU: simulated device" in text
+
+
+def test_a_part_that_fails_keeps_what_it_had_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = a_job(tmp_path, "simulated")
+
+    def measure(job: Job, save: Any) -> Any:
+        save({"first": 1})
+        raise ValueError("the second\nis none")
+
+    monkeypatch.setattr(rates, "run", measure)
+    monkeypatch.setattr(sys, "argv", ["part", "rates", part.to_argument(job)])
+    assert part.main() == 1
+    assert job.found("rates") == {"first": 1, "error": "ValueError: the second is none"}
 
 
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
