@@ -14,18 +14,36 @@ _LINE = 300  # characters
 
 
 def run(job: Job, save: Save) -> Json:
-    """Run the tests. Raises TimeoutExpired when time is up, RuntimeError when pytest wrote no report."""
+    """Run the tests. Raises RuntimeError when pytest wrote no report, and when time is up."""
     if importlib.util.find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed")
     report = job.work / "tests.xml"
     chosen = [text for text in job.sizes.tests if not text.startswith("tests/") or (_ROOT / text).exists()]
     # Warnings of whatever versions are installed there are no failures of the project.
-    options = ["-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}"]
+    options = [
+        "-v",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+        f"--junitxml={report}",
+    ]
     command = [sys.executable, "-m", "pytest", *options, *chosen]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=max(1.0, job.left_s))
+    try:
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=max(1.0, job.left_s))
+    except subprocess.TimeoutExpired as late:
+        seen = (late.stdout or b"").decode(errors="replace")
+        raise RuntimeError(f"not done after {late.timeout:.0f} s: {so_far(seen)}") from None
     if not report.exists():
         raise RuntimeError(f"pytest ended with status {done.returncode}: {done.stdout[-_LINE:]}{done.stderr[-_LINE:]}")
     return {"arguments": chosen, **counts(report)}
+
+
+def so_far(output: str) -> str:
+    """What pytest -v had said when it was ended; its last line names the test that ran."""
+    last = (output.splitlines() or ["nothing"])[-1][:_LINE].strip()
+    return f"{output.count(' PASSED')} passed, {output.count(' FAILED')} failed, at last {last}"
 
 
 def counts(report: Path) -> Json:

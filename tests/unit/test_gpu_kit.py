@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from bench.gpu import environment, gemm_cases, kernels, part, rates, roof, run, speed
+from bench.gpu import tests as gpu_tests
 from bench.gpu.cap import _row
 from bench.gpu.device_time import Bench
 from bench.gpu.gemm_cases import Gemm, Matrix, OwnBlocks, OwnGemm, cases
@@ -22,7 +23,6 @@ from bench.gpu.job import Job
 from bench.gpu.nvml_library import Nvml, PeakMemory
 from bench.gpu.overlap import balanced, busy_shares, overlap
 from bench.gpu.report import report
-from bench.gpu.tests import counts
 from bench.models import DTYPES, Weights
 from hybrid.runtime.machines import find_profile
 from offload.devices.base import Span
@@ -222,9 +222,15 @@ def test_the_tests_of_a_report_are_counted(tmp_path: Path) -> None:
         '<testcase classname="t" name="b"><failure message="assert 1 == 2&#10;more">long</failure></testcase>'
         '<testcase classname="t" name="c"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
     )
-    found = counts(report)
+    found = gpu_tests.counts(report)
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert (found["failures"], found["why_skipped"]) == (["t.b: assert 1 == 2"], ["no GPU"])
+
+
+def test_tests_that_hang_are_named() -> None:
+    output = "collected 3\n\ntests/a.py::one PASSED   [ 33%]\ntests/a.py::two FAILED   [ 66%]\ntests/a.py::stuck "
+    assert gpu_tests.so_far(output) == "1 passed, 1 failed, at last tests/a.py::stuck"
+    assert gpu_tests.so_far("") == "0 passed, 0 failed, at last nothing"
 
 
 # Multiplications against float64.
