@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import typer
 
 from hybrid import options
-from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.config import DEMO_MODEL
 from hybrid.console import check_writable, discard, emit, note_between, read_stdin, read_text, say, width
 from hybrid.errors import OffloadError, UsageError
+from hybrid.flag_values import run_settings, sampling_flags, shared_with
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -108,14 +109,10 @@ def run(
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
         if timeline is not None or op_times:
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
-        return chat(
-            model, variant, cuda, device, machine, context, threads, kv_dtype, host_dtype, activations, max_tokens,
-            temperature, top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty,
-            logit_bias, seed, stop, chat_template,
-        )  # fmt: skip
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype, host_dtype, activations)
+        return chat(**shared_with(chat, locals()))
+    settings = run_settings(locals())
     text = _prompt_text(prompt, file)
-    flags = _sampling_flags(locals())
+    flags = sampling_flags(locals())
 
     from hybrid import report
     from hybrid.completion import Request, complete
@@ -180,9 +177,7 @@ def plan(
         check_picture("--draw", draw)
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(
-        RunSettings(path, variant, cuda, device, machine, context, kv_dtype=kv_dtype, host_dtype=host_dtype)
-    )
+    made = make_plan(replace(run_settings(locals()), model=path))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -223,8 +218,8 @@ def chat(
     """`hybrid chat`; gives the exit code."""
     if print_config:
         return _print_settings(chat, locals())
-    flags = _sampling_flags(locals())
-    settings = RunSettings(model, variant, cuda, device, machine, context, threads, kv_dtype, host_dtype, activations)
+    flags = sampling_flags(locals())
+    settings = run_settings(locals())
 
     from hybrid import report
     from hybrid.chat.opening import find_template, open_conversation
@@ -308,15 +303,6 @@ def _parameter(flag: str) -> str:
     return "as_json" if flag == "json" else flag.replace("-", "_")
 
 
-def _sampling_flags(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling flags among the parameters of a command, by the names of `SamplingSettings`."""
-    names = (
-        "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
-        "frequency_penalty", "seed",
-    )  # fmt: skip
-    return {name: values[name] for name in names} | {"logit_bias": _logit_bias(values["logit_bias"])}
-
-
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
     """The prompt, from where it is given."""
     if (prompt is None) == (file is None):
@@ -326,18 +312,6 @@ def _prompt_text(prompt: str | None, file: Path | None) -> str:
     if file is not None:
         return read_text("--file", file)
     return read_stdin() if prompt == "-" else str(prompt)
-
-
-def _logit_bias(pairs: list[str] | None) -> dict[int, float] | None:
-    """The token ids and numbers of "ID=BIAS" texts."""
-    biases = {}
-    for pair in pairs or ():
-        token_id, _, bias = pair.partition("=")
-        try:
-            biases[int(token_id)] = float(bias)
-        except ValueError:
-            raise UsageError(f"--logit-bias {pair}: must be a token id, =, and a number, as in 42=-1.5") from None
-    return biases or None
 
 
 def _no_command(context: typer.Context, version: Version = False) -> None:

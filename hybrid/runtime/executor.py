@@ -146,7 +146,7 @@ class _Station:
             with span(timeline, "islands", f"island {self._number}", self._operator, self._what):
                 passing |= self._binding.run()
         for attention in self._attentions:
-            with span(timeline, "attention", f"attention {self._number}"):
+            with span(timeline, "attention", f"attention {self._number}", Operator.ATTENTION, "GroupQueryAttention"):
                 attention.run(passing)
         if self._fixed:
             self._linears.run(self._number, self._inputs, self._outputs)

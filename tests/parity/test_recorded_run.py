@@ -32,7 +32,6 @@ def test_operators_inside_islands_are_told_apart() -> None:
     assert times.steps == 2
     assert {row.operator for row in times.host} == {"island", "attention", "host columns", BETWEEN}
     inside = {row.operator: row for row in times.inside}
-    assert inside["GroupQueryAttention"].count == LAYERS
     assert inside["QuickGelu"].count == LAYERS
     assert sum(row.mean_s for row in times.inside) > 0
 
