@@ -41,6 +41,8 @@ _WORKERS = {
     Operator.COPY_OUT: COPY,
     Operator.GEMM: GEMM,
     Operator.HOST_COLUMNS: CPU,
+    Operator.ATTENTION: CPU,
+    Operator.ISLAND: CPU,
 }
 
 

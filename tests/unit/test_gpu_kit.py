@@ -177,8 +177,11 @@ def test_overlap_is_between_the_sum_and_the_longest() -> None:
 
 
 def test_busy_shares_count_each_moment_once() -> None:
-    """0 to 10: CPU 1-5, two copies 3-7 and 4-6 on two streams, a GEMM 6-12."""
-    host = (Span("linears", "", 1, 4, "host columns"), Span("linears", "", 0, 10, "wait"))
+    """0 to 10: CPU 1-3 and 3-5, two copies 3-7 and 4-6 on two streams, a GEMM 6-12."""
+    host = (
+        *(Span("islands", "", 1, 2, "attention"), Span("linears", "", 3, 2, "host columns")),
+        Span("linears", "", 0, 10, "wait"),
+    )
     devices = (Span("a", "", 3, 4, "copy-in"), Span("b", "", 4, 2, "copy-out"), Span("b", "", 6, 6, "gemm"))
     busy = busy_shares([Step("decode", 0.0, 10.0, host, devices)])
     assert busy == pytest.approx(
