@@ -26,7 +26,9 @@ def draw(results: Json, out: Path) -> str:
             continue
         if drawn:
             title = results["parts"]["environment"]["found"].get("gpu", {}).get("name", "")
-            figure.suptitle(f"{name}, modelled" if results["modelled"] else f"{name}, {title}")
+            figure.suptitle(
+                f"{name}: a rehearsal, nothing was measured on a GPU" if results["modelled"] else f"{name}, {title}"
+            )
             figure.savefig(out / f"{name}.png")
             names.append(f"{name}.png")
     return ", ".join([*names, *notes]) or "none: there is nothing to draw"
