@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from bench.shapes import SHAPES, Shape
 
@@ -185,6 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     shape, dtype, out = SHAPES[options.shape], DTYPES[options.dtype], options.out
     total = sum(nbytes(s, dtype) for s in shape.tensors().values()) * (2 if options.gguf else 1)
+    from rich.console import Console  # late: others import this module where there is no rich
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
     write_gguf: Callable[..., None] | None = None
     try:

@@ -1,0 +1,245 @@
+"""The multiplications that the part "kernels" measures, and what they should give in float64.
+
+The device's weights are a block of random halves over and over, so any offset in it holds a weight: as halves, or as
+the bytes of quantised numbers with scales behind them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.gpu.device_time import Bench
+from bench.shapes import Shape
+from offload.devices.base import DeviceArray, HostArray, aligned
+from offload.devices.cuda_kernels import BlockWeight, FloatWeight, Int8Rows
+from offload.kernels.cuda.launch import BlockFormat
+from offload.specs import Layout, WeightFormat
+
+_CHECKED_COLUMNS = 64
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight of the decoder, by its Linear's name."""
+
+    name: str
+    inner: int
+    columns: int
+
+
+def matrices(shape: Shape) -> tuple[Matrix, ...]:
+    """The Linears of a layer that differ, and the head."""
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return (
+        Matrix("q_proj", shape.hidden, q),
+        Matrix("k_proj", shape.hidden, kv),
+        Matrix("gate_proj", shape.hidden, shape.intermediate),
+        Matrix("down_proj", shape.intermediate, shape.hidden),
+        Matrix("lm_head", shape.hidden, shape.vocab),
+    )
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """The device's own `gemm`: cuBLAS on a GPU. `values` is what the weights repeat, in its storage type."""
+
+    kernel: str
+    matrix: Matrix
+    form: WeightFormat
+    layout: Layout
+    rows: int
+    values: HostArray
+
+    @property
+    def weights(self) -> str:
+        """How the weight is stored, for people."""
+        return f"{self.form} {self.layout}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight."""
+        return self.matrix.inner * self.matrix.columns * self.form.itemsize_bytes
+
+    @property
+    def x_format(self) -> WeightFormat:
+        """The format of x."""
+        return self.form
+
+    def x(self) -> HostArray:
+        """[M, K], in its storage type."""
+        wide = np.random.default_rng(self.rows).standard_normal((self.rows, self.matrix.inner), np.float32)
+        return to_stored(wide, self.x_format)
+
+    def multiplied_x(self) -> Float64:
+        """The values of x that the weight is multiplied with."""
+        return to_float64(self.x(), self.x_format)
+
+    def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
+        """Queue y = x @ W for the weight that begins at `offset` bytes."""
+        inner, columns = self.matrix.inner, self.matrix.columns
+        shape = (inner, columns) if self.layout is Layout.KN else (columns, inner)
+        bench.stream.gemm(x, DeviceArray(bench.weights, offset, shape, self.form), y, self.layout)
+
+    def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
+        """Some columns of the weight at `offset` bytes: [K, len(columns)]."""
+        k = np.arange(self.matrix.inner, dtype=np.int64)[:, None]
+        places = columns * self.matrix.inner + k if self.layout is Layout.NK else k * self.matrix.columns + columns
+        begin = offset // self.form.itemsize_bytes
+        return to_float64(self.values[(begin + places) % self.values.size], self.form)
+
+    def error(self, y: npt.NDArray[np.float32], offset: int) -> float:
+        """The largest error of some columns of `y` [M, N], relative to the sums of the magnitudes."""
+        columns = np.unique(np.linspace(0, self.matrix.columns - 1, _CHECKED_COLUMNS).astype(np.int64))
+        x, w = self.multiplied_x(), self.weight(columns, offset)
+        errors = np.abs(y[:, columns] - x @ w) / (np.abs(x) @ np.abs(w))
+        return float(errors.max()) if np.isfinite(errors).all() else float("inf")
+
+
+@dataclass(frozen=True)
+class OwnGemm(Gemm):
+    """Our CUDA C kernels for half weights, which read x as fp32."""
+
+    @property
+    def x_format(self) -> WeightFormat:
+        """The format of x."""
+        return WeightFormat.FP32
+
+    def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
+        """See Gemm."""
+        weights: Any = bench.weights
+        matrix = self.matrix
+        weight = FloatWeight(weights.address + offset, self.form, self.layout, matrix.columns, matrix.inner)
+        _multiply_rows(bench, x, weight, y)
+
+
+@dataclass(frozen=True)
+class OwnBlocks(OwnGemm):
+    """Our CUDA C kernels for weights in blocks of `block` numbers of `bits`, each with an fp16 scale.
+
+    With `int8_rows`, x is quantised on the device first, which is not timed.
+    """
+
+    bits: int = 8
+    block: int = 64
+    int8_rows: bool = False
+
+    @property
+    def weights(self) -> str:
+        """How the weight is stored, for people."""
+        return f"int{self.bits}, blocks of {self.block}" + (", x in int8" if self.int8_rows else "")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of numbers and scales."""
+        return self._number_bytes + self.matrix.columns * self._blocks * 2
+
+    def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
+        """See Gemm."""
+        weights: Any = bench.weights
+        numbers, form = weights.address + offset, BlockFormat(self.bits, self.block, WeightFormat.FP16)
+        scales = numbers + self._number_bytes
+        weight = BlockWeight(numbers, scales, 0, form, self.matrix.columns, self.matrix.inner)
+        if not self.int8_rows:
+            _multiply_rows(bench, x, weight, y)
+            return
+        stream: Any = bench.stream
+        rows, behind = self._quantised(y)
+        stream.quantise_rows(x, rows)
+        _multiply_rows(bench, rows, weight, y, behind)
+
+    def multiplied_x(self) -> Float64:
+        """See Gemm. Quantised as the kernel does it: in fp32, to the nearest of 255 steps of each block."""
+        x = super().multiplied_x()
+        if not self.int8_rows:
+            return x
+        padded = np.zeros((self.rows, self._blocks * self.block), np.float32)
+        padded[:, : self.matrix.inner] = x
+        blocks = padded.reshape(self.rows, self._blocks, self.block)
+        scales = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+        quantised = np.rint(blocks * (1 / scales)).astype(np.float64) * scales
+        cut: Float64 = quantised.reshape(self.rows, -1)[:, : self.matrix.inner]
+        return cut
+
+    def _quantised(self, y: DeviceArray) -> tuple[Int8Rows, int]:
+        """Where the quantised x is, behind y, and the offset of what comes after it."""
+        numbers_bytes, scales_bytes = Int8Rows.sizes_bytes(self.rows, self.matrix.inner, self.block)
+        results: Any = y.allocation
+        numbers = y.offset_bytes + aligned(y.nbytes)
+        scales = numbers + aligned(numbers_bytes)
+        base = results.address
+        rows = Int8Rows(base + numbers, base + scales, self.rows, self.block, self.matrix.inner)
+        return rows, scales + aligned(scales_bytes)
+
+    def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
+        """See Gemm. Numbers are unsigned around the middle, the lower half of a byte first."""
+        stored = self.values.view(np.uint8)
+        k = np.arange(self.matrix.inner, dtype=np.int64)[:, None]
+        per_byte = 8 // self.bits
+        places = offset + columns * (self._number_bytes // self.matrix.columns) + k // per_byte
+        packed = stored[places % stored.size].astype(np.int64)
+        numbers = packed if self.bits == 8 else (packed >> (4 * (k % 2))) & 15
+        begin = (offset + self._number_bytes) // 2
+        scale_places = begin + columns * self._blocks + k // self.block
+        scales = to_float64(stored.view(np.float16)[scale_places % (stored.size // 2)], WeightFormat.FP16)
+        weight: Float64 = (numbers - (1 << self.bits - 1)) * scales
+        return weight
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.matrix.inner // self.block)
+
+    @property
+    def _number_bytes(self) -> int:
+        return self.matrix.columns * self._blocks * self.block * self.bits // 8
+
+
+def cases(
+    form: WeightFormat, kernel: str, own: bool, shape: Shape, rows: Sequence[int], values: HostArray
+) -> Iterator[Gemm]:
+    """Everything to measure with weights in a float format, and with the blocks that fp16 scales belong to."""
+    for matrix in matrices(shape):
+        for count in rows:
+            for layout in Layout:
+                yield Gemm(kernel, matrix, form, layout, count, values)
+                if own and form is not WeightFormat.FP32:
+                    yield OwnGemm("CUDA C", matrix, form, layout, count, values)
+            if own and form is WeightFormat.FP16:
+                for bits in (8, 4):
+                    for int8_rows in (False, True):
+                        yield OwnBlocks(
+                            "CUDA C", matrix, form, Layout.NK, count, values, bits=bits, int8_rows=int8_rows
+                        )
+
+
+def to_stored(values: npt.NDArray[np.float32], form: WeightFormat) -> HostArray:
+    """Round to a float format; bf16 by cutting off, which is as good here."""
+    if form is WeightFormat.BF16:
+        cut: HostArray = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return cut
+    return values.astype(form.storage_dtype)
+
+
+def to_float64(stored: Any, form: WeightFormat) -> Float64:
+    """The exact values of a float format."""
+    if form is WeightFormat.BF16:
+        widened: Float64 = (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return widened
+    exact: Float64 = stored.astype(np.float64)
+    return exact
+
+
+def _multiply_rows(
+    bench: Bench, x: DeviceArray | Int8Rows, weight: Any, y: DeviceArray, behind: int | None = None
+) -> None:
+    """Through the CUDA device, with scratch memory behind y, or at the offset `behind`."""
+    stream: Any = bench.stream
+    device: Any = bench.device
+    nbytes = device.kernels.scratch_bytes(y.shape[0], weight)
+    offset = behind or y.offset_bytes + aligned(y.nbytes)
+    assert offset + nbytes <= bench.results.nbytes
+    scratch = DeviceArray(y.allocation, offset, (1, nbytes // 4), WeightFormat.FP32) if nbytes else None
+    stream.multiply_rows(x, weight, y, scratch)
