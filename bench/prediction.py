@@ -44,9 +44,12 @@ class Cell:
         return self.measured_s / self.predicted_s
 
 
-def measure(model: Path, depths: list[int], machine: Path, number: int, threads: int) -> list[Cell]:
+def measure(
+    model: Path, kept_as: str | None, depths: list[int], machine: Path, number: int, threads: int
+) -> list[Cell]:
     """Decode steps of `--cuda 0`, and what a plan with the profile `machine` expects of them."""
-    settings = RunSettings(model=model, cuda="0", machine=str(machine), context_tokens=None, threads=threads)
+    settings = RunSettings(model=model, cuda="0", machine=str(machine), threads=threads, host_dtype=kept_as)
+    name = f"{model.name} {kept_as or ''}".strip()
     opened = open_for_run(settings)
     request = plan_request(opened, choose_target(settings, look_in_profile), {})
     plans = ShrinkingPlan(request)
@@ -57,7 +60,7 @@ def measure(model: Path, depths: list[int], machine: Path, number: int, threads:
         limit = engine.context_tokens - _STEPS - 1
         for depth in sorted({min(depth, limit) for depth in depths}):
             expected = predict(request, plan.placements, NO_RING, depth)
-            cells.append(Cell(model.name, depth, number, _step_s(engine, depth), expected.decode_step_s))
+            cells.append(Cell(name, depth, number, _step_s(engine, depth), expected.decode_step_s))
     return cells
 
 
@@ -81,20 +84,24 @@ def main() -> None:
     """Measure as the flags say and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", required=True)
+    parser.add_argument(
+        "--host-dtype", nargs="*", default=[], choices=("int8", "int4"), help="the first model, quantised on load, too"
+    )
     parser.add_argument("--depth", type=int, action="append", help="0, 1024 and 4000, or what the context allows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args()
     cells: list[Cell] = []
+    runs = [(model, None) for model in flags.model] + [(flags.model[0], kept_as) for kept_as in flags.host_dtype]
     with tempfile.TemporaryDirectory() as folder:
         machine = Path(folder) / "machine.json"
         for number in range(flags.rounds):
             made = measure_machine("cpu", flags.threads, Path(folder), lambda stage, share: None)
             save_profile(made.profile, machine)
-            for model in flags.model:
-                cells += measure(model, flags.depth or [0, 1024, 4000], machine, number, flags.threads)
-                print(f"round {number}: {model.name}", file=sys.stderr)
+            for model, kept_as in runs:
+                cells += measure(model, kept_as, flags.depth or [0, 1024, 4000], machine, number, flags.threads)
+                print(f"round {number}: {model.name} {kept_as or ''}", file=sys.stderr)
     if flags.json:
         print(json.dumps([asdict(cell) | {"ratio": cell.ratio} for cell in cells]))
         return

@@ -1,6 +1,6 @@
 """Measure a machine into a device profile: the part that knows nothing of models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.devices.base import Device
 from offload.disk_rate import disk_read_rate
 from offload.host_backend import NumbaBackend
-from offload.host_calibration import HostRates, Multiplier, float_multipliers, launch_time, multiply_rates
+from offload.host_calibration import HostRates, Multiplier, launch_time, multipliers, multiply_rates
 from offload.specs import Layout, WeightFormat
 
 _IN_FEATURES = 4096
@@ -41,7 +41,6 @@ def calibrate(
     ram_bytes: int,
     disk_file: Path,
     step: StepCosts,
-    quantised: Mapping[str, Mapping[int, float]],
     device: Device | None,
     pageable_bytes_per_s: float,
     effort: Effort,
@@ -49,10 +48,10 @@ def calibrate(
 ) -> DeviceProfile:
     """The profile of this machine with `threads` threads and, where there is one, `device`.
 
-    `step` and `quantised`, the rates of int8 and int4 weights by rows, are measured elsewhere. `disk_file` is read
-    from front to back for a second. `pageable_bytes_per_s` stands for what a simulated device does not model. With a
-    simulated device the profile stays estimated: its rates are what was modelled, and no machine has them.
-    `on_stage` is told what is measured next. Raises OSError for the file, OutOfDeviceMemoryError.
+    `step` is measured elsewhere. `disk_file` is read from front to back for a second. `pageable_bytes_per_s` stands for
+    what a simulated device does not model. With a simulated device the profile stays estimated: its rates are what was
+    modelled, and no machine has them. `on_stage` is told what is measured next. Raises OSError for the file,
+    OutOfDeviceMemoryError.
     """
     on_stage("disk")
     disk_bytes_per_s = disk_read_rate(disk_file, effort.disk_s)
@@ -60,13 +59,12 @@ def calibrate(
     backend = NumbaBackend(threads)
     backend.warm_up([(weight_format, Layout.NK) for weight_format in WeightFormat if weight_format.is_float])
     on_stage("multiplying on the CPU")
-    multipliers = float_multipliers(backend, effort.weight_bytes, _IN_FEATURES)
-    rates = multiply_rates(multipliers, effort.rounds, effort.longest_s)
-    host = HostRates({**rates, **quantised}, launch_time(backend))
+    weights = multipliers(backend, effort.weight_bytes, _IN_FEATURES)
+    host = HostRates(multiply_rates(weights, effort.rounds, effort.longest_s), launch_time(backend))
     gpu, share = None, 1.0
     if device is not None:
         on_stage(f"measuring {device.name}")
-        gpu, share = _measure_device(device, multipliers[WeightFormat.FP16], pageable_bytes_per_s, effort.device)
+        gpu, share = _measure_device(device, weights[WeightFormat.FP16], pageable_bytes_per_s, effort.device)
     return DeviceProfile(
         name=name,
         estimated=device is not None and device.simulated,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
-from offload.plan import LinearPlacement, StreamRing
+from offload.plan import HostTier, LinearPlacement, StreamRing
 from offload.ram_tiers import file_bytes
 from offload.specs import WeightFormat
 
@@ -28,6 +28,7 @@ class StepShape:
     islands: int
     cache_bytes_per_token: int  # read by attention for every token already there
     concat_cache: bool  # True: every step also rewrites the whole cache
+    islands_on_host: int = 0  # when all is in RAM on the host; 0: as many as otherwise
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def step_cost(
     """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
     groups = _groups(placements)
     attended = _groups_after_attention(groups)
-    islands_s = profile.cpu.island_s * step.islands / max(1, len(groups)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    islands_s = profile.cpu.island_s * _islands(step, placements) / max(1, len(groups))
+    islands_s *= max(1.0, work.rows / ROWS_AN_ISLAND)
     attention_s = whole_attention_s(step, profile.cpu, work) / max(1, len(attended))
     streams = any(len(p.streamed_in(work.prefill)) for p in placements)
     levels = tuple(
@@ -110,6 +112,11 @@ def host_s(cpu: CpuRates, placement: LinearPlacement, columns: int, rows: int, b
     nbytes = columns * placement.host_column_bytes
     seconds = cpu.multiply_s(placement.host_format, nbytes, rows)
     return max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus) if beside_bus else seconds
+
+
+def _islands(step: StepShape, placements: Iterable[LinearPlacement]) -> int:
+    on_host = all(not p.on_device and p.tier is HostTier.RAM for p in placements)
+    return step.islands_on_host if on_host and step.islands_on_host else step.islands
 
 
 def _level_cost(

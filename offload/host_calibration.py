@@ -8,10 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
+from offload.devices.base import HostArray
 from offload.host_backend import HostBackend, HostColumns
 from offload.kernels.host import FloatArray
+from offload.quantised import Activations, QuantisedWeight
 from offload.rounds import rounds_within
-from offload.specs import Layout, WeightFormat
+from offload.specs import REQUANTISED_BLOCK, Layout, WeightFormat
 
 ROWS = (1, 8, 32, 128)  # of x: decode, and prefills of several lengths
 _LAUNCHES = 200
@@ -42,39 +44,57 @@ class KernelMultiplier:
         self._group.multiply(*self._arrays[rows])
 
 
-def float_multipliers(backend: HostBackend, nbytes: int, in_features: int) -> dict[WeightFormat, Multiplier]:
-    """Weights of the float formats: views of one block of `nbytes` bytes, in huge pages where there are any."""
+def multipliers(backend: HostBackend, nbytes: int, in_features: int) -> dict[WeightFormat, Multiplier]:
+    """A weight of every format: views of one block of `nbytes` bytes, in huge pages where there are any."""
     block = np.full(nbytes // 2, _ONE, np.uint16)
-    multipliers: dict[WeightFormat, Multiplier] = {}
-    for weight_format in WeightFormat:
-        if weight_format.is_float:
-            weight = block.view(weight_format.storage_dtype)
-            columns = weight.size // in_features
-            matrix = weight[: columns * in_features].reshape(columns, in_features)
-            multipliers[weight_format] = KernelMultiplier(
-                backend, HostColumns(matrix, weight_format, Layout.NK, 0, columns)
-            )
-    return multipliers
+    return {
+        weight_format: KernelMultiplier(
+            backend,
+            _float_columns(block, weight_format, in_features)
+            if weight_format.is_float
+            else _block_columns(block, weight_format, in_features),
+        )
+        for weight_format in WeightFormat
+    }
+
+
+def _float_columns(block: HostArray, weight_format: WeightFormat, in_features: int) -> HostColumns:
+    weight = block.view(weight_format.storage_dtype)
+    columns = weight.size // in_features
+    matrix = weight[: columns * in_features].reshape(columns, in_features)
+    return HostColumns(matrix, weight_format, Layout.NK, 0, columns)
+
+
+def _block_columns(block: HostArray, weight_format: WeightFormat, in_features: int) -> HostColumns:
+    """A weight as `--host-dtype` makes it, which meets activations that are rounded to int8."""
+    blocks = in_features // REQUANTISED_BLOCK
+    block_bytes = REQUANTISED_BLOCK * (8 if weight_format is WeightFormat.INT8 else 4) // 8
+    numbers = block.view(np.uint8)
+    columns = numbers.size // (blocks * block_bytes)
+    packed = numbers[: columns * blocks * block_bytes].reshape(columns, blocks, block_bytes)
+    scales = np.full((columns, blocks), 0.01, np.float16)
+    weight = QuantisedWeight(packed, scales, None, weight_format, in_features)
+    return HostColumns(weight, weight_format, Layout.NK, 0, columns, Activations.INT8)
 
 
 def multiply_rates(
-    multipliers: Mapping[WeightFormat, Multiplier], rounds: int, longest_s: float
+    weights: Mapping[WeightFormat, Multiplier], rounds: int, longest_s: float
 ) -> dict[str, dict[int, float]]:
     """The rates of `CpuRates.multiply_bytes_per_s`: medians over rounds that take every weight and number of rows.
 
     By turns, so that a machine that slows down for a while slows all of them alike.
     """
-    cells = [(weight_format, rows) for rows in ROWS for weight_format in multipliers]
+    cells = [(weight_format, rows) for rows in ROWS for weight_format in weights]
     times: dict[tuple[WeightFormat, int], list[float]] = {cell: [] for cell in cells}
     for counts in rounds_within(rounds, longest_s):  # the first compiles and touches
         for weight_format, rows in cells:
             started = perf_counter()
-            multipliers[weight_format].multiply(rows)
+            weights[weight_format].multiply(rows)
             if counts:
                 times[weight_format, rows].append(perf_counter() - started)
     return {
         str(weight_format): {rows: multiplier.nbytes / median(times[weight_format, rows]) for rows in ROWS}
-        for weight_format, multiplier in multipliers.items()
+        for weight_format, multiplier in weights.items()
     }
 
 

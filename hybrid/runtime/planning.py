@@ -130,7 +130,12 @@ def plan_request(
             "activations": _activation_bytes(opened),
             "interpreter and libraries": _PROCESS_BYTES,
         },
-        step=StepShape(islands=4 * layers + 1, cache_bytes_per_token=per_token, concat_cache=not decoder.shared_cache),
+        step=StepShape(
+            islands=4 * layers + 1,
+            cache_bytes_per_token=per_token,
+            concat_cache=not decoder.shared_cache,
+            islands_on_host=1 if _stays_whole(opened) else 0,
+        ),
         unsupported=unsupported,
         notes=tuple(notes),
         warnings=(*target.warnings, *(note for note in (target.budget.note, ram.note if ram else "") if note)),
@@ -156,6 +161,16 @@ def _activation_bytes(opened: OpenedModel) -> int:
         heads = max((int(node.attributes.get("num_heads", 0)) for node in graph.nodes), default=0) or _USUAL_HEADS
         widths += 2 * heads * opened.context_tokens
     return 4 * CHUNK_TOKENS * widths
+
+
+def _stays_whole(opened: OpenedModel) -> bool:
+    """Whether the graph is one island while no device takes part: `loading.linears_outside` has the reasons."""
+    if opened.host_format is not None or opened.attends_outside:
+        return False
+    return all(
+        linear.blocks is None and (linear.spec.format is WeightFormat.FP32 or not linear.spec.format.is_float)
+        for linear in opened.linears
+    )
 
 
 def _other_weight_bytes(opened: OpenedModel) -> int:

@@ -15,7 +15,6 @@ from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.machines import find_profile, machine_name
 from hybrid.runtime.ram import read_ram
 from hybrid.runtime.target import CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE
-from hybrid.tune.quantised_multiply import quantised_multipliers
 from hybrid.tune.step_costs import StepEffort, effort_within, measure_step_costs
 from offload.calibrate import Effort, calibrate
 from offload.device_profile import DeviceProfile
@@ -23,14 +22,12 @@ from offload.devices.base import Device
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import DeviceUnavailableError
-from offload.host_calibration import multiply_rates
 from offload.units import GIB, MIB, format_bytes
 
-_STAGES = 8  # that are told of, with a device
+_STAGES = 7  # that are told of, with a device
 _LEAST_BYTES = 64 * MIB
 _DISK_BYTES = 256 * MIB
 _DISK_PIECE_BYTES = 8 * MIB
-_IN_FEATURES = 4096
 _BUSY_SHARE = 0.75  # a calibration that has just ended may itself be half of the load
 
 
@@ -40,7 +37,6 @@ class TuneEffort:
 
     offload: Effort
     step: StepEffort
-    quantised_bytes: int
     disk_bytes: int = _DISK_BYTES
 
 
@@ -61,7 +57,7 @@ def choose_effort(available_bytes: int) -> TuneEffort:
             f"{format_bytes(available_bytes)} of RAM are available, and measuring takes at least "
             f"{format_bytes(4 * _LEAST_BYTES)}; end other programs"
         )
-    return TuneEffort(Effort(weight_bytes=nbytes // 8), effort_within(nbytes), quantised_bytes=nbytes // 16)
+    return TuneEffort(Effort(weight_bytes=nbytes // 8), effort_within(nbytes))
 
 
 def measure_machine(
@@ -94,10 +90,6 @@ def measure_machine(
         with _temporary_folder(folder) as temporary:
             tell("decode steps of small models")
             step = measure_step_costs(temporary, threads, effort.step)
-            tell("multiplying int8 and int4 weights")
-            multipliers = quantised_multipliers(effort.quantised_bytes, _IN_FEATURES, threads)
-            quantised = multiply_rates(multipliers, effort.offload.rounds, effort.offload.longest_s / 2)
-            multipliers.clear()  # its threads spin for a while, and would slow down others
             tell("writing a file to read again")
             disk_file = _write_file(temporary / "disk", effort.disk_bytes)
             profile = calibrate(
@@ -106,7 +98,6 @@ def measure_machine(
                 ram_bytes=ram.total_bytes,
                 disk_file=disk_file,
                 step=step,
-                quantised=quantised,
                 device=device,
                 pageable_bytes_per_s=estimate.gpu.pageable_bytes_per_s if estimate.gpu else 0.0,
                 effort=effort.offload,

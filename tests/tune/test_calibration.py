@@ -22,7 +22,6 @@ from offload.units import GIB, MIB
 QUICK = TuneEffort(
     Effort(weight_bytes=MIB, rounds=1, disk_s=0.01),
     StepEffort(ZeroShape(layers=1, hidden=256, intermediate=256, heads=4, positions=64), depth=32, steps=1, rounds=1),
-    quantised_bytes=MIB,
     disk_bytes=MIB,
 )
 
@@ -125,7 +124,7 @@ def test_measuring_takes_no_more_than_a_quarter_of_the_memory_and_no_more_than_a
     for available_bytes in (64 * GIB, 4 * GIB, 2 * GIB, GIB, 300 * MIB):
         effort = choose_effort(available_bytes)
         limit = min(GIB, available_bytes // 4)
-        assert effort.offload.weight_bytes + 3 * 2 * effort.quantised_bytes <= limit
+        assert 2 * effort.offload.weight_bytes <= limit
         assert 5 * effort.step.shape.layer_bytes <= limit
     with pytest.raises(calibration.UsageError, match="are available, and measuring takes at least 256 MiB"):
         choose_effort(100 * MIB)
