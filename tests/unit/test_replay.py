@@ -101,7 +101,7 @@ def test_the_replay_is_within_a_tenth_of_the_integer_programme_on_a_t4(budget_gi
     assert plan.bound_s * 0.999 <= plan.predicted.decode_step_s <= plan.bound_s * 1.1
 
 
-# Where little is streamed, activations wait behind pieces that have time to be copied ahead; the replay leaves that out.
+# Where little is streamed, activations wait behind pieces that are copied ahead; the replay leaves that out.
 @pytest.mark.parametrize(
     ("budget_gib", "within"), [(0, 0.05), (0.5, 0.05), (2, 0.05), (6, 0.05), (10, 0.1), (12, 0.2), (15, 0.05)]
 )
