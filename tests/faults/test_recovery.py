@@ -407,7 +407,7 @@ def test_cuda_is_lost_with_host_columns_registered(emulated: EmulatedCupy, demo:
 
     emulated.fault = fault
     with closing(engine_on(CudaDevice(), demo, prefill_streams_all, 8 * MIB, threads=1)) as engine:
-        assert len(emulated.registered) > 0
+        assert bool(emulated.registered) == (call != "hostRegister")  # there it is lost at once
         assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
         assert len(engine.plan.warnings) == (1 if call else 0)
         assert columns(engine.plan)[2] > 0
