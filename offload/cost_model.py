@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
-from offload.plan import HostTier, LinearPlacement, StreamRing
+from offload.plan import HostTier, LinearPlacement, StreamRing, by_group
 from offload.ram_tiers import file_bytes
 from offload.specs import WeightFormat
 
@@ -73,7 +73,7 @@ def step_cost(
     work: Workload,
 ) -> StepCost:
     """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
-    groups = _groups(placements)
+    groups = by_group(placements)
     attended = _groups_after_attention(groups)
     islands_s = profile.cpu.island_s * _islands(step, placements) / max(1, len(groups))
     islands_s *= max(1.0, work.rows / ROWS_AN_ISLAND)
@@ -165,13 +165,6 @@ def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
     if step.concat_cache:
         seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
     return seconds
-
-
-def _groups(placements: Iterable[LinearPlacement]) -> list[list[LinearPlacement]]:
-    groups: dict[str, list[LinearPlacement]] = {}
-    for placement in placements:
-        groups.setdefault(placement.linear.group, []).append(placement)
-    return list(groups.values())
 
 
 def _groups_after_attention(groups: Sequence[Sequence[LinearPlacement]]) -> set[int]:

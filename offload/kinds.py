@@ -6,7 +6,7 @@ from dataclasses import replace
 from offload.cost_model import Workload, gemm_s, host_s, step_cost
 from offload.integer_program import GroupKind, Limits, Solution, solve
 from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears
-from offload.plan import LinearPlacement, StreamRing
+from offload.plan import LinearPlacement, StreamRing, by_group
 from offload.specs import LinearSpec
 
 _Key = tuple[object, ...]
@@ -24,7 +24,7 @@ class Kinds:
         on_host = place_linears(replace(request, ram_budget_bytes=None), lambda _: Shares())
         cost = step_cost(on_host, NO_RING, request.step, request.profile, self._work)
         before_s: dict[_Key, float] = {}
-        for members, level in zip(_by_group(on_host), cost.levels, strict=True):
+        for members, level in zip(by_group(on_host), cost.levels, strict=True):
             key: _Key = tuple(
                 (p.linear.kind, p.linear.in_features, p.linear.out_features, p.linear.format, p.linear.layout)
                 for p in members
@@ -109,10 +109,3 @@ class Kinds:
             least_streamed=wanted.streamed if wanted else 0.0,
             fixed_resident=wanted.resident if wanted else None,
         )
-
-
-def _by_group(placements: Sequence[LinearPlacement]) -> list[list[LinearPlacement]]:
-    groups: dict[str, list[LinearPlacement]] = {}
-    for placement in placements:
-        groups.setdefault(placement.linear.group, []).append(placement)
-    return list(groups.values())

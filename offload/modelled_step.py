@@ -31,7 +31,7 @@ from mmap import PAGESIZE
 
 import numpy as np
 
-from offload.cost_model import ROWS_AN_ISLAND, StepShape, Workload, whole_attention_s
+from offload.cost_model import ROWS_AN_ISLAND, StepShape, Workload, host_s, whole_attention_s
 from offload.device_profile import CpuRates, DeviceProfile
 from offload.devices.base import HostArray, Span
 from offload.devices.simulated import SimulatedDevice
@@ -88,8 +88,8 @@ def run_modelled(
     for count in rows:
         began_s = device.now_s
         device.spend(cpu.step_s, "step")
-        for number, host_s in enumerate(_before_levels(specs, step, cpu, depth, count)):
-            for name, seconds in host_s.items():
+        for number, before_s in enumerate(_before_levels(specs, step, cpu, depth, count)):
+            for name, seconds in before_s.items():
                 device.spend(seconds, name)
             runner.run(number, *_arrays(specs[number], count))
         took_s.append(device.now_s - began_s)
@@ -118,12 +118,9 @@ class ModelledHost:
 
     def multiply_s(self, placement: LinearPlacement, columns: int, rows: int) -> float:
         """Seconds to multiply columns of one Linear."""
-        cpu, nbytes = self._cpu, columns * placement.host_column_bytes
-        seconds = cpu.multiply_s(placement.host_format, nbytes, rows)
-        if self._streams[0 < self._prefill_tokens <= rows]:
-            seconds = max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus)
+        seconds = host_s(self._cpu, placement, columns, rows, self._streams[0 < self._prefill_tokens <= rows])
         if placement.tier is HostTier.FILE:
-            seconds = max(seconds, nbytes / cpu.disk_bytes_per_s)
+            seconds = max(seconds, columns * placement.host_column_bytes / self._cpu.disk_bytes_per_s)
         return seconds
 
     @property

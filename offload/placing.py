@@ -7,7 +7,7 @@ from offload.cost_model import StepShape, Workload, step_cost
 from offload.device_profile import DeviceProfile
 from offload.devices.base import aligned
 from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes, staging_bytes
-from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
+from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing, by_group
 from offload.ram_tiers import READ_AHEAD, file_warnings, keep_in_ram, ram_bytes
 from offload.replay import replay
 from offload.specs import ColumnRange, LinearSpec, WeightFormat
@@ -156,10 +156,7 @@ def predict(request: PlanRequest, placements: Sequence[LinearPlacement], ring: S
 
 def ring_for(placements: Sequence[LinearPlacement]) -> StreamRing:
     """Slots that each hold the largest group's streamed columns, or 4 MiB of them."""
-    groups: dict[str, list[LinearPlacement]] = {}
-    for placement in placements:
-        groups.setdefault(placement.linear.group, []).append(placement)
-    largest = max((packed_stream_bytes(group) for group in groups.values()), default=0)
+    largest = max((packed_stream_bytes(group) for group in by_group(placements)), default=0)
     if largest == 0:
         return NO_RING
     columns = [aligned(round(p.linear.column_bytes)) for p in placements if len(p.streamed)]

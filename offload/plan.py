@@ -1,5 +1,6 @@
 """The plan: where every column of every Linear goes, what that takes and what a step should cost. Plain data."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -70,6 +71,14 @@ class LinearPlacement:
     def host_in(self, prefill: bool) -> ColumnRange:
         """The columns that the CPU multiplies in a step of prefill or decode."""
         return ColumnRange(self.streamed_in(prefill).stop, self.linear.out_features)
+
+
+def by_group(placements: Iterable[LinearPlacement]) -> list[list[LinearPlacement]]:
+    """The placements of each group, in the order of the groups' first Linears."""
+    groups: dict[str, list[LinearPlacement]] = {}
+    for placement in placements:
+        groups.setdefault(placement.linear.group, []).append(placement)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ def prefill_phase(
         return shares, ring, 0
     work = Workload(0, CHUNK_TOKENS, prefill=True)
     used = ring if ring.slots else _RING
-    solution = Kinds(request, work).solve(float("inf"), used, resident=shares)
+    kinds = Kinds(request, work)
+    solution = kinds.solve(float("inf"), used, resident=shares)
     if solution is None:
         return shares, ring, 0
-    wanted = Kinds(request, work).shares(solution)
+    wanted = kinds.shares(solution)
 
     def both(linear: LinearSpec) -> Shares:
         return replace(shares(linear), prefill=wanted(linear).streamed if _streamable(request, linear) else 0.0)
