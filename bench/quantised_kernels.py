@@ -27,8 +27,8 @@ from rich.table import Table
 
 from bench.interleave import interleave, timed
 from offload.host_backend import HostColumns, NumbaBackend
-from offload.quantised import Activations, QuantisedWeight
-from offload.specs import Layout, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import Activations, Layout, WeightFormat
 
 K, N = 2048, 5632
 BLOCKS = (64, 128)

@@ -17,8 +17,8 @@ from offload.host_quantised import QuantisedGroup, QuantisedKind, warm_up
 from offload.kernels import host, host_jobs, host_loops
 from offload.kernels.host import FloatArray
 from offload.kernels.host_jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
-from offload.quantised import Activations, QuantisedWeight
-from offload.specs import ColumnRange, Layout, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import Activations, ColumnRange, Layout, WeightFormat
 
 # Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
 DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}

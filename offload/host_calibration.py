@@ -11,9 +11,9 @@ import numpy as np
 from offload.devices.base import HostArray
 from offload.host_backend import HostBackend, HostColumns
 from offload.kernels.host import FloatArray
-from offload.quantised import Activations, QuantisedWeight
+from offload.quantised import QuantisedWeight
 from offload.rounds import rounds_within
-from offload.specs import REQUANTISED_BLOCK, Layout, WeightFormat
+from offload.specs import REQUANTISED_BLOCK, Activations, Layout, WeightFormat
 
 ROWS = (1, 8, 32, 128)  # of x: decode, and prefills of several lengths
 _LAUNCHES = 200

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from offload.kernels import host, host_jobs, host_quant_few, host_quant_one, host_quant_x
 from offload.kernels.host import FloatArray
 from offload.kernels.host_jobs import BLOCK_HEADER, BLOCK_ROW, UNIT
-from offload.quantised import Activations, QuantisedWeight
-from offload.specs import ColumnRange, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import Activations, BlockFormat, ColumnRange, WeightFormat
 
 _DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
 _ALIGNMENT = 64
@@ -29,10 +29,9 @@ class QuantisedKind:
     activations: Activations
 
     @classmethod
-    def of(cls, weight: QuantisedWeight, activations: Activations) -> "QuantisedKind":
-        """The kind of a weight."""
-        scales = WeightFormat.FP16 if weight.scales.dtype == np.float16 else WeightFormat.FP32
-        return cls(weight.bits, weight.block, scales, activations)
+    def of(cls, blocks: BlockFormat, activations: Activations) -> "QuantisedKind":
+        """The kind of weights that are stored so."""
+        return cls(blocks.bits, blocks.block, blocks.scales, activations)
 
     def kernel(self, rows: int) -> int:
         """The address of the kernel for so many rows of x."""
@@ -85,7 +84,7 @@ class QuantisedGroup:
         self._backend = backend
         self._weights = tuple(weights)
         self._ranges = tuple(ranges)
-        self._kinds = [QuantisedKind.of(weight, activations) for weight in weights]
+        self._kinds = [QuantisedKind.of(weight.blocked, activations) for weight in weights]
         self._itemsize = 1 if activations is Activations.INT8 else 4
         self._x: FloatArray | None = None
         self._outputs: tuple[FloatArray, ...] = ()

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from offload.specs import ColumnRange, LinearSpec, WeightFormat, requantised_column_bytes
+from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
 
 
 class HostTier(StrEnum):
@@ -19,7 +19,8 @@ class HostTier(StrEnum):
 class LinearPlacement:
     """The three column ranges of one Linear, in this order: resident, streamed, host; together all columns.
 
-    `host_format` is how the host columns are kept: the Linear's own format, or what they are quantised to on load.
+    `host_format` is how streamed and host columns are kept: the Linear's own format, or what they are quantised to on
+    load.
     In prefill the columns from `resident.stop` to `prefill_stop` are streamed, be they host columns in decode;
     0 stands for "as in decode".
     """
@@ -51,11 +52,18 @@ class LinearPlacement:
             )
 
     @property
+    def host_blocks(self) -> BlockFormat | None:
+        """How streamed and host columns are kept in blocks; None where they are not."""
+        if self.host_format is self.linear.format:
+            return self.linear.blocks
+        return BlockFormat.made_on_load(self.host_format)
+
+    @property
     def host_column_bytes(self) -> float:
-        """Bytes of one host column as it is kept."""
+        """Bytes of one streamed or host column as it is kept."""
         if self.host_format is self.linear.format:
             return self.linear.column_bytes
-        return requantised_column_bytes(self.host_format, self.linear.in_features)
+        return BlockFormat.made_on_load(self.host_format).column_bytes(self.linear.in_features)
 
     @property
     def on_device(self) -> bool:

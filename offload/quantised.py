@@ -1,21 +1,11 @@
 """Weights in blocks of int8 or int4, as ONNX's MatMulNBits stores them and as we quantise on load."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
 from offload.devices.base import HostArray
-from offload.specs import WeightFormat
-
-BLOCKS = (16, 32, 64, 128, 256)  # elements of K that share a scale
-
-
-class Activations(StrEnum):
-    """What x is when it meets quantised weights."""
-
-    INT8 = "int8"  # rounded to int8 block by block, as accuracy_level 4 of MatMulNBits has it: fast
-    FLOAT = "float"  # as it is
+from offload.specs import BLOCKS, BlockFormat, WeightFormat
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +50,12 @@ class QuantisedWeight:
     def bits(self) -> int:
         """Bits of one element."""
         return _BITS[self.format]
+
+    @property
+    def blocked(self) -> BlockFormat:
+        """How it is stored."""
+        scales = WeightFormat.FP16 if self.scales.dtype == np.float16 else WeightFormat.FP32
+        return BlockFormat(self.bits, self.block, scales, self.zero_points is not None)
 
     @property
     def block(self) -> int:

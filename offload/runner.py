@@ -13,7 +13,7 @@ from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
-from offload.quantised import Activations, QuantisedWeight
+from offload.quantised import QuantisedWeight
 from offload.specs import Layout
 from offload.telemetry import Operator, Timeline, span
 
@@ -44,7 +44,6 @@ class _HostSide:
     """What host columns are multiplied from, by Linear, and by whom."""
 
     weights: Mapping[str, HostArray] | Mapping[str, HostArray | QuantisedWeight]
-    activations: Mapping[str, Activations]
     backend: HostBackend | None
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
@@ -73,15 +72,13 @@ class LinearRunner:
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
         host_weights: Mapping[str, HostArray | QuantisedWeight] | None = None,
-        activations: Mapping[str, Activations] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
         `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
         host columns keep using those in `host_weights`, where they are given; those of tier FILE have to be mapped
-        files there, else they are multiplied where they lie. Quantised ones meet `activations`, by Linear, else
-        floats. `device` and `host` may be None where the plan has nothing for them. `on_bytes` is called with the
-        bytes of every part that was loaded.
+        files there, else they are multiplied where they lie. `device` and `host` may be None where the plan has
+        nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -101,7 +98,7 @@ class LinearRunner:
                 self._work = DeviceWork(_usable(device, placements), plan, placements, stored, stack)
                 self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
                 self.warning = self._work.warning
-            host_side = _HostSide(host_weights, activations or {}, host)
+            host_side = _HostSide(host_weights, host)
             in_files = _file_works(grouped, host_side, plan.read_ahead_bytes, stack)
             self._levels = self._prefill_levels = _levels(grouped, self._work, host_side, in_files, prefill=False)
             if self._prefill_tokens:
@@ -268,7 +265,7 @@ def _host_work(
             placement.linear.layout if placement.host_format.is_float else Layout.NK,
             placement.host_in(prefill).start,
             placement.host_in(prefill).stop,
-            host_side.activations.get(placement.linear.name, Activations.FLOAT),
+            placement.linear.activations,
         )
         for placement in placements
     ]

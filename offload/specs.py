@@ -22,25 +22,78 @@ class WeightFormat(StrEnum):
 
     @property
     def itemsize_bytes(self) -> int:
-        """Bytes of one element of a float format."""
-        return 4 if self is WeightFormat.FP32 else 2
+        """Bytes of one element; int4 has none."""
+        return self.storage_dtype.itemsize
 
     @property
     def storage_dtype(self) -> np.dtype[np.generic]:
-        """The numpy dtype that holds a float format; bf16 has none of its own and is kept as uint16."""
-        names = {WeightFormat.FP32: "float32", WeightFormat.FP16: "float16", WeightFormat.BF16: "uint16"}
+        """The numpy dtype that holds an element; bf16 has none of its own and is kept as uint16."""
+        names = {
+            WeightFormat.FP32: "float32",
+            WeightFormat.FP16: "float16",
+            WeightFormat.BF16: "uint16",
+            WeightFormat.INT8: "uint8",
+        }
         return np.dtype(names[self])
 
 
-REQUANTISED_BLOCK = 64  # elements that share a scale in weights that are quantised on load
-_SCALE_BYTES = 2
+class Activations(StrEnum):
+    """What x is when it meets weights in blocks."""
+
+    INT8 = "int8"  # rounded to int8 block by block, as accuracy_level 4 of MatMulNBits has it: fast
+    FLOAT = "float"  # as it is
 
 
-def requantised_column_bytes(weight_format: WeightFormat, in_features: int) -> int:
-    """Bytes of one output column quantised on load: whole blocks of int8 or int4, an fp16 scale each."""
-    blocks = -(-in_features // REQUANTISED_BLOCK)
-    bits = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}[weight_format]
-    return blocks * (REQUANTISED_BLOCK * bits // 8 + _SCALE_BYTES)
+BLOCKS = (16, 32, 64, 128, 256)  # elements of K that may share a scale
+REQUANTISED_BLOCK = 64  # those that do in weights that are quantised on load
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """How a weight in blocks of int8 or int4 is stored: see QuantisedWeight, whose arrays it gives the sizes of."""
+
+    bits: int
+    block: int  # elements of K that share a scale
+    scales: WeightFormat  # FP16 or FP32
+    zeros: bool = False  # whether there are zero points
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no kernel reads."""
+        if self.bits not in (4, 8) or self.scales not in (WeightFormat.FP16, WeightFormat.FP32):
+            raise ValueError(f"no kernel multiplies {self.bits}-bit blocks with {self.scales} scales")
+        if self.block not in BLOCKS:
+            raise ValueError(f"blocks of {self.block} are none of {', '.join(map(str, BLOCKS))}")
+
+    @classmethod
+    def made_on_load(cls, weight_format: WeightFormat) -> "BlockFormat":
+        """That of float weights which are quantised to int8 or int4 on load."""
+        bits = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}[weight_format]
+        return cls(bits, REQUANTISED_BLOCK, WeightFormat.FP16)
+
+    @property
+    def format(self) -> WeightFormat:
+        """int8 or int4."""
+        return WeightFormat.INT8 if self.bits == 8 else WeightFormat.INT4
+
+    def blocks(self, in_features: int) -> int:
+        """Blocks of one column; the last is padded."""
+        return -(-in_features // self.block)
+
+    def number_bytes(self, in_features: int) -> int:
+        """Bytes of one column's numbers."""
+        return self.blocks(in_features) * self.block * self.bits // 8
+
+    def scale_bytes(self, in_features: int) -> int:
+        """Bytes of one column's scales."""
+        return self.blocks(in_features) * self.scales.itemsize_bytes
+
+    def zero_bytes(self, in_features: int) -> int:
+        """Bytes of one column's packed zero points, 0 where there are none."""
+        return -(-self.blocks(in_features) * self.bits // 8) if self.zeros else 0
+
+    def column_bytes(self, in_features: int) -> int:
+        """Bytes of one column, all included."""
+        return self.number_bytes(in_features) + self.scale_bytes(in_features) + self.zero_bytes(in_features)
 
 
 class Layout(StrEnum):
@@ -67,7 +120,9 @@ class LinearSpec:
 
     `kind` is equal for the same projection of every layer ("q_proj"), `layer` is an opaque label, and Linears
     with the same `group` read the same input at the same moment. `weight_bytes` counts everything a multiply
-    has to read: the weight, and scales and zero points where there are any.
+    has to read: the weight, and scales and zero points where there are any. `blocks` says how a weight in blocks is
+    stored, where our kernels can multiply it; `activations` what x is rounded to where it meets blocks, be they stored
+    or made on load.
     """
 
     name: str
@@ -80,6 +135,8 @@ class LinearSpec:
     layer: str
     group: str
     host_only_reason: str = ""  # not empty: why this Linear cannot leave the CPU
+    blocks: BlockFormat | None = None
+    activations: Activations = Activations.INT8
 
     @property
     def column_bytes(self) -> float:

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from offload.quantised import Activations, QuantisedWeight
-from offload.specs import WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import Activations, WeightFormat
 
 Array = npt.NDArray[np.float64]
 

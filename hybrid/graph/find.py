@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
-from offload.quantised import BLOCKS
-from offload.specs import Layout, LinearSpec, WeightFormat
+from offload.specs import BLOCKS, Activations, BlockFormat, Layout, LinearSpec, WeightFormat
 
 _FLOAT_FORMATS = {
     ElementType.FLOAT: WeightFormat.FP32,
@@ -21,20 +20,16 @@ _QUANTISED_BITS = {
     ElementType.INT8: WeightFormat.INT8,
     ElementType.UINT8: WeightFormat.INT8,
 }
+_ROUNDING_LEVEL = 4  # the accuracy_level of MatMulNBits at which activations are rounded to int8
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class StoredBlocks:
-    """What goes with the weight of a MatMulNBits that our own kernels can multiply; no zero points is "".
-
-    At `accuracy_level` 4 activations are rounded to int8, below they are not.
-    """
+    """What goes with the weight of a MatMulNBits that our own kernels can multiply; no zero points is ""."""
 
     scales: str
     zero_points: str
-    block: int
-    accuracy_level: int
 
 
 @dataclass(frozen=True)
@@ -110,11 +105,13 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
     weight = graph.initializers.get(node.inputs[1])
     if weight is None:
         return None
-    read = [graph.initializers[name] for name in node.inputs[1:] if name in graph.initializers]
-    bits = int(node.attributes.get("bits", 4))
+    read = [graph.initializers[name] for name in node.inputs[1:4] if name in graph.initializers]
+    bits, in_features = int(node.attributes.get("bits", 4)), int(node.attributes["K"])
+    blocks = _stored_blocks(graph, node, bits)
+    rounds = int(node.attributes.get("accuracy_level", 0)) == _ROUNDING_LEVEL
     spec = LinearSpec(
         name=node.name or node.outputs[0],
-        in_features=int(node.attributes["K"]),
+        in_features=in_features,
         out_features=int(node.attributes["N"]),
         format=WeightFormat.INT8 if bits == 8 else WeightFormat.INT4,
         layout=Layout.NK,
@@ -122,14 +119,17 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
         kind="",
         layer="",
         group=f"{node.inputs[0]} {bits}-bit blocks of {node.attributes.get('block_size')}",
-        host_only_reason=f"{bits}-bit blocks are multiplied on the CPU only",
+        host_only_reason="" if blocks else f"{bits}-bit blocks like these are multiplied by onnxruntime only",
+        blocks=blocks,
+        activations=Activations.INT8 if rounds else Activations.FLOAT,
     )
-    bias = node.inputs[5] if len(node.inputs) > 5 else ""
-    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name, bias, _stored_blocks(graph, node, bits))
+    scales, zero_points, _, bias = (*node.inputs[2:], "", "", "", "")[:4]
+    stored = StoredBlocks(scales, zero_points) if blocks else None
+    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name, bias, stored)
 
 
-def _stored_blocks(graph: Graph, node: Node, bits: int) -> StoredBlocks | None:
-    """What goes with the weight of a MatMulNBits; None where our kernels cannot multiply it."""
+def _stored_blocks(graph: Graph, node: Node, bits: int) -> BlockFormat | None:
+    """How the weight of a MatMulNBits is stored; None where our kernels cannot multiply it."""
     weight, scales, zero_points, order = (*node.inputs[1:], "", "", "")[:4]
     block, columns = int(node.attributes.get("block_size", 0)), int(node.attributes["N"])
     if bits not in (4, 8) or block not in BLOCKS or order or node.attributes.get("weight_prepacked", 0):
@@ -143,7 +143,7 @@ def _stored_blocks(graph: Graph, node: Node, bits: int) -> StoredBlocks | None:
         initializer = graph.initializers.get(name)
         if initializer is None or initializer.element_type not in types or prod(initializer.shape) != count:
             return None
-    return StoredBlocks(scales, zero_points, block, int(node.attributes.get("accuracy_level", 0)))
+    return BlockFormat(bits, block, _FLOAT_FORMATS[graph.initializers[scales].element_type], bool(zero_points))
 
 
 def _matmul_integer(graph: Graph, node: Node) -> Linear | None:

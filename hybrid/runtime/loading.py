@@ -29,11 +29,11 @@ from offload.host_attention import HostAttention
 from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
 from offload.plan import HostTier, LinearPlacement, Plan
-from offload.quantised import Activations, QuantisedWeight
+from offload.quantised import QuantisedWeight
 from offload.ram_tiers import file_bytes
 from offload.recovery import RecoveringLinears, ShrinkingPlan
 from offload.runner import LinearRunner
-from offload.specs import WeightFormat
+from offload.specs import Activations, WeightFormat
 from offload.telemetry import Timeline
 
 _MAX_THREADS = 1024
@@ -136,7 +136,7 @@ def load(
 
     def load_linears(plan: Plan) -> LinearRunner:
         placements = [placement for placement in plan.placements if placement.linear.name in names]
-        quantised = HostQuantisation(decoder.graph, outside, placements, opened.activations)
+        quantised = HostQuantisation(decoder.graph, outside, placements)
         backend = host.compiled_for(placements, quantised)
         all_bytes = sum(placement.linear.weight_bytes for placement in placements)
         progress.on_stage("Loading weights", all_bytes - file_bytes(placements))
@@ -150,7 +150,6 @@ def load(
             timeline=timeline,
             on_bytes=progress.on_bytes,
             host_weights=host_weights,
-            activations=quantised.activations,
         )
 
     with ExitStack() as undo:

@@ -1,5 +1,6 @@
 """Plan a run: model folder + machine + budget -> `Plan`. Opens headers only and touches no device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +21,7 @@ from offload.errors import RamBudgetError
 from offload.placing import CHUNK_TOKENS, PlanRequest
 from offload.plan import Plan
 from offload.planner import make_plan as fill_budget
-from offload.quantised import Activations
-from offload.specs import WeightFormat
+from offload.specs import Activations, WeightFormat
 from offload.units import MIB, format_bytes
 
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
@@ -58,13 +58,20 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
     return OpenedModel(
         decoder,
-        find_linears(decoder.graph),
+        _with_activations(find_linears(decoder.graph), activations),
         context_tokens,
         attentions,
         attends_outside,
         host_format,
         activations,
     )
+
+
+def _with_activations(linears: Sequence[Linear], asked: Activations | None) -> tuple[Linear, ...]:
+    """What was asked for goes before what the model says."""
+    if asked is None:
+        return tuple(linears)
+    return tuple(replace(linear, spec=replace(linear.spec, activations=asked)) for linear in linears)
 
 
 def make_plan(settings: RunSettings) -> Plan:

@@ -7,17 +7,14 @@ import numpy as np
 
 from hybrid.errors import UsageError
 from hybrid.graph.find import Linear
-from hybrid.graph.graph import ElementType, Graph
+from hybrid.graph.graph import Graph
 from offload.devices.base import HostArray, aligned
 from offload.plan import LinearPlacement
-from offload.quantised import Activations, QuantisedWeight
-from offload.specs import REQUANTISED_BLOCK, LinearSpec, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
 
 if TYPE_CHECKING:
     from offload.host_backend import NumbaBackend
-    from offload.host_quantised import QuantisedKind
-
-_ROUNDING_LEVEL = 4  # the accuracy_level of MatMulNBits at which activations are rounded to int8
 
 
 def host_format_of(text: str | None) -> WeightFormat | None:
@@ -48,35 +45,32 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
 
 
 class HostQuantisation:
-    """The Linears outside onnxruntime whose host columns are in blocks; `activations` says what each multiplies."""
+    """The Linears outside onnxruntime whose host columns are in blocks."""
 
     def __init__(
         self,
         graph: Graph,
         outside: Iterable[Linear],
         placements: Iterable[LinearPlacement],
-        asked: Activations | None,
     ) -> None:
-        """`asked` goes before what the model says."""
         linears = {linear.spec.name: linear for linear in outside}
         on_host = [placement for placement in placements if len(placement.host) and not placement.host_format.is_float]
         self._graph = graph
         self._stored = [linears[p.linear.name] for p in on_host if linears[p.linear.name].blocks is not None]
         self._made = [placement for placement in on_host if placement.linear.format.is_float]
-        self.activations: Mapping[str, Activations] = {
-            placement.linear.name: asked or _activations(linears[placement.linear.name]) for placement in on_host
-        }
 
     def warm_up(self, backend: "NumbaBackend") -> None:
         """Compile everything that loading and multiplying needs."""
         from offload.host_quantised import QuantisedKind
         from offload.requantise import warm_up
 
-        kinds: set[QuantisedKind] = {self._kind_of(linear) for linear in self._stored}
+        kinds = set()
+        for linear in self._stored:
+            assert linear.spec.blocks is not None
+            kinds.add(QuantisedKind.of(linear.spec.blocks, linear.spec.activations))
         for placement in self._made:
-            bits = 8 if placement.host_format is WeightFormat.INT8 else 4
-            activations = self.activations[placement.linear.name]
-            kinds.add(QuantisedKind(bits, REQUANTISED_BLOCK, WeightFormat.FP16, activations))
+            assert placement.host_blocks is not None
+            kinds.add(QuantisedKind.of(placement.host_blocks, placement.linear.activations))
         backend.warm_up_quantised(kinds)
         if self._made:
             warm_up({(p.linear.format, p.linear.layout, p.host_format) for p in self._made})
@@ -99,21 +93,13 @@ class HostQuantisation:
             found |= requantise_into_ram(self._made, floats, on_bytes)
         return found
 
-    def _kind_of(self, linear: Linear) -> "QuantisedKind":
-        from offload.host_quantised import QuantisedKind
-
-        assert linear.blocks is not None
-        is_half = self._graph.initializers[linear.blocks.scales].element_type is ElementType.FLOAT16
-        bits = 8 if linear.spec.format is WeightFormat.INT8 else 4
-        scales = WeightFormat.FP16 if is_half else WeightFormat.FP32
-        return QuantisedKind(bits, linear.blocks.block, scales, self.activations[linear.spec.name])
-
 
 def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
     """The weight of a MatMulNBits where it lies."""
-    stored = linear.blocks
+    stored, blocked = linear.blocks, linear.spec.blocks
     assert stored is not None
-    n, blocks = linear.spec.out_features, -(-linear.spec.in_features // stored.block)
+    assert blocked is not None
+    n, blocks = linear.spec.out_features, blocked.blocks(linear.spec.in_features)
     arrays = {
         name: np.asarray(graph.initializers[name].array())
         for name in (linear.weight, stored.scales, stored.zero_points)
@@ -127,11 +113,6 @@ def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
         linear.spec.format,
         linear.spec.in_features,
     )
-
-
-def _activations(linear: Linear) -> Activations:
-    is_exact = linear.blocks is not None and linear.blocks.accuracy_level != _ROUNDING_LEVEL
-    return Activations.FLOAT if is_exact else Activations.INT8
 
 
 def _nbytes(graph: Graph, linear: Linear) -> int:

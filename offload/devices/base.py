@@ -8,13 +8,14 @@ Any call can raise DeviceLostError, and every later one does then, but for those
 `close` neither raise nor wait, and `take_trace` has no spans.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from offload.specs import Layout, WeightFormat
+from offload.specs import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
 
 HostArray = npt.NDArray[Any]
 
@@ -57,6 +58,54 @@ class DeviceArray:
 
 
 @dataclass(frozen=True)
+class DeviceBlocks:
+    """Columns of a weight in blocks, inside a device allocation.
+
+    First the numbers of all columns, then their scales, then their zero points where there are any, as QuantisedWeight
+    has them, with nothing in between.
+    """
+
+    allocation: DeviceAllocation
+    offset_bytes: int
+    columns: int
+    in_features: int
+    blocks: BlockFormat
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first to the last element."""
+        return self.columns * self.blocks.column_bytes(self.in_features)
+
+    @property
+    def numbers(self) -> DeviceArray:
+        """uint8 [columns, bytes]."""
+        return self._part(0, self.blocks.number_bytes(self.in_features), WeightFormat.INT8)
+
+    @property
+    def scales(self) -> DeviceArray:
+        """fp16 or fp32 [columns, blocks]."""
+        before = self.columns * self.blocks.number_bytes(self.in_features)
+        return self._part(before, self.blocks.blocks(self.in_features), self.blocks.scales)
+
+    @property
+    def zeros(self) -> DeviceArray | None:
+        """uint8 [columns, bytes]."""
+        each = self.blocks.zero_bytes(self.in_features)
+        return self._part(self.nbytes - self.columns * each, each, WeightFormat.INT8) if each else None
+
+    @property
+    def whole(self) -> DeviceArray:
+        """All bytes, to be copied at once."""
+        return DeviceArray(self.allocation, self.offset_bytes, (1, self.nbytes), WeightFormat.INT8)
+
+    def _part(self, before_bytes: int, elements: int, element_format: WeightFormat) -> DeviceArray:
+        return DeviceArray(self.allocation, self.offset_bytes + before_bytes, (self.columns, elements), element_format)
+
+
+DeviceWeight = DeviceArray | DeviceBlocks
+
+
+@dataclass(frozen=True)
 class Span:
     """One piece of work on one track of the timeline; seconds since the trace began.
 
@@ -95,10 +144,28 @@ class DeviceStream(Protocol):
     def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
         """Queue a copy of `src` into `dst` (pinned, contiguous, as many bytes as `src`)."""
 
-    def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
-        """Queue y[M, N] = x[M, K] @ W; `x` and `w` have one format, `y` is fp32, accumulation is fp32.
+    def fetch(self, dst: DeviceArray, src: HostArray) -> None:
+        """Queue a copy of `src` (pinned, contiguous, as many bytes as `dst`) that does not wait for copies elsewhere.
 
-        `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`.
+        A kernel reads the host's memory itself, where the device has kernels of its own: for the little that
+        should not stand in line behind weights.
+        """
+
+    def multiply(
+        self,
+        x: DeviceArray,
+        w: DeviceWeight,
+        y: DeviceArray,
+        layout: Layout,
+        scratch: DeviceArray,
+        activations: Activations = Activations.FLOAT,
+    ) -> None:
+        """Queue y[M, N] = x[M, K] @ W; `x` is as `Device.input_format` says, `y` is fp32, accumulation is fp32.
+
+        `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`, as weights in blocks always are; only those heed
+        `activations`. `scratch` has at least `scratch_bytes` of `offload/devices/scratch.py`, and is written to.
+        x and w are rounded to 16 bits where the device multiplies more than MAX_ROWS rows of them so: fp32 x with
+        16-bit weights, weights in blocks.
         """
 
     def record(self, event: DeviceEvent) -> None:
@@ -130,7 +197,19 @@ class Device(Protocol):
         """Memory this process already takes on the device and cannot give back: context, workspace."""
 
     def supports(self, weight_format: WeightFormat) -> str:
-        """Empty when `gemm` takes this format here, else the reason why it does not."""
+        """Empty when `multiply` takes this format here, else the reason why it does not."""
+
+    def input_format(self, weight_format: WeightFormat) -> WeightFormat:
+        """What x has to be stored as when it meets weights of this format.
+
+        fp32, or where the device has no kernels of its own, the format of the weights.
+        """
+
+    def warm_up(self, linears: Sequence[LinearSpec], chunk_tokens: int) -> None:
+        """Compile and run once whatever steps of up to `chunk_tokens` rows need for Linears like these.
+
+        Afterwards `fixed_bytes` counts what libraries and kernels have loaded for that. Nothing else may be queued.
+        """
 
     def memory(self) -> DeviceMemory: ...
 

@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 from offload.kernels import host_quant_ir as q
 from offload.kernels.host_quant_ir import Pointer, at, block_of, intrinsic
-from offload.quantised import BLOCKS
+from offload.specs import BLOCKS
 
 COLUMNS = 2 * q.LANES  # that share one pass over x
 TILE_ROWS = 4

@@ -13,7 +13,7 @@ from llvmlite import binding, ir
 from numba import extending, float32, int16, int64, types, uint8, uint16
 from numba.core import cgutils, config
 
-from offload.quantised import BLOCKS
+from offload.specs import BLOCKS
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 Pointer = types.CPointer

@@ -15,8 +15,8 @@ from hybrid.runtime.engine import Engine
 from hybrid.runtime.loading import linears_outside
 from hybrid.runtime.planning import OpenedModel, open_for_run
 from offload.host_backend import HostColumns, NumbaBackend
-from offload.quantised import BLOCKS, Activations, QuantisedWeight
-from offload.specs import Layout, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import BLOCKS, Activations, Layout, WeightFormat
 from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy, read_golden
 from tests.hf_models import random_weights, tiny_config, write_model
 from tests.quantised import random_weight
@@ -100,7 +100,7 @@ def test_cut_and_whole_exports_agree(export: OpenedModel) -> None:
 
 def test_asking_for_float_activations_is_heard(export: OpenedModel) -> None:
     with (
-        closing(engine_on_cpu(replace(export, activations=Activations.FLOAT))) as asked,
+        closing(engine_on_cpu(open_for_run(RunSettings(export.decoder.folder, activations="float")))) as asked,
         closing(engine_on_cpu(with_float_activations(export))) as exact,
         closing(engine_on_cpu(export)) as rounded,
     ):

@@ -4,8 +4,7 @@ import pytest
 
 from hybrid.errors import UsageError
 from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
-from offload.quantised import Activations
-from offload.specs import Layout, LinearSpec, WeightFormat
+from offload.specs import Activations, Layout, LinearSpec, WeightFormat
 
 
 def spec(name: str, weight_format: WeightFormat, host_only: str = "") -> LinearSpec:

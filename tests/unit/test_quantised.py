@@ -11,8 +11,8 @@ import pytest
 
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.host_quantised import QuantisedKind
-from offload.quantised import BLOCKS, Activations, QuantisedWeight
-from offload.specs import Layout, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import BLOCKS, Activations, Layout, WeightFormat
 from tests.quantised import exact, random_weight, seen
 
 INT8, INT4 = WeightFormat.INT8, WeightFormat.INT4

@@ -6,9 +6,9 @@ import pytest
 
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.plan import LinearPlacement
-from offload.quantised import Activations, QuantisedWeight
+from offload.quantised import QuantisedWeight
 from offload.requantise import requantise_into_ram, warm_up
-from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.specs import Activations, ColumnRange, Layout, LinearSpec, WeightFormat
 from tests.quantised import exact
 
 INT8, INT4 = WeightFormat.INT8, WeightFormat.INT4
