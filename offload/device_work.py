@@ -1,16 +1,17 @@
-"""What a device does for the Linear groups of a plan: one copy in, the GEMMs, one copy out."""
+"""What a device does for the Linear groups of a plan: fetch activations, multiply, copy the results back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from offload.devices.base import Device, DeviceArray, DeviceStream, HostArray, aligned
+from offload.column_reads import HostWeight
+from offload.devices.base import Device, DeviceArray, DeviceStream, DeviceWeight, HostArray, aligned
 from offload.errors import PinningError
 from offload.host_pieces import host_pieces, pin
 from offload.kernels.host import FloatArray, cast_activations
-from offload.packing import ActivationRow, ColumnMatrix, activation_capacity
+from offload.packing import ActivationRow, ColumnMatrix, working_memory
 from offload.plan import LinearPlacement, Plan
-from offload.specs import ColumnRange, Layout, WeightFormat
+from offload.specs import Activations, ColumnRange, Layout, WeightFormat
 from offload.stream import Piece, WeightRing
 from offload.weight_store import WeightStore
 
@@ -20,20 +21,21 @@ class GroupWork:
     """The device columns of one Linear group in prefill or decode. `streamed` has the numbers of pieces in the ring."""
 
     name: str
+    row: ActivationRow
     prefill: bool = False
-    resident: list[tuple[ColumnMatrix, DeviceArray]] = field(default_factory=list)
+    resident: list[tuple[ColumnMatrix, DeviceWeight]] = field(default_factory=list)
     streamed: list[tuple[ColumnMatrix, int]] = field(default_factory=list)
-    row: ActivationRow = field(default_factory=lambda: ActivationRow({}, 0))
 
 
 @dataclass(frozen=True)
-class Gemm:
+class Multiplication:
     """One multiplication of a step."""
 
     x: DeviceArray
-    weights: DeviceArray | int  # resident, or the number of a piece of its phase
+    weights: DeviceWeight | int  # resident, or the number of a piece of its phase
     y: DeviceArray
     layout: Layout
+    activations: Activations
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class DeviceStep:
     casts: tuple[tuple[str, HostArray, WeightFormat], ...]  # group, pinned [M, K]
     x_device: DeviceArray
     x_pinned: HostArray
-    gemms: tuple[Gemm, ...]
+    multiplications: tuple[Multiplication, ...]
     y_device: DeviceArray
     y_pinned: HostArray
     results: tuple[tuple[str, ColumnRange, FloatArray], ...]  # Linear, its columns, pinned [M, n]
@@ -61,28 +63,28 @@ class DeviceWork:
         device: Device,
         plan: Plan,
         placements: Sequence[LinearPlacement],
-        host_weights: Mapping[str, HostArray],
+        host_weights: Mapping[str, HostWeight],
         stack: ExitStack,
     ) -> None:
         """Allocate, and register those of `host_weights` that prefill streams; `stack` gets what undoes it."""
-        self._hollow = device.hollow
+        self._device = device
         self.compute: DeviceStream = device.stream("compute")
-        self._x_bytes, self._y_bytes = activation_capacity(placements, plan.chunk_tokens)
-        self._pinned = device.allocate_pinned(self._x_bytes + self._y_bytes)
-        self._memory = device.allocate(self._x_bytes + self._y_bytes)
+        self._working = working_memory(placements, plan.chunk_tokens)
+        self._pinned = device.allocate_pinned(self._working.pinned_bytes)
+        self._memory = device.allocate(self._working.device_bytes)
         stack.callback(device.free, self._memory)
+        scratch = (1, self._working.scratch_bytes)
+        self._scratch = DeviceArray(self._memory, self._working.pinned_bytes, scratch, WeightFormat.INT8)
         self.store = WeightStore(device, placements, plan.ring.slot_bytes)
         stack.callback(self.store.close)
-        streamed = list(zip(self.store.streamed, self.store.pieces, strict=True))
         self.warning = ""  # why prefill streams no more than decode, although it should
         only_prefill = self._only_prefill(device, plan, placements, host_weights, stack)
         self.has_prefill = bool(only_prefill)
         # A level's pieces have to be next to each other: its groups' in the order of their placements.
         order = {placement.linear.group: number for number, placement in enumerate(placements)}
-        both = sorted((*streamed, *only_prefill), key=lambda entry: order[entry[0].group])
+        both = sorted((*self.store.pieces, *only_prefill), key=lambda piece: order[piece.matrix.group])
         # By phase, decode and prefill.
-        self._streamed = {False: streamed, True: both}
-        self._pieces = {prefill: tuple(piece for _, piece in those) for prefill, those in self._streamed.items()}
+        self._pieces = {False: self.store.pieces, True: tuple(both)}
         self._ring: WeightRing | None = None
         if self._pieces[True]:
             self._ring = WeightRing(device, self.compute, plan.ring.slots, plan.ring.slot_bytes)
@@ -94,9 +96,9 @@ class DeviceWork:
         device: Device,
         plan: Plan,
         placements: Sequence[LinearPlacement],
-        host_weights: Mapping[str, HostArray],
+        host_weights: Mapping[str, HostWeight],
         stack: ExitStack,
-    ) -> list[tuple[ColumnMatrix, Piece]]:
+    ) -> list[Piece]:
         """What prefill streams beyond decode, registered with the device; nothing where that is refused."""
         if not plan.prefill_tokens:
             return []
@@ -108,7 +110,7 @@ class DeviceWork:
             return []
         return pieces
 
-    def load(self, weights: Mapping[str, HostArray], on_bytes: Callable[[int], None] | None) -> None:
+    def load(self, weights: Mapping[str, HostWeight], on_bytes: Callable[[int], None] | None) -> None:
         """Load the weights and begin to stream."""
         self.store.load(weights, on_bytes)
         if self._ring is not None:
@@ -117,14 +119,10 @@ class DeviceWork:
     def groups(self, prefill: bool) -> dict[str, GroupWork]:
         """The groups with device columns in prefill or decode, by name."""
         groups: dict[str, GroupWork] = {}
-        for matrix, array in zip(self.store.resident, self.store.arrays, strict=True):
-            group = groups.setdefault(matrix.group, GroupWork(matrix.group, prefill))
-            group.resident.append((matrix, array))
-            group.row = group.row.with_matrix(matrix)
-        for piece, (matrix, _) in enumerate(self._streamed[prefill]):
-            group = groups.setdefault(matrix.group, GroupWork(matrix.group, prefill))
-            group.streamed.append((matrix, piece))
-            group.row = group.row.with_matrix(matrix)
+        for matrix, weight in zip(self.store.resident, self.store.weights, strict=True):
+            _group_of(matrix, groups, prefill).resident.append((matrix, weight))
+        for number, piece in enumerate(self._pieces[prefill]):
+            _group_of(piece.matrix, groups, prefill).streamed.append((piece.matrix, number))
         return groups
 
     def batches(self, groups: Sequence[GroupWork], tokens: int) -> Iterator[list[GroupWork]]:
@@ -134,7 +132,7 @@ class DeviceWork:
         for group in groups:
             x_bytes += group.row.x_bytes(tokens)
             y_bytes += group.row.y_bytes(tokens)
-            if batch and (x_bytes > self._x_bytes or y_bytes > self._y_bytes):
+            if batch and (x_bytes > self._working.x_bytes or y_bytes > self._working.y_bytes):
                 yield batch
                 batch = []
                 x_bytes, y_bytes = group.row.x_bytes(tokens), group.row.y_bytes(tokens)
@@ -144,37 +142,38 @@ class DeviceWork:
     def bind(self, groups: Sequence[GroupWork], tokens: int) -> DeviceStep:
         """Give every input and output of some groups its place."""
         casts: list[tuple[str, HostArray, WeightFormat]] = []
-        resident: list[Gemm] = []
-        streamed: list[Gemm] = []
+        resident: list[Multiplication] = []
+        streamed: list[Multiplication] = []
         results: list[tuple[str, ColumnRange, FloatArray]] = []
-        x_offset, y_offset = 0, self._x_bytes
+        x_offset, y_offset = 0, self._working.x_bytes
         for group in groups:
             inputs: dict[WeightFormat, DeviceArray] = {}
-            for weight_format, features in group.row.in_features.items():
-                x = DeviceArray(self._memory, x_offset, (tokens, features), weight_format)
-                inputs[weight_format] = x
-                casts.append((group.name, self._typed(x), weight_format))
-                x_offset += aligned(x.nbytes)
-            matrices: list[tuple[ColumnMatrix, DeviceArray | int]] = [*group.resident, *group.streamed]
+            matrices: list[tuple[ColumnMatrix, DeviceWeight | int]] = [*group.resident, *group.streamed]
             for matrix, weights in matrices:
+                x_format = self._device.input_format(matrix.format)
+                if x_format not in inputs:
+                    x = DeviceArray(self._memory, x_offset, (tokens, matrix.in_features), x_format)
+                    inputs[x_format] = x
+                    casts.append((group.name, self._typed(x), x_format))
+                    x_offset += aligned(x.nbytes)
                 shape = (tokens, matrix.columns)
                 y = DeviceArray(self._memory, y_offset, shape, WeightFormat.FP32)
-                gemm = Gemm(inputs[matrix.format], weights, y, matrix.layout)
-                (streamed if isinstance(weights, int) else resident).append(gemm)
+                one = Multiplication(inputs[x_format], weights, y, matrix.layout, matrix.activations)
+                (streamed if isinstance(weights, int) else resident).append(one)
                 values = self._typed(y)
                 for (linear, columns), start in zip(matrix.segments, matrix.positions(), strict=True):
                     results.append((linear.name, columns, values[:, start : start + len(columns)]))
                 y_offset += y.nbytes
         x_all = DeviceArray(self._memory, 0, (1, x_offset // 4), WeightFormat.FP32)
-        y_shape = (1, (y_offset - self._x_bytes) // 4)
-        y_all = DeviceArray(self._memory, self._x_bytes, y_shape, WeightFormat.FP32)
+        y_shape = (1, (y_offset - self._working.x_bytes) // 4)
+        y_all = DeviceArray(self._memory, self._working.x_bytes, y_shape, WeightFormat.FP32)
         return DeviceStep(
             prefill=groups[0].prefill,
-            casts=() if self._hollow else tuple(casts),
+            casts=() if self._device.hollow else tuple(casts),
             x_device=x_all,
             x_pinned=self._typed(x_all),
             # Resident columns first: they keep the device busy while streamed ones arrive.
-            gemms=(*resident, *streamed),
+            multiplications=(*resident, *streamed),
             y_device=y_all,
             y_pinned=self._typed(y_all),
             results=tuple(results),
@@ -185,20 +184,28 @@ class DeviceWork:
         compute = self.compute
         for group, pinned, weight_format in step.casts:
             cast_activations(inputs[group], pinned, weight_format)
-        # First of all: it shares the copy engine with weight pieces, and every release below queues one more.
-        compute.copy_to_device(step.x_device, step.x_pinned)
+        compute.fetch(step.x_device, step.x_pinned)
         if self._ring is not None:
             self._ring.aim(self._pieces[step.prefill])
-        for gemm in step.gemms:
-            if isinstance(gemm.weights, int):
+        for one in step.multiplications:
+            if isinstance(one.weights, int):
                 assert self._ring is not None
-                compute.gemm(gemm.x, self._ring.acquire(gemm.weights), gemm.y, gemm.layout)
+                weights = self._ring.acquire(one.weights)
+                compute.multiply(one.x, weights, one.y, one.layout, self._scratch, one.activations)
                 self._ring.release()
             else:
-                compute.gemm(gemm.x, gemm.weights, gemm.y, gemm.layout)
+                compute.multiply(one.x, one.weights, one.y, one.layout, self._scratch, one.activations)
         compute.copy_to_host(step.y_pinned, step.y_device)
 
     def _typed(self, array: DeviceArray) -> HostArray:
         """The part of the pinned buffer that mirrors a part of the device's."""
         data = self._pinned[array.offset_bytes : array.offset_bytes + array.nbytes]
         return data.view(array.format.storage_dtype).reshape(array.shape)
+
+
+def _group_of(matrix: ColumnMatrix, groups: dict[str, GroupWork], prefill: bool) -> GroupWork:
+    """The group of a matrix, which it becomes a part of."""
+    row = ActivationRow(matrix.in_features, frozenset(), 0)
+    group = groups.setdefault(matrix.group, GroupWork(matrix.group, row, prefill))
+    group.row = group.row.with_matrix(matrix)
+    return group

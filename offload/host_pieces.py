@@ -11,17 +11,19 @@ from mmap import PAGESIZE
 import numpy as np
 import numpy.typing as npt
 
+from offload.column_reads import HostWeight
 from offload.devices.base import Device, HostArray
 from offload.errors import PinningError
 from offload.packing import ColumnMatrix, split_columns
 from offload.plan import LinearPlacement
+from offload.quantised import QuantisedWeight
 from offload.specs import ColumnRange, Layout
 from offload.stream import Piece
 
 
 def host_pieces(
-    placements: Iterable[LinearPlacement], weights: Mapping[str, HostArray], slot_bytes: int
-) -> list[tuple[ColumnMatrix, Piece]]:
+    placements: Iterable[LinearPlacement], weights: Mapping[str, HostWeight], slot_bytes: int
+) -> list[Piece]:
     """The columns that prefill streams beyond those of decode, in pieces of one Linear each; views of `weights`."""
     pieces = []
     for placement in placements:
@@ -30,26 +32,31 @@ def host_pieces(
         if beyond == 0:
             continue
         weight = weights[linear.name]
-        for part in split_columns(beyond, int(linear.column_bytes), slot_bytes):
+        whole = ColumnMatrix(((linear, ColumnRange(first, first + beyond)),), placement.host_blocks)
+        for part in split_columns(beyond, whole.column_bytes, slot_bytes):
             columns = slice(first + part.start, first + part.stop)
-            matrix = ColumnMatrix(((linear, ColumnRange(columns.start, columns.stop)),))
-            pinned = weight[columns] if linear.layout is Layout.NK else weight[:, columns]
-            pieces.append((matrix, Piece(pinned, matrix.shape, matrix.format)))
+            pinned: tuple[HostArray, ...]
+            if isinstance(weight, QuantisedWeight):
+                pinned = tuple(_in_rows(array)[columns] for array in weight.arrays)
+            else:
+                pinned = (weight[columns] if linear.layout is Layout.NK else weight[:, columns],)
+            pieces.append(Piece(whole.cut(part), pinned))
     return pieces
 
 
-def pin(device: Device, pieces: Sequence[tuple[ColumnMatrix, Piece]], stack: ExitStack) -> None:
+def pin(device: Device, pieces: Sequence[Piece], stack: ExitStack) -> None:
     """Register the memory of `pieces` with the device; `stack` gets what undoes it.
 
     Raises PinningError, with nothing left registered.
     """
     blocks: dict[int, tuple[npt.NDArray[np.uint8], list[tuple[int, int]]]] = {}
-    for matrix, piece in pieces:
-        memory = _own_memory(matrix, piece.pinned)
-        start = piece.pinned.ctypes.data - memory.ctypes.data
-        rows = len(piece.pinned)
-        stop = start + (rows - 1) * piece.pinned.strides[0] + matrix.nbytes // rows
-        blocks.setdefault(memory.ctypes.data, (memory, []))[1].append((start, stop))
+    for piece in pieces:
+        for array in piece.pinned:
+            memory = _own_memory(piece.matrix, array)
+            start = array.ctypes.data - memory.ctypes.data
+            row_bytes = array.shape[1] * array.itemsize
+            stop = start + (len(array) - 1) * array.strides[0] + row_bytes
+            blocks.setdefault(memory.ctypes.data, (memory, []))[1].append((start, stop))
     with ExitStack() as registered:
         for memory, ranges in blocks.values():
             for start, stop in _whole_pages(ranges, memory.ctypes.data, memory.nbytes):
@@ -57,6 +64,11 @@ def pin(device: Device, pieces: Sequence[tuple[ColumnMatrix, Piece]], stack: Exi
                 device.pin(part)
                 registered.callback(device.unpin, part)
         stack.enter_context(registered.pop_all())
+
+
+def _in_rows(array: HostArray) -> HostArray:
+    """A row for each column of the weight."""
+    return array.reshape(len(array), -1)
 
 
 def _own_memory(matrix: ColumnMatrix, pinned: HostArray) -> npt.NDArray[np.uint8]:

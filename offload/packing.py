@@ -4,13 +4,14 @@ Columns of Linears that read the same input and are stored alike lie side by sid
 that one GEMM multiplies them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
-from offload.devices.base import HostArray, aligned
-from offload.file_reads import copy_part
+from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, aligned
+from offload.devices.scratch import scratch_bytes
 from offload.plan import LinearPlacement
-from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.specs import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 
 STAGING_BYTES = 64 * 2**20  # pinned memory that resident weights pass through at load
 _TILE_COLUMNS = 16  # pieces begin at multiples of this: rows of a [K, n] piece stay aligned for tensor cores
@@ -18,9 +19,13 @@ _TILE_COLUMNS = 16  # pieces begin at multiples of this: rows of a [K, n] piece 
 
 @dataclass(frozen=True)
 class ColumnMatrix:
-    """Columns of Linears of one group, format and layout, side by side: [K, n] for KN, [n, K] for NK."""
+    """Columns of Linears of one group that are stored alike, side by side.
+
+    [K, n] for KN and [n, K] for NK; in `blocks`, which are always by column, as DeviceBlocks has them.
+    """
 
     segments: tuple[tuple[LinearSpec, ColumnRange], ...]
+    blocks: BlockFormat | None = None
 
     @property
     def group(self) -> str:
@@ -30,12 +35,17 @@ class ColumnMatrix:
     @property
     def format(self) -> WeightFormat:
         """How the elements are stored."""
-        return self.segments[0][0].format
+        return self.segments[0][0].format if self.blocks is None else self.blocks.format
 
     @property
     def layout(self) -> Layout:
         """The order of the matrix."""
-        return self.segments[0][0].layout
+        return self.segments[0][0].layout if self.blocks is None else Layout.NK
+
+    @property
+    def activations(self) -> Activations:
+        """What x is when it meets blocks."""
+        return self.segments[0][0].activations
 
     @property
     def in_features(self) -> int:
@@ -50,6 +60,8 @@ class ColumnMatrix:
     @property
     def column_bytes(self) -> int:
         """Bytes of one column."""
+        if self.blocks is not None:
+            return self.blocks.column_bytes(self.in_features)
         return self.in_features * self.format.itemsize_bytes
 
     @property
@@ -64,6 +76,12 @@ class ColumnMatrix:
         """Bytes of the matrix."""
         return self.columns * self.column_bytes
 
+    def lying_at(self, allocation: DeviceAllocation, offset_bytes: int) -> DeviceWeight:
+        """The matrix in device memory."""
+        if self.blocks is not None:
+            return DeviceBlocks(allocation, offset_bytes, self.columns, self.in_features, self.blocks)
+        return DeviceArray(allocation, offset_bytes, self.shape, self.format)
+
     def cut(self, part: ColumnRange) -> "ColumnMatrix":
         """The matrix of columns `part.start <= column < part.stop` of this one."""
         segments = []
@@ -72,7 +90,7 @@ class ColumnMatrix:
             stop = min(columns.stop, columns.start + part.stop - position)
             if start < stop:
                 segments.append((linear, ColumnRange(start, stop)))
-        return ColumnMatrix(tuple(segments))
+        return ColumnMatrix(tuple(segments), self.blocks)
 
     def positions(self) -> list[int]:
         """The first column of every segment within the matrix."""
@@ -81,30 +99,15 @@ class ColumnMatrix:
             positions.append(positions[-1] + len(columns))
         return positions
 
-    def read_rows(self, weights: Mapping[str, HostArray], start: int, out: HostArray) -> None:
-        """Write the stored rows from `start` on into `out`, as many as it has."""
-        stop = start + len(out)
-        for (linear, columns), position in zip(self.segments, self.positions(), strict=True):
-            weight = weights[linear.name]
-            if self.layout is Layout.KN:
-                part = out[:, position : position + len(columns)]
-                copy_part(weight, slice(start, stop), slice(columns.start, columns.stop), part)
-                continue
-            first, last = max(start, position), min(stop, position + len(columns))
-            if first < last:
-                shift = columns.start - position
-                rows = slice(first + shift, last + shift)
-                copy_part(weight, rows, slice(0, linear.in_features), out[first - start : last - start])
-
 
 def resident_matrices(placements: Iterable[LinearPlacement]) -> tuple[ColumnMatrix, ...]:
-    """The matrices that stay in device memory, one for each group, format and layout."""
-    return _matrices((placement.linear, placement.resident) for placement in placements)
+    """The matrices that stay in device memory, one for each group and way of storing."""
+    return _matrices((placement.linear, placement.resident, placement.linear.blocks) for placement in placements)
 
 
 def streamed_matrices(placements: Iterable[LinearPlacement], prefill: bool = False) -> tuple[ColumnMatrix, ...]:
     """The matrices that cross the bus at every step, in the order of their groups' first Linears."""
-    return _matrices((placement.linear, placement.streamed_in(prefill)) for placement in placements)
+    return _matrices((p.linear, p.streamed_in(prefill), p.host_blocks) for p in placements)
 
 
 def split_columns(columns: int, column_bytes: int, slot_bytes: int) -> tuple[ColumnRange, ...]:
@@ -131,63 +134,82 @@ def packed_stream_bytes(placements: Iterable[LinearPlacement]) -> int:
 
 
 def staging_bytes(placements: Iterable[LinearPlacement]) -> int:
-    """Pinned RAM that resident columns pass through at load: two halves, each of at least one stored row."""
+    """Pinned RAM that resident columns pass through at load: two halves, each of at least one row or column."""
     matrices = resident_matrices(placements)
     if not matrices:
         return 0
-    row_bytes = max(matrix.nbytes // matrix.shape[0] for matrix in matrices)
+    unit_bytes = max(m.column_bytes if m.blocks else m.nbytes // m.shape[0] for m in matrices)
     largest = max(matrix.nbytes for matrix in matrices)
-    return 2 * aligned(max(row_bytes, min(STAGING_BYTES // 2, largest)))
+    return 2 * aligned(max(unit_bytes, min(STAGING_BYTES // 2, largest)))
 
 
-def activation_bytes(placements: Iterable[LinearPlacement], chunk_tokens: int) -> int:
-    """Device memory, and as much pinned RAM, for x and y of steps of up to `chunk_tokens` tokens."""
-    x_bytes, y_bytes = activation_capacity(placements, chunk_tokens)
-    return x_bytes + y_bytes
+@dataclass(frozen=True)
+class WorkingMemory:
+    """What steps need besides weights: x and y, which are pinned RAM as well, and the scratch of multiplications."""
+
+    x_bytes: int
+    y_bytes: int
+    scratch_bytes: int
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Pinned RAM."""
+        return self.x_bytes + self.y_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory."""
+        return self.x_bytes + self.y_bytes + self.scratch_bytes
 
 
-def activation_capacity(placements: Iterable[LinearPlacement], chunk_tokens: int) -> tuple[int, int]:
-    """Bytes for x and bytes for y, each enough for any one group."""
+def working_memory(placements: Iterable[LinearPlacement], chunk_tokens: int) -> WorkingMemory:
+    """Enough for any one group and up to `chunk_tokens` tokens."""
     placements = tuple(placements)
     groups: dict[str, ActivationRow] = {}
+    scratch = 0
     # What prefill streams includes what decode does.
     for matrix in (*resident_matrices(placements), *streamed_matrices(placements, prefill=True)):
-        row = groups.setdefault(matrix.group, ActivationRow({}, 0))
+        row = groups.setdefault(matrix.group, ActivationRow(matrix.in_features, frozenset(), 0))
         groups[matrix.group] = row.with_matrix(matrix)
+        need = scratch_bytes(chunk_tokens, matrix.columns, matrix.in_features, matrix.format, matrix.blocks)
+        scratch = max(scratch, need)
     x_bytes = max((row.x_bytes(chunk_tokens) for row in groups.values()), default=0)
     y_bytes = max((row.y_bytes(chunk_tokens) for row in groups.values()), default=0)
-    return x_bytes, y_bytes
+    return WorkingMemory(x_bytes, y_bytes, scratch)
 
 
 @dataclass(frozen=True)
 class ActivationRow:
-    """What one token of a group takes: its input once in every format, and fp32 for every output column."""
+    """What one token of a group takes: its input of `in_features`, and fp32 for every output column.
 
-    in_features: Mapping[WeightFormat, int]
+    The input is there once in fp32; or, on a device without kernels of its own, once in each of the float `formats`.
+    """
+
+    in_features: int
+    formats: frozenset[WeightFormat]
     columns: int
 
     def with_matrix(self, matrix: ColumnMatrix) -> "ActivationRow":
         """The row that also serves `matrix`."""
-        return ActivationRow({**self.in_features, matrix.format: matrix.in_features}, self.columns + matrix.columns)
+        formats = self.formats | ({matrix.format} if matrix.blocks is None else set())
+        return ActivationRow(self.in_features, formats, self.columns + matrix.columns)
 
     def x_bytes(self, tokens: int) -> int:
         """Bytes of the inputs, each aligned."""
-        return sum(
-            aligned(tokens * features * weight_format.itemsize_bytes)
-            for weight_format, features in self.in_features.items()
-        )
+        return aligned(tokens * self.in_features * 4) * max(1, len(self.formats))
 
     def y_bytes(self, tokens: int) -> int:
         """Bytes of the outputs, aligned."""
         return aligned(tokens * self.columns * 4)
 
 
-def _matrices(parts: Iterable[tuple[LinearSpec, ColumnRange]]) -> tuple[ColumnMatrix, ...]:
-    alike: dict[tuple[str, WeightFormat, Layout], list[tuple[LinearSpec, ColumnRange]]] = {}
-    for linear, columns in parts:
+def _matrices(parts: Iterable[tuple[LinearSpec, ColumnRange, BlockFormat | None]]) -> tuple[ColumnMatrix, ...]:
+    alike: dict[tuple[str, BlockFormat | None, StrEnum, Layout | None], list[tuple[LinearSpec, ColumnRange]]] = {}
+    for linear, columns, blocks in parts:
         if len(columns) == 0:
             continue
-        if not linear.format.is_float:
-            raise ValueError(f"{linear.name}: {linear.format} columns cannot be on a device")
-        alike.setdefault((linear.group, linear.format, linear.layout), []).append((linear, columns))
-    return tuple(ColumnMatrix(tuple(segments)) for segments in alike.values())
+        if blocks is None and not linear.format.is_float:
+            raise ValueError(f"{linear.name}: {linear.format} columns like these cannot be on a device")
+        stored = (linear.format, linear.layout) if blocks is None else (linear.activations, None)
+        alike.setdefault((linear.group, blocks, *stored), []).append((linear, columns))
+    return tuple(ColumnMatrix(tuple(segments), blocks) for (_, blocks, *_), segments in alike.items())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from offload.cost_model import StepShape, Workload, step_cost
 from offload.device_profile import DeviceProfile
 from offload.devices.base import aligned
-from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes, staging_bytes
+from offload.packing import packed_stream_bytes, resident_bytes, staging_bytes, working_memory
 from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing, by_group
 from offload.ram_tiers import READ_AHEAD, file_warnings, keep_in_ram, ram_bytes
 from offload.replay import replay
@@ -130,7 +130,7 @@ def fixed_ram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement])
     return {
         "pinned weights": packed_stream_bytes(placements),
         **other,
-        "activations": other.get("activations", 0) + activation_bytes(placements, CHUNK_TOKENS),
+        "activations": other.get("activations", 0) + working_memory(placements, CHUNK_TOKENS).pinned_bytes,
         "staging": staging_bytes(placements),
     }
 
@@ -142,7 +142,7 @@ def vram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement], ring
         vram |= request.fixed_vram_bytes
         vram |= {
             "staging": ring.nbytes,
-            "activations": activation_bytes(placements, CHUNK_TOKENS),
+            "activations": working_memory(placements, CHUNK_TOKENS).device_bytes,
             "weights": resident_bytes(placements),
         }
     return vram

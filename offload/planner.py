@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from offload.kinds import Kinds
-from offload.packing import activation_bytes, packed_stream_bytes
+from offload.packing import packed_stream_bytes, working_memory
 from offload.placing import (
     CHUNK_TOKENS,
     NO_RING,
@@ -88,7 +88,7 @@ def _candidate(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Can
 def _overhead_bytes(request: PlanRequest) -> int:
     """VRAM besides ring and resident columns, when every Linear has columns on the device."""
     whole = place_linears(request, lambda _: Shares(1.0))
-    return sum(request.fixed_vram_bytes.values()) + activation_bytes(whole, CHUNK_TOKENS)
+    return sum(request.fixed_vram_bytes.values()) + working_memory(whole, CHUNK_TOKENS).device_bytes
 
 
 def _weights_ram_bytes(request: PlanRequest) -> int | None:

@@ -83,6 +83,11 @@ class QuantisedWeight:
         zeros = 0 if self.zero_points is None else self.zero_points.nbytes
         return self.packed.nbytes + self.scales.nbytes + zeros
 
+    @property
+    def arrays(self) -> tuple[HostArray, ...]:
+        """Weights, scales, and zero points where there are any."""
+        return (self.packed, self.scales) if self.zero_points is None else (self.packed, self.scales, self.zero_points)
+
     def columns(self, start: int, stop: int) -> "QuantisedWeight":
         """Output columns `start <= n < stop`, without a copy. Raises ValueError for a range that is not there."""
         if not 0 <= start < stop <= self.out_features:

@@ -7,10 +7,11 @@ import numba
 import numpy as np
 
 from offload.devices.base import HostArray, aligned
+from offload.file_reads import byte_parts
 from offload.kernels import host, host_jobs, requantise_loops
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
-from offload.specs import REQUANTISED_BLOCK, Layout, WeightFormat
+from offload.specs import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 
 _KERNELS = {Layout.NK: requantise_loops.requantise_nk, Layout.KN: requantise_loops.requantise_kn}
 _PART_BYTES = 64 << 20  # after so many, progress is told
@@ -35,16 +36,16 @@ def requantise_into_ram(
         position += aligned(packed_bytes)
         scales = memory[position : position + scale_bytes]
         position += aligned(scale_bytes)
-        n, blocks = placement.linear.out_features, -(-placement.linear.in_features // REQUANTISED_BLOCK)
+        linear, host = placement.linear, placement.host
         target = QuantisedWeight(
-            packed.reshape(n, blocks, -1),
-            scales.view(np.float16).reshape(n, blocks),
+            packed.reshape(linear.out_features, -(-linear.in_features // REQUANTISED_BLOCK), -1),
+            scales.view(np.float16).reshape(linear.out_features, -1),
             None,
             placement.host_format,
-            placement.linear.in_features,
+            linear.in_features,
         )
-        _requantise(weights[placement.linear.name], placement, target, on_bytes)
-        done[placement.linear.name] = target
+        requantise(weights[linear.name], linear, host, target.columns(host.start, host.stop), on_bytes)
+        done[linear.name] = target
     return done
 
 
@@ -55,30 +56,41 @@ def warm_up(kinds: Iterable[tuple[WeightFormat, Layout, WeightFormat]]) -> None:
     host.kernel_address(host_jobs.requantise)
 
 
-def _sizes(placement: LinearPlacement) -> tuple[int, int]:
-    """Bytes of the packed weight and of its scales."""
-    blocks = placement.linear.out_features * -(-placement.linear.in_features // REQUANTISED_BLOCK)
-    return blocks * REQUANTISED_BLOCK * _BITS[placement.host_format] // 8, 2 * blocks
-
-
-def _requantise(
-    weight: HostArray, placement: LinearPlacement, target: QuantisedWeight, on_bytes: Callable[[int], None]
+def requantise(
+    weight: HostArray,
+    linear: LinearSpec,
+    columns: ColumnRange,
+    into: QuantisedWeight,
+    on_bytes: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    linear, columns = placement.linear, placement.host
-    kernel = _kernel(linear.format, linear.layout, placement.host_format)
+    """Write some columns of a whole float weight into `into`, which has as many and is symmetric with fp16 scales."""
+    kernel = _kernel(linear.format, linear.layout, into.format)
     job, threads = host.kernel_address(host_jobs.requantise), numba.get_num_threads()
     distance = weight.strides[0] // weight.itemsize
     column_bytes = linear.in_features * weight.itemsize
-    for start in range(columns.start, columns.stop, max(1, _PART_BYTES // column_bytes)):
-        stop = min(start + max(1, _PART_BYTES // column_bytes), columns.stop)
-        addresses = [array.__array_interface__["data"][0] for array in (weight, target.packed, target.scales)]
-        words = [kernel, addresses[0], distance, linear.in_features, start, stop, addresses[1], addresses[2]]
+    # The kernel counts the columns of both from those of the weight.
+    packed, scales = (_address(array) - columns.start * array.strides[0] for array in (into.packed, into.scales))
+    for start, stop in byte_parts(columns.start, columns.stop, max(1, _PART_BYTES // column_bytes)):
+        words = [kernel, _address(weight), distance, linear.in_features, start, stop, packed, scales]
         task = np.array(words, np.int64)
         host.launcher()(job, task.ctypes.data, threads)
         on_bytes((stop - start) * column_bytes)
     if isinstance(weight.base, mmap.mmap):
         # What was read of a mapped file stays in the page cache, and no longer counts as this process's.
         weight.base.madvise(mmap.MADV_DONTNEED)
+
+
+def _sizes(placement: LinearPlacement) -> tuple[int, int]:
+    """Bytes of the packed weight and of its scales."""
+    linear, blocks = placement.linear, BlockFormat.made_on_load(placement.host_format)
+    return (
+        linear.out_features * blocks.number_bytes(linear.in_features),
+        linear.out_features * blocks.scale_bytes(linear.in_features),
+    )
+
+
+def _address(array: HostArray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _kernel(stored: WeightFormat, layout: Layout, wanted: WeightFormat) -> int:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from offload.column_reads import HostWeight
 from offload.device_work import DeviceStep, DeviceWork, GroupWork
-from offload.devices.base import Device, HostArray
+from offload.devices.base import Device
 from offload.errors import DeviceUnavailableError
 from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
-from offload.quantised import QuantisedWeight
 from offload.specs import Layout
 from offload.telemetry import Operator, Timeline, span
 
@@ -43,7 +43,7 @@ class _Level:
 class _HostSide:
     """What host columns are multiplied from, by Linear, and by whom."""
 
-    weights: Mapping[str, HostArray] | Mapping[str, HostArray | QuantisedWeight]
+    weights: Mapping[str, HostWeight]
     backend: HostBackend | None
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
@@ -66,12 +66,12 @@ class LinearRunner:
         self,
         levels: Sequence[Sequence[str]],
         plan: Plan,
-        weights: Mapping[str, HostArray],
+        weights: Mapping[str, HostWeight],
         device: Device | None,
         host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
-        host_weights: Mapping[str, HostArray | QuantisedWeight] | None = None,
+        host_weights: Mapping[str, HostWeight] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
@@ -94,8 +94,7 @@ class LinearRunner:
             self._work: DeviceWork | None = None
             host_weights = host_weights or weights
             if any(placement.on_device for placement in placements):
-                stored = {name: w for name, w in host_weights.items() if not isinstance(w, QuantisedWeight)}
-                self._work = DeviceWork(_usable(device, placements), plan, placements, stored, stack)
+                self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
                 self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
                 self.warning = self._work.warning
             host_side = _HostSide(host_weights, host)
@@ -193,9 +192,11 @@ def _usable(device: Device | None, placements: Sequence[LinearPlacement]) -> Dev
     if device is None:
         raise ValueError("the plan places columns on a device, and none was given")
     for placement in placements:
-        reason = device.supports(placement.linear.format) if placement.on_device else ""
-        if reason:
-            raise DeviceUnavailableError(f"{placement.linear.name}: {reason}")
+        formats = [placement.linear.format] if len(placement.resident) else []
+        formats += [placement.host_format] if len(placement.streamed_in(prefill=True)) else []
+        for reason in map(device.supports, formats):
+            if reason:
+                raise DeviceUnavailableError(f"{placement.linear.name}: {reason}")
     return device
 
 

@@ -3,24 +3,33 @@
 Pieces are used in one fixed order, step after step, and weights do not depend on activations. So whenever a
 slot is let go, the next piece that needs one is queued at once, be it of the next level or the next step.
 
-Activations cross the bus on the same copy engine, and wait there for the pieces whose slots are free: at most
-one a slot, since no piece is queued before its slot has been let go.
+Activations do not stand in line behind them: see `DeviceStream.fetch`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offload.devices.base import ALIGNMENT_BYTES, Device, DeviceArray, DeviceEvent, DeviceStream, HostArray
-from offload.specs import WeightFormat
+from offload.devices.base import (
+    ALIGNMENT_BYTES,
+    Device,
+    DeviceBlocks,
+    DeviceEvent,
+    DeviceStream,
+    DeviceWeight,
+    HostArray,
+)
+from offload.packing import ColumnMatrix
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A weight matrix in pinned memory, small enough for a slot."""
+    """A weight matrix in pinned memory, small enough for a slot.
 
-    pinned: HostArray  # its bytes, or a matrix of `shape` whose rows lie apart
-    shape: tuple[int, int]
-    format: WeightFormat
+    `pinned` is all its bytes, or a matrix of floats whose rows lie apart, or the arrays of a weight in blocks.
+    """
+
+    matrix: ColumnMatrix
+    pinned: tuple[HostArray, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class WeightRing:
             self._let_go(slot)
             self._queue_copy()
 
-    def acquire(self, piece: int) -> DeviceArray:
+    def acquire(self, piece: int) -> DeviceWeight:
         """Where piece number `piece` is for work that is queued on the compute stream from here on.
 
         Pieces that come before it are let go unused, so that a level may be left out.
@@ -77,7 +86,7 @@ class WeightRing:
         slot = self._slots[self._released % len(self._slots)]
         # The compute stream may read the slot only when the copy into it is done.
         self._compute.wait(slot.ready)
-        return self._array(slot, self._pieces[piece])
+        return self._weight(slot, self._pieces[piece])
 
     def release(self) -> None:
         """Let the slot of the acquired piece go after the work queued so far, and refill it."""
@@ -100,8 +109,14 @@ class WeightRing:
         slot = self._slots[self._queued % len(self._slots)]
         piece = self._pieces[self._queued % len(self._pieces)]
         self._queued += 1
-        self._copies.copy_to_device(self._array(slot, piece), piece.pinned)
+        weight = self._weight(slot, piece)
+        if isinstance(weight, DeviceBlocks):
+            parts = (weight.whole,) if len(piece.pinned) == 1 else weight.parts
+        else:
+            parts = (weight,)
+        for part, pinned in zip(parts, piece.pinned, strict=True):
+            self._copies.copy_to_device(part, pinned)
         self._copies.record(slot.ready)
 
-    def _array(self, slot: _Slot, piece: Piece) -> DeviceArray:
-        return DeviceArray(self._memory, slot.offset_bytes, piece.shape, piece.format)
+    def _weight(self, slot: _Slot, piece: Piece) -> DeviceWeight:
+        return piece.matrix.lying_at(self._memory, slot.offset_bytes)

@@ -1,13 +1,15 @@
 """Where device columns live: resident ones in one block of device memory, streamed ones in pinned RAM."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import Device, DeviceArray, HostArray, aligned
+from offload.column_reads import HostWeight, read_blocks, read_rows
+from offload.devices.base import Device, DeviceArray, DeviceBlocks, DeviceWeight, aligned
 from offload.file_reads import READERS, run_parallel
 from offload.packing import (
     ColumnMatrix,
@@ -19,7 +21,8 @@ from offload.packing import (
     streamed_matrices,
 )
 from offload.plan import LinearPlacement
-from offload.specs import Layout, LinearSpec
+from offload.quantised import QuantisedWeight
+from offload.specs import ColumnRange, Layout, LinearSpec
 from offload.stream import Piece
 
 PINNED_BLOCK_BYTES = 256 * 2**20  # the driver finds many blocks more easily than a big one
@@ -31,46 +34,51 @@ class WeightStore:
     def __init__(self, device: Device, placements: Sequence[LinearPlacement], slot_bytes: int) -> None:
         """Reserve device memory and pinned RAM. Raises OutOfDeviceMemoryError, with nothing left reserved."""
         self.resident = resident_matrices(placements)
-        self.streamed: list[ColumnMatrix] = []  # one for each piece
         self._device = device
         self._placements = tuple(placements)
         # Pinned RAM first: it goes away by itself when the allocation of device memory fails.
-        sizes = []
+        streamed, sizes = [], []
         for matrix in streamed_matrices(placements):
             for part in split_columns(matrix.columns, matrix.column_bytes, slot_bytes):
-                self.streamed.append(matrix.cut(part))
-                sizes.append(self.streamed[-1].nbytes)
+                streamed.append(matrix.cut(part))
+                sizes.append(streamed[-1].nbytes)
             sizes[-1] += aligned(matrix.nbytes) - matrix.nbytes  # so that the next matrix begins aligned
         assert sum(sizes) == packed_stream_bytes(placements)
         self.pieces = tuple(
-            Piece(data[: matrix.nbytes], matrix.shape, matrix.format)
-            for matrix, data in zip(self.streamed, _pinned(device, sizes), strict=True)
+            Piece(matrix, (data[: matrix.nbytes],))
+            for matrix, data in zip(streamed, _pinned(device, sizes), strict=True)
         )
         nbytes = resident_bytes(placements)
         self._memory = device.allocate(nbytes) if nbytes else None
-        self.arrays: list[DeviceArray] = []  # of the resident matrices
+        self.weights: list[DeviceWeight] = []  # of the resident matrices
         offset_bytes = 0
         for matrix in self.resident:
             assert self._memory is not None
-            self.arrays.append(DeviceArray(self._memory, offset_bytes, matrix.shape, matrix.format))
+            self.weights.append(matrix.lying_at(self._memory, offset_bytes))
             offset_bytes += aligned(matrix.nbytes)
 
-    def load(self, weights: Mapping[str, HostArray], on_bytes: Callable[[int], None] | None = None) -> None:
+    def load(self, weights: Mapping[str, HostWeight], on_bytes: Callable[[int], None] | None = None) -> None:
         """Fill the store from whole weights, [K, N] or [N, K] in their storage dtype, and wait for it.
 
-        `on_bytes` is called with the number of bytes after every part. A hollow device reads nothing. Raises
-        ValueError for a weight that differs from its LinearSpec, OffloadError for a file that cannot be read.
+        What is streamed in another format than it is stored in is quantised on the way. `on_bytes` is called with the
+        number of bytes after every part. A hollow device reads nothing. Raises ValueError for a weight that differs
+        from its LinearSpec, OffloadError for a file that cannot be read.
         """
-        for matrix in (*self.streamed, *self.resident):
+        for matrix in (*(piece.matrix for piece in self.pieces), *self.resident):
             for linear, _ in matrix.segments:
                 _check_weight(linear, weights[linear.name])
         if self._device.hollow:
             return
         report = on_bytes or (lambda nbytes: None)
         jobs = []
-        for matrix, piece in zip(self.streamed, self.pieces, strict=True):
-            pinned = piece.pinned.view(matrix.format.storage_dtype).reshape(matrix.shape)
-            jobs.append((partial(matrix.read_rows, weights, 0, pinned), matrix.nbytes))
+        for piece in self.pieces:
+            (pinned,) = piece.pinned
+            if piece.matrix.blocks is not None:  # quantising takes all threads itself
+                read_blocks(piece.matrix, weights, pinned)
+                report(pinned.nbytes)
+                continue
+            rows = pinned.view(piece.matrix.format.storage_dtype).reshape(piece.matrix.shape)
+            jobs.append((partial(read_rows, piece.matrix, weights, 0, rows), pinned.nbytes))
         run_parallel(jobs, report)
         if self.resident:
             self._load_resident(weights, report)
@@ -81,36 +89,62 @@ class WeightStore:
             self._device.free(self._memory)
             self._memory = None
 
-    def _load_resident(self, weights: Mapping[str, HostArray], report: Callable[[int], None]) -> None:
-        """Read the next rows into one half of the staging buffer while the other is copied."""
-        row_bytes = [array.nbytes // array.shape[0] for array in self.arrays]
+    def _load_resident(self, weights: Mapping[str, HostWeight], report: Callable[[int], None]) -> None:
+        """Read the next part into one half of the staging buffer while the other is copied."""
         half_bytes = staging_bytes(self._placements) // 2
         staging = self._device.allocate_pinned(2 * half_bytes)
         stream = self._device.stream("load")
         halves = [(staging[:half_bytes], self._device.event()), (staging[half_bytes:], self._device.event())]
         try:
-            for matrix, array, row in zip(self.resident, self.arrays, row_bytes, strict=True):
-                edges = [*range(0, array.shape[0], half_bytes // row), array.shape[0]]
-                for start, stop in pairwise(edges):
+            for matrix, weight in zip(self.resident, self.weights, strict=True):
+                for part in _parts(matrix, weight, half_bytes):
                     half, copied = halves[0]
                     halves.reverse()
                     copied.synchronize()  # the host may write to this half only when its last copy is done
-                    shape = (stop - start, array.shape[1])
-                    data = half[: shape[0] * row]
-                    _read_rows(matrix, weights, start, data.view(matrix.format.storage_dtype).reshape(shape))
-                    part = DeviceArray(array.allocation, array.offset_bytes + start * row, shape, array.format)
-                    stream.copy_to_device(part, data)
+                    part.read(weights, half[: part.nbytes])
+                    position = 0
+                    for target in part.targets:
+                        stream.copy_to_device(target, half[position : position + target.nbytes])
+                        position += target.nbytes
                     stream.record(copied)
-                    report(data.nbytes)
+                    report(part.nbytes)
         finally:
             stream.synchronize()  # nothing may be freed, nor used by other streams, before this
 
 
-def _read_rows(matrix: ColumnMatrix, weights: Mapping[str, HostArray], start: int, out: HostArray) -> None:
-    """As `matrix.read_rows`, by several threads."""
-    bands = [len(out) * number // READERS for number in range(READERS + 1)]
+@dataclass(frozen=True)
+class _Part:
+    """A part of a resident matrix: how to read its bytes, and where they go, one after another."""
+
+    read: Callable[[Mapping[str, HostWeight], npt.NDArray[np.uint8]], None]
+    targets: tuple[DeviceArray, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
+
+
+def _parts(matrix: ColumnMatrix, weight: DeviceWeight, most_bytes: int) -> Iterator[_Part]:
+    """A matrix in parts of at most so many bytes: stored rows of floats, columns of blocks."""
+    if isinstance(weight, DeviceBlocks):
+        most = most_bytes // matrix.column_bytes
+        for start, stop in pairwise([*range(0, matrix.columns, most), matrix.columns]):
+            cut = matrix.cut(ColumnRange(start, stop))
+            yield _Part(partial(read_blocks, cut), tuple(part.rows(start, stop) for part in weight.parts))
+        return
+    count = weight.shape[0]
+    most = most_bytes // (matrix.nbytes // count)
+    for start, stop in pairwise([*range(0, count, most), count]):
+        yield _Part(partial(_read_rows, matrix, start), (weight.rows(start, stop),))
+
+
+def _read_rows(matrix: ColumnMatrix, start: int, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
+    """As `read_rows`, by several threads."""
+    columns = matrix.shape[1]
+    rows = out.view(matrix.format.storage_dtype).reshape(-1, columns)
+    bands = [len(rows) * number // READERS for number in range(READERS + 1)]
     run_parallel(
-        (partial(matrix.read_rows, weights, start + first, out[first:last]), 0) for first, last in pairwise(bands)
+        (partial(read_rows, matrix, weights, start + first, rows[first:last]), 0) for first, last in pairwise(bands)
     )
 
 
@@ -130,7 +164,11 @@ def _pinned(device: Device, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]
     return arrays
 
 
-def _check_weight(linear: LinearSpec, weight: HostArray) -> None:
+def _check_weight(linear: LinearSpec, weight: HostWeight) -> None:
+    if isinstance(weight, QuantisedWeight):
+        if (weight.blocked, weight.shape) != (linear.blocks, (linear.out_features, linear.in_features)):
+            raise ValueError(f"{linear.name}: expected a weight in {linear.blocks}, not in {weight.blocked}")
+        return
     shape = (linear.in_features, linear.out_features)
     expected = shape if linear.layout is Layout.KN else shape[::-1]
     if weight.shape != expected or weight.dtype != linear.format.storage_dtype:

@@ -17,11 +17,12 @@ from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.runtime.memory import MemoryWatch
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request, plan_within
-from hybrid.runtime.quantisation import HostQuantisation
+from hybrid.runtime.quantisation import HostQuantisation, stored_weight
 from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import GpuFacts, Target, choose_target
 from hybrid.runtime.threads import default_threads
+from offload.column_reads import HostWeight
 from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
@@ -131,6 +132,8 @@ def load(
         for linear in outside
         if linear.spec.format.is_float
     }
+    stored: dict[str, HostWeight] = dict(weights)
+    stored |= {linear.spec.name: stored_weight(decoder.graph, linear) for linear in outside if linear.blocks}
     levels = [[linear.name for linear in level.linears] for level in program.levels]
     host = _HostKernels(attends, threads, progress)
 
@@ -144,7 +147,7 @@ def load(
         return LinearRunner(
             levels=levels,
             plan=plan,
-            weights=weights,
+            weights=stored,
             device=device,
             host=backend,
             timeline=timeline,
@@ -226,10 +229,12 @@ class _DeviceOpener:
 
 
 def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:
-    """The float formats of this model that the device cannot multiply, with its reason."""
+    """The formats of weights, in the model and made on load, that the device cannot multiply, with its reason."""
     if device is None:
         return {}
-    formats = {linear.spec.format for linear in opened.linears if linear.spec.format.is_float}
+    formats = {linear.spec.format for linear in opened.linears if not linear.spec.host_only_reason}
+    if opened.host_format is not None:
+        formats.add(opened.host_format)
     return {str(name): reason for name in sorted(formats) if (reason := device.supports(name))}
 
 
@@ -260,7 +265,8 @@ class _HostKernels:
 
     def compiled_for(self, placements: Sequence[LinearPlacement], quantised: HostQuantisation) -> NumbaBackend | None:
         """The kernels with all that the host columns need compiled; None where they are not needed."""
-        if not any(len(placement.host) for placement in placements) and not self._attends:
+        on_host = any(len(placement.host) for placement in placements)
+        if not on_host and not self._attends and not quantised.makes_any:
             return None
         kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
         self._progress.on_stage("Compiling kernels (kept for the next run)", 0)

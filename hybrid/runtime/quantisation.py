@@ -11,7 +11,7 @@ from hybrid.graph.graph import Graph
 from offload.devices.base import HostArray, aligned
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
-from offload.specs import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
+from offload.specs import REQUANTISED_BLOCK, Activations, ColumnRange, LinearSpec, WeightFormat
 
 if TYPE_CHECKING:
     from offload.host_backend import NumbaBackend
@@ -45,7 +45,7 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
 
 
 class HostQuantisation:
-    """The Linears outside onnxruntime whose host columns are in blocks."""
+    """The Linears outside onnxruntime whose host or streamed columns are in blocks."""
 
     def __init__(
         self,
@@ -54,10 +54,20 @@ class HostQuantisation:
         placements: Iterable[LinearPlacement],
     ) -> None:
         linears = {linear.spec.name: linear for linear in outside}
-        on_host = [placement for placement in placements if len(placement.host) and not placement.host_format.is_float]
+        in_blocks = [placement for placement in placements if placement.host_blocks is not None]
+        on_host = [placement for placement in in_blocks if len(placement.host)]
         self._graph = graph
-        self._stored = [linears[p.linear.name] for p in on_host if linears[p.linear.name].blocks is not None]
+        self._stored = [(p, linears[p.linear.name]) for p in on_host if linears[p.linear.name].blocks is not None]
         self._made = [placement for placement in on_host if placement.linear.format.is_float]
+        made = [placement for placement in in_blocks if placement.linear.format.is_float]
+        self._making = {
+            (p.linear.format, p.linear.layout, p.host_format) for p in made if len(p.host) + len(p.streamed)
+        }
+
+    @property
+    def makes_any(self) -> bool:
+        """Whether anything is quantised on load."""
+        return bool(self._making)
 
     def warm_up(self, backend: "NumbaBackend") -> None:
         """Compile everything that loading and multiplying needs."""
@@ -65,26 +75,26 @@ class HostQuantisation:
         from offload.requantise import warm_up
 
         kinds = set()
-        for linear in self._stored:
+        for _, linear in self._stored:
             assert linear.spec.blocks is not None
             kinds.add(QuantisedKind.of(linear.spec.blocks, linear.spec.activations))
         for placement in self._made:
             assert placement.host_blocks is not None
             kinds.add(QuantisedKind.of(placement.host_blocks, placement.linear.activations))
         backend.warm_up_quantised(kinds)
-        if self._made:
-            warm_up({(p.linear.format, p.linear.layout, p.host_format) for p in self._made})
+        if self._making:
+            warm_up(self._making)
 
     def weights(
         self, floats: Mapping[str, HostArray], in_ram: bool, on_bytes: Callable[[int], None]
     ) -> dict[str, QuantisedWeight]:
         """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`."""
-        sizes = [_nbytes(self._graph, linear) if in_ram else 0 for linear in self._stored]
+        sizes = [_nbytes(self._graph, linear) if in_ram else 0 for _, linear in self._stored]
         memory, position, found = np.empty(sum(sizes), np.uint8), 0, {}
-        for linear, nbytes in zip(self._stored, sizes, strict=True):
+        for (placement, linear), nbytes in zip(self._stored, sizes, strict=True):
             weight = stored_weight(self._graph, linear)  # mapped no longer than it takes to copy it
             if in_ram:
-                weight = _copied(weight, memory[position : position + nbytes], on_bytes)
+                weight = _copied(weight, placement.host, memory[position : position + nbytes], on_bytes)
                 position += nbytes
             found[linear.spec.name] = weight
         if self._made:
@@ -122,16 +132,19 @@ def _nbytes(graph: Graph, linear: Linear) -> int:
     return sum(aligned(graph.initializers[name].nbytes) for name in names if name)
 
 
-def _copied(weight: QuantisedWeight, memory: HostArray, on_bytes: Callable[[int], None]) -> QuantisedWeight:
-    """The same weight in memory of our own, which comes in huge pages."""
+def _copied(
+    weight: QuantisedWeight, columns: ColumnRange, memory: HostArray, on_bytes: Callable[[int], None]
+) -> QuantisedWeight:
+    """Some columns of a weight in memory of our own, which comes in huge pages; others are not there."""
     position = 0
 
     def copied(array: HostArray) -> HostArray:
         nonlocal position
         copy = memory[position : position + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy[...] = array
+        part = slice(columns.start, columns.stop)
+        copy[part] = array[part]
         position += aligned(array.nbytes)
-        on_bytes(array.nbytes)
+        on_bytes(copy[part].nbytes)
         return copy
 
     packed, scales = copied(weight.packed), copied(weight.scales)

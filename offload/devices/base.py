@@ -56,6 +56,12 @@ class DeviceArray:
         """Bytes from the first to the last element."""
         return self.shape[0] * self.shape[1] * self.format.itemsize_bytes
 
+    def rows(self, start: int, stop: int) -> "DeviceArray":
+        """Rows `start <= row < stop` as stored."""
+        before_bytes = start * self.shape[1] * self.format.itemsize_bytes
+        shape = (stop - start, self.shape[1])
+        return DeviceArray(self.allocation, self.offset_bytes + before_bytes, shape, self.format)
+
 
 @dataclass(frozen=True)
 class DeviceBlocks:
@@ -92,6 +98,11 @@ class DeviceBlocks:
         """uint8 [columns, bytes]."""
         each = self.blocks.zero_bytes(self.in_features)
         return self._part(self.nbytes - self.columns * each, each, WeightFormat.INT8) if each else None
+
+    @property
+    def parts(self) -> tuple[DeviceArray, ...]:
+        """Numbers, scales and zero points where there are any."""
+        return (self.numbers, self.scales, self.zeros) if self.zeros else (self.numbers, self.scales)
 
     @property
     def whole(self) -> DeviceArray:

@@ -24,7 +24,7 @@ def scratch_bytes(
     """
     if weight_format is WeightFormat.FP32:
         return 0
-    need = max(split_bytes(few, columns, in_features) for few in range(1, min(rows, MAX_ROWS) + 1))
+    need = split_bytes(min(rows, MAX_ROWS), columns, in_features)
     if rows > MAX_ROWS:
         need = max(need, aligned(rows * in_features * 2) + _panel_bytes(columns, in_features, weight_format))
     return need if blocks is None else need + int8_rows_bytes(rows, in_features, blocks.block)
@@ -37,9 +37,9 @@ def most_splits(rows: int, columns: int, in_features: int) -> int:
 
 
 def split_bytes(rows: int, columns: int, in_features: int) -> int:
-    """Bytes of the sums of all splits, aligned; none for one split, which writes y."""
-    splits = most_splits(rows, columns, in_features)
-    return aligned(splits * rows * columns * 4) if splits > 1 else 0
+    """Bytes for the sums of all splits, and for those of fewer rows or columns, aligned; one split writes y itself."""
+    splits = -(-in_features // SPLIT_FEATURES)
+    return min(SPLIT_BYTES, aligned(splits * rows * columns * 4)) if splits > 1 else 0
 
 
 def int8_rows_bytes(rows: int, in_features: int, block: int) -> int:
