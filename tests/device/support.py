@@ -9,7 +9,9 @@ import numpy as np
 from offload.devices.base import DeviceArray, HostArray, aligned
 from offload.host_backend import HostColumns
 from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
-from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.quantised import QuantisedWeight
+from offload.specs import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
+from tests.quantised import exact, seen
 
 # Operands are exact, so only fp32 additions differ from float64: at most K * 2**-24 of the sum of magnitudes.
 GEMM_TOLERANCE = 1e-5
@@ -72,7 +74,38 @@ def linear(
     )
 
 
-def place(spec: LinearSpec, resident: float, streamed: float, prefill: float = 0.0) -> LinearPlacement:
+def blocks_linear(
+    name: str,
+    group: str,
+    in_features: int,
+    out_features: int,
+    blocks: BlockFormat,
+    activations: Activations = Activations.FLOAT,
+) -> LinearSpec:
+    """A LinearSpec whose weight is stored in blocks."""
+    weight_bytes = out_features * blocks.column_bytes(in_features)
+    return LinearSpec(
+        name,
+        in_features,
+        out_features,
+        blocks.format,
+        Layout.NK,
+        weight_bytes,
+        kind=name,
+        layer="0",
+        group=group,
+        blocks=blocks,
+        activations=activations,
+    )
+
+
+def place(
+    spec: LinearSpec,
+    resident: float,
+    streamed: float,
+    prefill: float = 0.0,
+    host_format: WeightFormat | None = None,
+) -> LinearPlacement:
     """Give the first columns to the device, by fractions, `prefill` only in prefill; the rest is host."""
     first = round(resident * spec.out_features)
     second = first + round(streamed * spec.out_features)
@@ -82,7 +115,7 @@ def place(spec: LinearSpec, resident: float, streamed: float, prefill: float = 0
         ColumnRange(first, second),
         ColumnRange(second, spec.out_features),
         "test",
-        spec.format,
+        host_format or spec.format,
         prefill_stop=second + round(prefill * spec.out_features) if prefill else 0,
     )
 
@@ -132,6 +165,11 @@ class NumpyHostGroup:
 
     def multiply(self, x: Any, outputs: Sequence[Any]) -> None:
         for part, output in zip(self._columns, outputs, strict=True):
-            weight = to_float64(part.weight, part.format)
-            weight = weight if part.layout is Layout.KN else weight.T
-            output[:, part.start : part.stop] = x @ weight[:, part.start : part.stop]
+            seen_x = x
+            if isinstance(part.weight, QuantisedWeight):
+                weight = exact(part.weight).T
+                seen_x = seen(x, part.weight.block, part.activations)
+            else:
+                weight = to_float64(part.weight, part.format)
+                weight = weight if part.layout is Layout.KN else weight.T
+            output[:, part.start : part.stop] = seen_x @ weight[:, part.start : part.stop]

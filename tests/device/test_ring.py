@@ -7,13 +7,14 @@ import pytest
 
 from offload.devices.base import DeviceArray
 from offload.errors import OutOfDeviceMemoryError
-from offload.packing import split_columns
+from offload.packing import ColumnMatrix, split_columns
 from offload.specs import ColumnRange, Layout, WeightFormat
 from offload.stream import Piece, WeightRing
-from tests.device.support import download, upload
+from tests.device.support import download, linear, upload
 
 INNER, COLUMNS, SLOT_BYTES = 16, 8, 512
 FP32 = WeightFormat.FP32
+MATRIX = ColumnMatrix(((linear("q", "q", INNER, COLUMNS, FP32), ColumnRange(0, COLUMNS)),))
 
 
 class Stage:
@@ -32,7 +33,7 @@ class Stage:
         packed = [device.allocate_pinned(SLOT_BYTES) for _ in range(pieces)]
         for pinned, weight in zip(packed, self.weights, strict=True):
             pinned[:] = weight.reshape(-1).view(np.uint8)
-        self.pieces = [Piece(pinned, (COLUMNS, INNER), FP32) for pinned in packed]
+        self.pieces = [Piece(MATRIX, (pinned,)) for pinned in packed]
         self.ring = WeightRing(device, self.compute, slots, SLOT_BYTES)
         self.ring.aim(self.pieces)
 

@@ -10,7 +10,7 @@ import pytest
 from offload.devices.base import ALIGNMENT_BYTES, HostArray
 from offload.devices.simulated import SimulatedDevice
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.packing import activation_bytes, packed_stream_bytes, resident_bytes
+from offload.packing import packed_stream_bytes, resident_bytes, working_memory
 from offload.plan import LinearPlacement
 from offload.runner import LinearRunner
 from offload.specs import Layout, LinearSpec, WeightFormat
@@ -145,7 +145,7 @@ def test_host_columns_run_once_however_often_the_device_does(device: Any, monkey
     runner = make_runner(model, placed(model, "half resident"), device)
     queued: list[int] = []
     assert runner._work is not None
-    monkeypatch.setattr(runner._work, "queue", lambda step, inputs: queued.append(len(step.gemms)))
+    monkeypatch.setattr(runner._work, "queue", lambda step, inputs: queued.append(len(step.multiplications)))
     calls: list[int] = []
     monkeypatch.setattr(NumpyHostGroup, "multiply", lambda group, x, outputs: calls.append(len(outputs)))
     x = np.zeros((20, 48), np.float32)
@@ -180,14 +180,14 @@ def test_allocates_what_the_plan_can_compute(device: Any, where: str, monkeypatc
 
     streams = any(len(placement.streamed) for placement in placements)
     ring_bytes = SLOTS * SLOT_BYTES if streams else 0
-    activations = activation_bytes(placements, CHUNK)
-    assert sum(asked["allocate"]) == resident_bytes(placements) + activations + ring_bytes
+    working = working_memory(placements, CHUNK)
+    assert sum(asked["allocate"]) == resident_bytes(placements) + working.device_bytes + ring_bytes
     staging = asked["allocate_pinned"].pop() if resident_bytes(placements) else 0
-    assert sum(asked["allocate_pinned"]) == packed_stream_bytes(placements) + activations
+    assert sum(asked["allocate_pinned"]) == packed_stream_bytes(placements) + working.pinned_bytes
     assert staging <= 64 << 20
 
     if runner._work is not None:
-        assert all(array.offset_bytes % ALIGNMENT_BYTES == 0 for array in runner._work.store.arrays)
+        assert all(weight.offset_bytes % ALIGNMENT_BYTES == 0 for weight in runner._work.store.weights)
     sizes = [len(sizes) for sizes in asked.values()]
     run_steps(model, runner)
     assert [len(sizes) for sizes in asked.values()] == sizes, "a step allocated"
@@ -254,7 +254,7 @@ def test_refuses_what_does_not_fit() -> None:
 def test_leaves_nothing_behind_when_memory_runs_out() -> None:
     model = Model()
     placements = placed(model, "three ways")
-    needed = resident_bytes(placements) + activation_bytes(placements, CHUNK) + SLOTS * SLOT_BYTES
+    needed = resident_bytes(placements) + working_memory(placements, CHUNK).device_bytes + SLOTS * SLOT_BYTES
     make_runner(model, placements, SimulatedDevice(needed)).close()
     for short in (1, SLOTS * SLOT_BYTES + 1, needed):
         device = SimulatedDevice(needed - short)

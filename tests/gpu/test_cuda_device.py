@@ -9,7 +9,7 @@ import pytest
 from offload.devices.base import DeviceArray
 from offload.devices.cuda import CudaDevice
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.packing import activation_bytes, resident_bytes
+from offload.packing import resident_bytes, working_memory
 from offload.runner import LinearRunner
 from offload.specs import Layout, WeightFormat
 from tests.device.support import NumpyHost, linear, make_plan, place, random_stored, to_float64
@@ -99,7 +99,7 @@ def test_streaming_under_load(cuda: CudaDevice, layout: Layout) -> None:
     plan = make_plan(placements, chunk_tokens=16, slots=2, slot_bytes=slot_bytes)
     before = cuda.memory().free_bytes
     runner = LinearRunner([[spec.name] for spec in specs], plan, weights, cuda, NumpyHost())
-    planned = resident_bytes(placements) + activation_bytes(placements, 16) + 2 * slot_bytes
+    planned = resident_bytes(placements) + working_memory(placements, 16).device_bytes + 2 * slot_bytes
     assert before - cuda.memory().free_bytes <= planned + 8 * MIB  # the driver rounds blocks up
     x = rng.standard_normal((3, 2048)).astype(np.float16).astype(np.float32)
     expected = {}

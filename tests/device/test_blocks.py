@@ -1,0 +1,143 @@
+"""LinearRunner with weights in blocks, stored or made on load, against float64, on every device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from offload.plan import LinearPlacement
+from offload.quantised import QuantisedWeight
+from offload.requantise import requantise_into_ram
+from offload.runner import LinearRunner
+from offload.specs import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
+from tests.device.support import (
+    NumpyHost,
+    blocks_linear,
+    linear,
+    make_plan,
+    place,
+    random_stored,
+    to_float64,
+)
+from tests.quantised import exact, random_weight, seen
+
+CHUNK, SLOTS, SLOT_BYTES = 20, 2, 4096
+PREFILL = 12  # tokens from which on a step is prefill
+FP32, FP16, INT8, INT4 = WeightFormat.FP32, WeightFormat.FP16, WeightFormat.INT8, WeightFormat.INT4
+KINDS = (
+    BlockFormat(4, 32, FP32, zeros=True),
+    BlockFormat(4, 64, FP16),
+    BlockFormat(8, 16, FP16, zeros=True),
+    BlockFormat(8, 128, FP32),
+)
+SHARES = {"three ways": (0.3, 0.4, 0.0), "all resident": (1.0, 0.0, 0.0), "more in prefill": (0.25, 0.25, 0.25)}
+
+
+@pytest.fixture(autouse=True)
+def needs_blocks(device: Any) -> None:
+    if reason := device.supports(INT4):
+        pytest.skip(reason)
+
+
+def qkv(blocks: BlockFormat, activations: Activations) -> list[LinearSpec]:
+    """100 features, so that no block size divides them."""
+    return [blocks_linear(name, "qkv", 100, columns, blocks, activations) for name, columns in (("q", 64), ("v", 37))]
+
+
+def stored(specs: Sequence[LinearSpec]) -> dict[str, QuantisedWeight]:
+    """Random weights, each array in memory of its own."""
+    weights = {}
+    for spec in specs:
+        assert spec.blocks is not None
+        scale_type = np.float16 if spec.blocks.scales is FP16 else np.float32
+        sizes = spec.out_features, spec.in_features
+        weights[spec.name] = random_weight(*sizes, spec.format, spec.blocks.block, scale_type, spec.blocks.zeros)
+    return weights
+
+
+def check(
+    runner: LinearRunner,
+    specs: Sequence[LinearSpec],
+    values: dict[str, npt.NDArray[np.float64]],
+    tokens: int,
+    blocks: dict[str, int],
+    prefill: bool = True,
+) -> None:
+    """Run one step of `tokens` tokens; `values` has every W[N, K] as it is kept, `blocks` its block or 0 for floats."""
+    x = np.random.default_rng(tokens).standard_normal((tokens, specs[0].in_features)).astype(np.float32)
+    outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
+    runner.run(0, {specs[0].group: x}, outputs)
+    for spec in specs:
+        block = blocks[spec.name]
+        met = seen(x, block, spec.activations) if block else x.astype(np.float64)
+        weight = values[spec.name].T
+        magnitudes = np.abs(met) @ np.abs(weight)
+        # Many rows are multiplied as fp16, both operands rounded.
+        share = 1e-5 if tokens <= 8 else 2.0**-10
+        assert np.all(np.abs(outputs[spec.name] - met @ weight) <= share * magnitudes + 1e-7), spec.name
+
+
+def runner_of(
+    specs: Sequence[LinearSpec], placements: Sequence[LinearPlacement], device: Any, weights: Any, host: Any = None
+) -> LinearRunner:
+    plan = make_plan(placements, CHUNK, SLOTS, SLOT_BYTES, prefill_tokens=PREFILL)
+    names = [[spec.name for spec in specs]]
+    return LinearRunner(names, plan, weights, device, NumpyHost(), host_weights=host or weights)
+
+
+@pytest.mark.parametrize("activations", Activations)
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("blocks", KINDS, ids=str)
+def test_stored_blocks(device: Any, blocks: BlockFormat, shares: str, activations: Activations) -> None:
+    specs = qkv(blocks, activations)
+    weights = stored(specs)
+    runner = runner_of(specs, [place(spec, *SHARES[shares]) for spec in specs], device, weights)
+    assert runner.warning == ""
+    for tokens in (1, 17, 3, 20, 8, 9, 1):
+        check(
+            runner,
+            specs,
+            {name: exact(w) for name, w in weights.items()},
+            tokens,
+            {s.name: blocks.block for s in specs},
+        )
+    runner.close()
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("host_format", [INT8, INT4])
+def test_streamed_and_host_columns_are_quantised_alike_on_load(
+    device: Any, host_format: WeightFormat, layout: Layout
+) -> None:
+    """Resident columns stay fp16, and the others are what `requantise_into_ram` makes of all."""
+    rng = np.random.default_rng(7)
+    specs = [linear(name, "qkv", 100, columns, FP16, layout) for name, columns in (("q", 64), ("v", 48))]
+    weights = {
+        s.name: random_stored(rng, (100, s.out_features)[:: 1 if layout is Layout.KN else -1], FP16) for s in specs
+    }
+    all_host = [place(spec, 0, 0, host_format=host_format) for spec in specs]
+    made = requantise_into_ram(all_host, weights, lambda nbytes: None)
+    placements = [place(spec, 0.25, 0.5, host_format=host_format) for spec in specs]
+    runner = runner_of(specs, placements, device, weights, host=made)
+    for tokens in (1, 9, 3):
+        x = rng.standard_normal((tokens, 100)).astype(np.float32)
+        outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
+        runner.run(0, {"qkv": x}, outputs)
+        for spec, placement in zip(specs, placements, strict=True):
+            floats = to_float64(weights[spec.name], FP16)
+            floats = floats if layout is Layout.KN else floats.T
+            expected = seen(x, 64, spec.activations) @ exact(made[spec.name]).T
+            held = slice(0, placement.resident.stop)
+            expected[:, held] = x @ floats[:, held]
+            bound = (1e-5 if tokens <= 8 else 2.0**-10) * (np.abs(x) @ np.abs(floats) + 1)
+            assert np.all(np.abs(outputs[spec.name] - expected) <= bound * 1.1), spec.name
+    runner.close()
+
+
+def test_weights_in_other_blocks_are_refused(device: Any) -> None:
+    specs = qkv(KINDS[0], Activations.FLOAT)
+    weights = stored(qkv(KINDS[1], Activations.FLOAT))
+    with pytest.raises(ValueError, match="q: expected a weight in BlockFormat"):
+        runner_of(specs, [place(spec, 1, 0) for spec in specs], device, weights)
