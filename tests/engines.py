@@ -80,7 +80,7 @@ def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
 
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement, in_files: bool = False) -> Engine:
-    """An engine with this placement on a simulated device, every float Linear outside its island.
+    """An engine with this placement on a simulated device, every Linear outside its island that can be.
 
     With `in_files`, host columns are read from the file at every step.
     """
@@ -104,12 +104,12 @@ def engine_on(
     threads: int = 2,
     timeline: Timeline | None = None,
 ) -> Engine:
-    """An engine on a device, every float Linear outside its island; the budget counts what weights and buffers take."""
+    """An engine on a device, every Linear outside its island that can be; the budget counts what weights and buffers take."""
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     request = plan_request(opened, target, {})
     if budget_bytes is not None:
         request = replace(request, budget_bytes=budget_bytes, fixed_vram_bytes={"context": 0, "workspace": 0})
-    outside = [linear for linear in opened.linears if linear.spec.format.is_float and not linear.spec.host_only_reason]
+    outside = [linear for linear in opened.linears if not linear.spec.host_only_reason]
     return load(opened, ShrinkingPlan(request, planner), outside, device, threads, timeline=timeline)
 
 

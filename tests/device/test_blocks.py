@@ -62,16 +62,14 @@ def check(
     specs: Sequence[LinearSpec],
     values: dict[str, npt.NDArray[np.float64]],
     tokens: int,
-    blocks: dict[str, int],
-    prefill: bool = True,
 ) -> None:
-    """Run one step of `tokens` tokens; `values` has every W[N, K] as it is kept, `blocks` its block or 0 for floats."""
+    """Run one step of `tokens` tokens; `values` has every W[N, K]."""
     x = np.random.default_rng(tokens).standard_normal((tokens, specs[0].in_features)).astype(np.float32)
     outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
     runner.run(0, {specs[0].group: x}, outputs)
     for spec in specs:
-        block = blocks[spec.name]
-        met = seen(x, block, spec.activations) if block else x.astype(np.float64)
+        assert spec.blocks is not None
+        met = seen(x, spec.blocks.block, spec.activations)
         weight = values[spec.name].T
         magnitudes = np.abs(met) @ np.abs(weight)
         # Many rows are multiplied as fp16, both operands rounded.
