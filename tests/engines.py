@@ -104,7 +104,7 @@ def engine_on(
     threads: int = 2,
     timeline: Timeline | None = None,
 ) -> Engine:
-    """An engine on a device, every Linear outside its island that can be; the budget counts what weights and buffers take."""
+    """An engine on a device, every Linear outside its island that can be; the budget counts weights and buffers."""
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     request = plan_request(opened, target, {})
     if budget_bytes is not None:
