@@ -93,14 +93,9 @@ def test_stored_blocks(device: Any, blocks: BlockFormat, shares: str, activation
     weights = stored(specs)
     runner = runner_of(specs, [place(spec, *SHARES[shares]) for spec in specs], device, weights)
     assert runner.warning == ""
+    values = {name: exact(weight) for name, weight in weights.items()}
     for tokens in (1, 17, 3, 20, 8, 9, 1):
-        check(
-            runner,
-            specs,
-            {name: exact(w) for name, w in weights.items()},
-            tokens,
-            {s.name: blocks.block for s in specs},
-        )
+        check(runner, specs, values, tokens)
     runner.close()
 
 
