@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from offload.column_reads import blocks_in
+from offload.devices.base import aligned
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.requantise import requantise_into_ram
@@ -47,13 +49,18 @@ def qkv(blocks: BlockFormat, activations: Activations) -> list[LinearSpec]:
 
 
 def stored(specs: Sequence[LinearSpec]) -> dict[str, QuantisedWeight]:
-    """Random weights, each array in memory of its own."""
-    weights = {}
+    """Random weights, in one block of memory as host columns are: a page can be pinned only once."""
+    memory, position, weights = np.empty(1 << 16, np.uint8), 0, {}
     for spec in specs:
         assert spec.blocks is not None
         scale_type = np.float16 if spec.blocks.scales is FP16 else np.float32
         sizes = spec.out_features, spec.in_features
-        weights[spec.name] = random_weight(*sizes, spec.format, spec.blocks.block, scale_type, spec.blocks.zeros)
+        made = random_weight(*sizes, spec.format, spec.blocks.block, scale_type, spec.blocks.zeros)
+        place_here = memory[position : position + made.nbytes]
+        weights[spec.name] = blocks_in(place_here, spec.blocks, *sizes)
+        for target, array in zip(weights[spec.name].arrays, made.arrays, strict=True):
+            target[...] = array
+        position += aligned(made.nbytes)
     return weights
 
 
