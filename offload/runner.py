@@ -48,8 +48,9 @@ class _HostSide:
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
         """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
-        mapped = isinstance(self.weights[placement.linear.name], np.memmap)
-        return placement.tier is HostTier.FILE and mapped and len(placement.host) > 0
+        if placement.tier is not HostTier.FILE or not len(placement.host):
+            return False
+        return isinstance(self.weights[placement.linear.name], np.memmap)
 
     @property
     def given_backend(self) -> HostBackend:
