@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from offload.device_profile import GpuRates
+from offload.devices.multiply_time import multiply_s
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SimulatedRates:
         """Seconds of a copy to the host."""
         return self.copy_latency_s + nbytes / self.copy_back_bytes_per_s
 
-    def gemm_s(self, rows: int, inner: int, columns: int, nbytes: int) -> float:
-        """Seconds of a GEMM that moves `nbytes`."""
-        flops_s = 2 * rows * inner * columns / self.flops_per_s
-        return self.launch_s + max(flops_s, nbytes / self.memory_bytes_per_s)
+    def multiply_s(self, rows: int, inner: int, columns: int, nbytes: int, in_blocks: bool) -> float:
+        """Seconds of a multiplication with `nbytes` of x, W and y."""
+        busy_s = multiply_s(rows, inner * columns, nbytes, in_blocks, self.memory_bytes_per_s, self.flops_per_s)
+        return self.launch_s + busy_s
