@@ -43,11 +43,6 @@ class Operands:
         return self.w.blocks.format if isinstance(self.w, DeviceBlocks) else self.w.format
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of x, W and y."""
-        return self.x.nbytes + self.w.nbytes + self.y.nbytes
-
-    @property
     def scratch_used(self) -> DeviceArray:
         """The part of the scratch memory that is written to."""
         return DeviceArray(self.scratch.allocation, self.scratch.offset_bytes, (1, self._need_bytes), WeightFormat.INT8)

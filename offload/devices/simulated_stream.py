@@ -91,9 +91,8 @@ class SimulatedStream:
         if operands.scratch_used.nbytes:
             writes.append(device_place(operands.scratch_used))
         self._touch(reads, writes, f"{name} on stream {self._name!r}")
-        (rows, inner), columns = x.shape, y.shape[1]
-        in_blocks = operands.blocks is not None
-        duration_s = self._device.rates.multiply_s(rows, inner, columns, operands.nbytes, in_blocks)
+        stored = operands.blocks or operands.weight_format
+        duration_s = self._device.rates.multiply_s(stored, y.shape[1], x.shape[1], x.shape[0])
         self._queue(_COMPUTE, duration_s, _nothing if self._device.hollow else operands.multiply, name)
 
     def record(self, event: DeviceEvent) -> None:
@@ -119,7 +118,7 @@ class SimulatedStream:
         _same_size(dst.nbytes, source)
         what = f"the {word} of {dst.nbytes} bytes on stream {self._name!r}"
         self._touch([place], [device_place(dst)], what)
-        duration_s, name = self._device.rates.copy_s(dst.nbytes), f"{word} {dst.nbytes} B"
+        duration_s, name = self._device.rates.copy_s(dst.nbytes), f"copy-in {dst.nbytes} B"
         if self._device.hollow:
             return self._queue(engine, duration_s, _nothing, name)
         sent = source.copy()

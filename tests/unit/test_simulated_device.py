@@ -344,7 +344,7 @@ def test_a_fetch_waits_for_no_copy(own_kernels: bool, start_s: float) -> None:
     device.stream("weights").copy_to_device(row(block, 0, 1000), device.allocate_pinned(1000))
     device.stream("compute").fetch(row(block, 1000, 1500), device.allocate_pinned(500))
     fetched = device.take_trace()[1]
-    assert (fetched.name, fetched.start_s, fetched.duration_s) == ("fetch 500 B", start_s, 0.5)
+    assert (fetched.name, fetched.start_s, fetched.duration_s) == ("copy-in 500 B", start_s, 0.5)
 
 
 def test_streams_go_on_while_the_host_works() -> None:
@@ -397,14 +397,21 @@ def test_rates_of_a_profile_split_a_round_trip() -> None:
     rates = SimulatedRates.of(gpu)
     assert rates.copy_s(0) + rates.copy_back_s(0) + rates.wait_s == pytest.approx(gpu.round_trip_s)
     assert (rates.copy_s(4000), rates.copy_back_s(5000)) == pytest.approx((1.1e-5, 1.1e-5))
-    assert rates.multiply_s(1, 1, 1, 2000, in_blocks=False) == pytest.approx(9e-6)
-    assert rates.multiply_s(1500, 1000, 1000, 0, in_blocks=False) == pytest.approx(1.008e-3)
+    assert rates.multiply_s(FP32, 500, 1, 1) == pytest.approx(9e-6)
+    assert rates.multiply_s(WeightFormat.FP16, 1000, 1000, 1500) == pytest.approx(1.008e-3)
 
 
-def test_many_rows_of_weights_in_blocks_write_and_read_a_panel() -> None:
-    rates = SimulatedRates(memory_bytes_per_s=1e9, flops_per_s=1e15, launch_s=0)
-    for rows, in_blocks, more_s in ((8, True, 0), (9, False, 0), (9, True, 4e-3)):
-        assert rates.multiply_s(rows, 1000, 1000, 500_000, in_blocks) == pytest.approx(0.5e-3 + more_s)
+def test_many_rows_of_weights_in_blocks_wait_for_a_panel() -> None:
+    """1e6 numbers of 1 byte, with scales of 0.125 bytes, at 1 GB/s: 1.125 ms; a panel of fp16: 2 ms each way."""
+    blocks = BlockFormat(8, 16, WeightFormat.FP16)
+    rates = SimulatedRates(vram_bytes_per_s=1e9, flops_per_s=4e9, launch_s=0.1)
+    for stored, rows, expected_s in (
+        (blocks, 1, 0.1 + 1.125e-3),
+        (blocks, 8, 0.1 + 4e-3),
+        (blocks, 9, 0.2 + 1.125e-3 + 2e-3 + 4.5e-3),
+        (WeightFormat.FP16, 9, 0.1 + 4.5e-3),
+    ):
+        assert rates.multiply_s(stored, 625, 1600, rows) == pytest.approx(expected_s)
 
 
 def test_runs_are_deterministic() -> None:
