@@ -1,5 +1,6 @@
-"""Measure a device: copies, launches, its memory and its GEMM. On a simulated device, what it models.
+"""Measure a device: copies, launches, its memory and its multiplications. On a simulated device, what it models.
 
+Everything is queued as steps queue it: x is fp32 where the device takes that, and what is done to it is in the times.
 Rates are slopes, the time of a large piece of work less that of one half as large, so that what a piece costs
 whatever its size is not in them.
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from offload.device_profile import GpuRates
 from offload.devices.base import Device, DeviceArray, HostArray, aligned
+from offload.devices.scratch import scratch_bytes
 from offload.host_calibration import Multiplier
 from offload.specs import Layout, WeightFormat
 
@@ -46,8 +48,14 @@ class DeviceMeter:
         free_bytes = device.memory().free_bytes
         weight_bytes = min(self._effort.weight_bytes, free_bytes // 4)
         self._block = device.allocate(max(weight_bytes, 2 * self._effort.copy_bytes))
-        self._results = device.allocate(16 * self._effort.gemm_features * _GEMM_ROWS)
-        self._weight_bytes = weight_bytes
+        features = self._effort.gemm_features
+        x_and_y_bytes = 2 * 4 * (2 * _GEMM_ROWS) * features
+        self._columns = weight_bytes // (features * self._format.itemsize_bytes) // 2 * 2  # for one row of x
+        scratch = max(
+            self._scratch_bytes(2 * _GEMM_ROWS, features, features), self._scratch_bytes(1, features, self._columns)
+        )
+        self._results = device.allocate(x_and_y_bytes + scratch)
+        self._scratch = DeviceArray(self._results, x_and_y_bytes, (1, scratch), WeightFormat.INT8)
         self._pinned = device.allocate_pinned(self._effort.copy_bytes)
         self._pinned[:] = 0
         self._back = device.allocate_pinned(self._effort.copy_bytes)  # what is on its way in must not be written
@@ -67,6 +75,7 @@ class DeviceMeter:
         `pageable_bytes_per_s` stands for what a simulated device does not model: copies from memory that is not pinned.
         """
         device, fixed = self._device, self._device.fixed_bytes
+        launch_s = self._each(lambda: self._multiply(1, 64, 64))
         bus, back = self.copy_rate(self._to_device), self.copy_rate(self._to_host)
         if not device.simulated:
             pageable_bytes_per_s = self._pageable_rate()
@@ -79,8 +88,8 @@ class DeviceMeter:
             bus_back_bytes_per_s=back,
             pageable_bytes_per_s=pageable_bytes_per_s,
             copy_s=max(0.0, self._each(lambda: self._to_device(_SMALL_BYTES)) - _SMALL_BYTES / bus),
-            round_trip_s=self.round_trip_time(),
-            launch_s=self._each(lambda: self._gemm(1, 64, 64)),
+            round_trip_s=max(0.0, self.round_trip_time() - launch_s),
+            launch_s=launch_s,
             context_bytes=fixed.get("context", 0),
             workspace_bytes=fixed.get("workspace", 0),
         )
@@ -90,26 +99,26 @@ class DeviceMeter:
         return self._slope(copy, self._effort.copy_bytes)
 
     def vram_rate(self) -> float:
-        """Bytes a second of a GEMM with one row: it reads its weight once."""
+        """Bytes a second of a multiplication with one row: it reads its weight once."""
         features = self._effort.gemm_features
-        itemsize = self._format.itemsize_bytes
-        columns = self._weight_bytes // (features * itemsize) // 2 * 2
-        per_column = features * itemsize + 4  # the weight's column and the result
-        seconds = self._slope_s(lambda n: self._gemm(1, features, n), columns)
-        return columns // 2 * per_column / seconds
+        per_column = features * self._format.itemsize_bytes + 4  # the weight's column and the result
+        seconds = self._slope_s(lambda n: self._multiply(1, features, n), self._columns)
+        return self._columns // 2 * per_column / seconds
 
     def flops_rate(self) -> float:
-        """Operations a second of a GEMM with many rows."""
+        """Operations a second of a multiplication with many rows."""
         features = self._effort.gemm_features
-        seconds = self._slope_s(lambda rows: self._gemm(rows, features, features), 2 * _GEMM_ROWS)
+        seconds = self._slope_s(lambda rows: self._multiply(rows, features, features), 2 * _GEMM_ROWS)
         return 2 * _GEMM_ROWS * features * features / seconds
 
     def round_trip_time(self) -> float:
-        """Seconds from queuing activations of a token to having others back."""
+        """Seconds from queuing activations of a token, which are multiplied with next to nothing, to having results."""
+        x_and_y = DeviceArray(self._results, 0, (1, 2 * _SMALL_BYTES // 4), WeightFormat.FP32)
 
         def there_and_back() -> None:
-            self._to_device(2 * _SMALL_BYTES)
-            self._to_host(2 * _SMALL_BYTES)
+            self._stream.fetch(x_and_y, self._pinned[: x_and_y.nbytes])
+            self._multiply(1, 64, 64)
+            self._stream.copy_to_host(self._back[: x_and_y.nbytes], x_and_y)
 
         return median(self._elapsed_s(there_and_back) for _ in range(self._effort.rounds * 8))
 
@@ -181,11 +190,14 @@ class DeviceMeter:
     def _to_host(self, nbytes: int) -> None:
         self._stream.copy_to_host(self._back[:nbytes], self._bytes(nbytes))
 
-    def _gemm(self, rows: int, inner: int, columns: int) -> None:
-        x = DeviceArray(self._results, 0, (rows, inner), self._format)
+    def _multiply(self, rows: int, inner: int, columns: int) -> None:
+        x = DeviceArray(self._results, 0, (rows, inner), self._device.input_format(self._format))
         w = DeviceArray(self._block, 0, (columns, inner), self._format)
         y = DeviceArray(self._results, aligned(x.nbytes), (rows, columns), WeightFormat.FP32)
-        self._stream.gemm(x, w, y, Layout.NK)
+        self._stream.multiply(x, w, y, Layout.NK, self._scratch)
+
+    def _scratch_bytes(self, rows: int, inner: int, columns: int) -> int:
+        return aligned(scratch_bytes(rows, columns, inner, self._format, None))
 
     def _bytes(self, nbytes: int) -> DeviceArray:
         return DeviceArray(self._block, 0, (1, nbytes // 4), WeightFormat.FP32)

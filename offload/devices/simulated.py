@@ -5,164 +5,36 @@ Its times are modelled, never measured. What it is strict about, whether or not 
 - an operation that uses bytes without waiting for another that uses them is a StreamOrderError when queued;
 - fresh, freed and not yet delivered memory reads as NaN in every float format. The bytes of a copy to the
   host arrive only once the host has synchronised with the copy;
-- the host changing the source of a copy before it has synchronised with the copy is a StreamOrderError;
-- freed memory, bytes out of bounds, memory that is not pinned and shapes that do not fit are
-  DeviceMisuseErrors.
+- the host changing the source of a copy or fetch before it has synchronised with it is a StreamOrderError;
+- a multiplication poisons as much of its scratch memory as any GPU may use;
+- freed memory, bytes out of bounds, memory that is not pinned, too little scratch memory and shapes that do not fit
+  are DeviceMisuseErrors.
 
 A hollow device is strict about order, bounds and shapes too, but holds no bytes and moves none: it is for the times
 of models that are too big to try.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
-from offload.devices.happens_before import Access, Clock, StreamOrderError, learn
-from offload.devices.simulated_memory import (
-    POISON,
-    DeviceMisuseError,
-    PinnedBlocks,
-    Place,
-    SimulatedAllocation,
-    as_float32,
-    device_bytes,
-    device_place,
-)
+from offload.devices.base import DeviceAllocation, DeviceMemory, Span
+from offload.devices.happens_before import Clock, learn
+from offload.devices.simulated_memory import DeviceMisuseError, PinnedBlocks, SimulatedAllocation
 from offload.devices.simulated_rates import SimulatedRates
+from offload.devices.simulated_stream import SimulatedEvent, SimulatedStream
 from offload.devices.virtual_clock import Operation, VirtualClock
 from offload.errors import DEVICE_MEMORY, OutOfDeviceMemoryError
-from offload.specs import Layout, WeightFormat
-
-
-class SimulatedEvent:
-    """A point in a stream: the operations before it, and what is known after it."""
-
-    def __init__(self, device: "SimulatedDevice") -> None:
-        self._device = device
-        self.frontier: tuple[Operation, ...] = ()
-        self.clock: Clock = {}
-
-    def synchronize(self) -> None:
-        """Let virtual time pass until the last record."""
-        self._device.host_waits(self.frontier, self.clock)
-
-
-class SimulatedStream:
-    """A queue of operations; each waits for the one before it."""
-
-    def __init__(self, device: "SimulatedDevice", name: str, actor: int) -> None:
-        self._device = device
-        self._name = name
-        self._actor = actor
-        self._clock: Clock = {}
-        self._frontier: tuple[Operation, ...] = ()  # what the next operation comes after
-
-    def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
-        """See DeviceStream."""
-        source, source_place = self._device.pinned.find(src, rows_apart=True)
-        target = device_bytes(dst)
-        _same_size(dst.nbytes, source)
-        what = f"the copy-in of {dst.nbytes} bytes on stream {self._name!r}"
-        self._touch([source_place], [device_place(dst)], what)
-        duration_s, name = self._device.rates.copy_s(dst.nbytes), f"copy-in {dst.nbytes} B"
-        if self._device.hollow:
-            return self._queue("copy-in", duration_s, _nothing, name)
-        sent = source.copy()
-
-        def arrive() -> None:
-            target[:] = sent.reshape(-1)
-
-        def check_source() -> None:
-            if not np.array_equal(source, sent):
-                raise StreamOrderError(f"the host wrote to the source of {what} without waiting for it")
-
-        self._queue("copy-in", duration_s, arrive, name)
-        self._device.when_known(self._actor, self._clock[self._actor], check_source)
-
-    def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
-        """See DeviceStream."""
-        target, target_place = self._device.pinned.find(dst)
-        source = device_bytes(src)
-        _same_size(src.nbytes, target)
-        what = f"the copy-out of {src.nbytes} bytes on stream {self._name!r}"
-        self._touch([device_place(src)], [target_place], what)
-        duration_s, name = self._device.rates.copy_back_s(src.nbytes), f"copy-out {src.nbytes} B"
-        if self._device.hollow:
-            return self._queue("copy-out", duration_s, _nothing, name)
-        target[:] = POISON
-        sent = np.empty_like(target)
-
-        def leave() -> None:
-            sent[:] = source
-
-        def deliver() -> None:
-            target[:] = sent
-
-        self._queue("copy-out", duration_s, leave, name)
-        self._device.when_known(self._actor, self._clock[self._actor], deliver)
-
-    def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
-        """See DeviceStream."""
-        rows, inner = x.shape
-        columns = y.shape[1]
-        w_shape = (inner, columns) if layout is Layout.KN else (columns, inner)
-        if w.shape != w_shape or y.shape != (rows, columns):
-            raise DeviceMisuseError(f"gemm of x {x.shape}, w {w.shape} {layout} and y {y.shape}")
-        if x.format is not w.format or y.format is not WeightFormat.FP32 or not w.format.is_float:
-            raise DeviceMisuseError(f"gemm of x {x.format}, w {w.format} and y {y.format}")
-        for array in (x, w, y):
-            device_bytes(array)
-        name = f"gemm {rows}x{inner}x{columns}"
-        self._touch([device_place(x), device_place(w)], [device_place(y)], f"{name} on stream {self._name!r}")
-
-        def multiply() -> None:
-            right = as_float32(w) if layout is Layout.KN else as_float32(w).T
-            with np.errstate(all="ignore"):  # poison and overflow are for the caller to find
-                product = np.matmul(as_float32(x), right)
-            device_bytes(y)[:] = product.reshape(-1).view(np.uint8)
-
-        duration_s = self._device.rates.gemm_s(rows, inner, columns, x.nbytes + w.nbytes + y.nbytes)
-        self._queue("compute", duration_s, _nothing if self._device.hollow else multiply, name)
-
-    def record(self, event: DeviceEvent) -> None:
-        """See DeviceStream."""
-        assert isinstance(event, SimulatedEvent)
-        # Copies, so that a later record leaves alone the waits that are bound to this one.
-        event.frontier = self._frontier
-        event.clock = dict(self._clock)
-
-    def wait(self, event: DeviceEvent) -> None:
-        """See DeviceStream."""
-        assert isinstance(event, SimulatedEvent)
-        self._frontier += event.frontier
-        learn(self._clock, event.clock)
-
-    def synchronize(self) -> None:
-        """See DeviceStream."""
-        self._device.host_waits(self._frontier, self._clock)
-
-    def _touch(
-        self,
-        reads: list[Place],
-        writes: list[Place],
-        what: str,
-    ) -> None:
-        """Number the next operation and check that it is ordered after all that it has to be."""
-        learn(self._clock, self._device.host_clock)  # what the host has waited for is done by now
-        number = self._clock[self._actor] = self._clock.get(self._actor, 0) + 1
-        for places, writing in ((reads, False), (writes, True)):
-            for history, start, stop in places:
-                history.add(Access(start, stop, self._actor, number, writing, what), self._clock)
-
-    def _queue(self, engine: str, duration_s: float, effect: Callable[[], None], name: str) -> None:
-        track = f"modelled {self._name}"
-        self._frontier = (self._device.queue(track, name, engine, duration_s, effect, self._frontier),)
+from offload.specs import LinearSpec, WeightFormat
 
 
 class SimulatedDevice:
-    """See Device. One copy engine each way and one compute engine, with a cap on memory."""
+    """See Device. One copy engine each way and one compute engine, with a cap on memory.
+
+    Without kernels of its own it is like a GPU whose kernels cannot be compiled: a library multiplies float weights,
+    x is stored as they are, and a fetch is a copy.
+    """
 
     simulated = True
 
@@ -173,10 +45,12 @@ class SimulatedDevice:
         workspace_bytes: int = 0,
         rates: SimulatedRates | None = None,
         hollow: bool = False,
+        own_kernels: bool = True,
     ) -> None:
         self.name = "simulated device (modelled times)"
         self.fixed_bytes = {"context": context_bytes, "workspace": workspace_bytes}
         self.hollow = hollow
+        self.own_kernels = own_kernels
         self.host_clock: Clock = {}
         self.rates = rates or SimulatedRates()
         self._memory_bytes = memory_bytes
@@ -191,7 +65,16 @@ class SimulatedDevice:
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device."""
-        return "" if weight_format.is_float else f"no device kernel multiplies {weight_format} yet"
+        if weight_format.is_float or self.own_kernels:
+            return ""
+        return f"no kernel of this device multiplies {weight_format}"
+
+    def input_format(self, weight_format: WeightFormat) -> WeightFormat:
+        """See Device."""
+        return WeightFormat.FP32 if self.own_kernels else weight_format
+
+    def warm_up(self, linears: Sequence[LinearSpec], chunk_tokens: int) -> None:
+        """See Device. There is nothing to compile, and `fixed_bytes` stay as they were given."""
 
     def memory(self) -> DeviceMemory:
         """See Device."""
@@ -319,12 +202,3 @@ class SimulatedDevice:
     @property
     def _used_bytes(self) -> int:
         return sum(self.fixed_bytes.values()) + sum(block.nbytes for block in self._allocations)
-
-
-def _nothing() -> None:
-    """The effect of an operation on a hollow device."""
-
-
-def _same_size(nbytes: int, host: npt.NDArray[np.uint8]) -> None:
-    if host.nbytes != nbytes:
-        raise DeviceMisuseError(f"a copy between {nbytes} device bytes and {host.nbytes} host bytes")

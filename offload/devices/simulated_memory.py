@@ -6,7 +6,7 @@ from mmap import PAGESIZE
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import DeviceArray, HostArray
+from offload.devices.base import DeviceArray, DeviceBlocks, HostArray
 from offload.devices.happens_before import AccessHistory, Clock
 from offload.specs import WeightFormat
 
@@ -97,7 +97,7 @@ def device_bytes(array: DeviceArray) -> npt.NDArray[np.uint8]:
     return block.data[array.offset_bytes : stop]
 
 
-def device_place(array: DeviceArray) -> Place:
+def device_place(array: DeviceArray | DeviceBlocks) -> Place:
     """Where a device array lies in its allocation."""
     block = array.allocation
     assert isinstance(block, SimulatedAllocation)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from offload.device_profile import GpuRates
+from offload.devices.multiply_time import launches, multiply_s
+from offload.specs import BlockFormat, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,7 @@ class SimulatedRates:
     copy_bytes_per_s: float = 12e9  # host to device
     copy_back_bytes_per_s: float = 12e9  # device to host
     copy_latency_s: float = 10e-6
-    memory_bytes_per_s: float = 300e9
+    vram_bytes_per_s: float = 300e9
     flops_per_s: float = 20e12
     launch_s: float = 5e-6
     wait_s: float = 0.0  # from the end of what the host waits for until the host goes on
@@ -24,7 +26,7 @@ class SimulatedRates:
             copy_bytes_per_s=gpu.bus_bytes_per_s,
             copy_back_bytes_per_s=gpu.bus_back_bytes_per_s,
             copy_latency_s=gpu.copy_s,
-            memory_bytes_per_s=gpu.vram_bytes_per_s,
+            vram_bytes_per_s=gpu.vram_bytes_per_s,
             flops_per_s=gpu.flops_per_s,
             launch_s=gpu.launch_s,
             wait_s=max(0.0, gpu.round_trip_s - 2 * gpu.copy_s),
@@ -38,7 +40,6 @@ class SimulatedRates:
         """Seconds of a copy to the host."""
         return self.copy_latency_s + nbytes / self.copy_back_bytes_per_s
 
-    def gemm_s(self, rows: int, inner: int, columns: int, nbytes: int) -> float:
-        """Seconds of a GEMM that moves `nbytes`."""
-        flops_s = 2 * rows * inner * columns / self.flops_per_s
-        return self.launch_s + max(flops_s, nbytes / self.memory_bytes_per_s)
+    def multiply_s(self, stored: WeightFormat | BlockFormat, columns: int, in_features: int, rows: int) -> float:
+        """Seconds of a multiplication, launches included."""
+        return self.launch_s * launches(stored, rows) + multiply_s(self, stored, columns, in_features, rows)

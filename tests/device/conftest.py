@@ -1,4 +1,4 @@
-"""One suite for every device: simulated, CudaDevice on an emulated CuPy, and a GPU if there is one."""
+"""One suite for every device: simulated ones, CudaDevice on an emulated CuPy, and a GPU if there is one."""
 
 from collections.abc import Iterator
 
@@ -21,11 +21,13 @@ def one_thread() -> Iterator[None]:
     numba.set_num_threads(threads)
 
 
-@pytest.fixture(params=["simulated", "emulated cupy", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["simulated", "simulated without kernels", "emulated cupy", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     made: Device
-    if request.param == "simulated":
-        made = SimulatedDevice(memory_bytes=1 << 30)
+    if "simulated" in request.param:
+        made = SimulatedDevice(memory_bytes=1 << 30, own_kernels=request.param == "simulated")
     elif request.param == "emulated cupy":
         EmulatedCupy().install(monkeypatch)
         # Opening takes its time on the CPU; tests/unit/test_cuda.py does it in full.

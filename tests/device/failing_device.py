@@ -1,15 +1,25 @@
 """Any device, but an allocation of one's choice fails, or from some operation on, everything."""
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.base import (
+    Device,
+    DeviceAllocation,
+    DeviceArray,
+    DeviceEvent,
+    DeviceMemory,
+    DeviceWeight,
+    HostArray,
+    Span,
+)
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
-from offload.specs import Layout, WeightFormat
+from offload.specs import Activations, Layout, LinearSpec, WeightFormat
 
 NEVER = 1 << 60
 
@@ -41,9 +51,21 @@ class FailingStream:
         self.device.operate()
         self.inner.copy_to_host(dst, src)
 
-    def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
+    def fetch(self, dst: DeviceArray, src: HostArray) -> None:
         self.device.operate()
-        self.inner.gemm(x, w, y, layout)
+        self.inner.fetch(dst, src)
+
+    def multiply(
+        self,
+        x: DeviceArray,
+        w: DeviceWeight,
+        y: DeviceArray,
+        layout: Layout,
+        scratch: DeviceArray,
+        activations: Activations = Activations.FLOAT,
+    ) -> None:
+        self.device.operate()
+        self.inner.multiply(x, w, y, layout, scratch, activations)
 
     def record(self, event: DeviceEvent) -> None:
         assert isinstance(event, FailingEvent)
@@ -94,6 +116,13 @@ class FailingDevice:
 
     def supports(self, weight_format: WeightFormat) -> str:
         return self.inner.supports(weight_format)
+
+    def input_format(self, weight_format: WeightFormat) -> WeightFormat:
+        return self.inner.input_format(weight_format)
+
+    def warm_up(self, linears: Sequence[LinearSpec], chunk_tokens: int) -> None:
+        self.operate()
+        self.inner.warm_up(linears, chunk_tokens)
 
     def memory(self) -> DeviceMemory:
         self._check()

@@ -6,15 +6,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from offload.devices.base import DeviceArray, HostArray, aligned
+from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight, HostArray, aligned
+from offload.devices.scratch import scratch_bytes
 from offload.host_backend import HostColumns
 from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.quantised import QuantisedWeight
 from offload.specs import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 from tests.quantised import exact, seen
-
-# Operands are exact, so only fp32 additions differ from float64: at most K * 2**-24 of the sum of magnitudes.
-GEMM_TOLERANCE = 1e-5
 
 
 def to_stored(values: Any, weight_format: WeightFormat) -> HostArray:
@@ -50,6 +48,59 @@ def download(device: Any, stream: Any, array: DeviceArray) -> HostArray:
     stream.copy_to_host(pinned, array)
     stream.synchronize()
     return pinned.view(array.format.storage_dtype).reshape(array.shape).copy()
+
+
+def upload_blocks(
+    device: Any, stream: Any, allocation: Any, offset_bytes: int, weight: QuantisedWeight
+) -> DeviceBlocks:
+    """Copy a weight in blocks to a place on the device."""
+    arrays = [weight.packed, weight.scales, *([] if weight.zero_points is None else [weight.zero_points])]
+    stored = np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
+    w = DeviceBlocks(allocation, offset_bytes, weight.out_features, weight.in_features, weight.blocked)
+    upload(device, stream, allocation, offset_bytes, stored[None], WeightFormat.INT8)
+    return w
+
+
+def scratch_for(device: Any, rows: int, w: DeviceWeight, layout: Layout = Layout.NK) -> DeviceArray:
+    """Just as much scratch memory as multiplications of up to so many rows with a weight may need."""
+    if isinstance(w, DeviceBlocks):
+        nbytes = scratch_bytes(rows, w.columns, w.in_features, w.blocks.format, w.blocks)
+    else:
+        inner, columns = w.shape if layout is Layout.KN else w.shape[::-1]
+        nbytes = scratch_bytes(rows, columns, inner, w.format, None)
+    return DeviceArray(device.allocate(aligned(nbytes + 1)), 0, (1, nbytes), WeightFormat.INT8)
+
+
+def multiply(
+    device: Any,
+    stream: Any,
+    x: Any,
+    w: DeviceWeight,
+    layout: Layout = Layout.NK,
+    activations: Activations = Activations.FLOAT,
+) -> HostArray:
+    """x[M, K] @ W on a device, in memory of its own; x is stored as the device takes it."""
+    columns = w.columns if isinstance(w, DeviceBlocks) else w.shape[layout is Layout.KN]
+    x_format = device.input_format(w.blocks.format if isinstance(w, DeviceBlocks) else w.format)
+    stored, y_shape = to_stored(x, x_format), (len(x), columns)
+    memory, scratch = (
+        device.allocate(aligned(stored.nbytes) + 4 * len(x) * columns),
+        scratch_for(device, len(x), w, layout),
+    )
+    x_array = upload(device, stream, memory, 0, stored, x_format)
+    y_array = DeviceArray(memory, aligned(stored.nbytes), y_shape, WeightFormat.FP32)
+    stream.multiply(x_array, w, y_array, layout, scratch, activations)
+    y = download(device, stream, y_array)
+    device.free(memory)
+    device.free(scratch.allocation)
+    return y
+
+
+def int8_blocks(x: Any, block: int) -> Any:
+    """fp32 x[M, K] as float64 after rounding to int8 with a scale for each block of K, as devices do it."""
+    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % block))).reshape(len(x), -1, block)
+    scales = np.abs(padded).max(-1, keepdims=True) / np.float32(127)
+    return (np.rint(padded * (1 / scales)) * scales.astype(np.float64)).reshape(len(x), -1)[:, : x.shape[1]]
 
 
 def linear(

@@ -15,7 +15,7 @@ from offload.devices.happens_before import AccessHistory, StreamOrderError
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_rates import SimulatedRates
 from offload.runner import LinearRunner
-from offload.specs import Layout, WeightFormat
+from offload.specs import WeightFormat
 from tests.device.support import NumpyHost, in_one_block, linear, make_plan, place
 from tests.device.test_ring import COLUMNS, Stage
 
@@ -117,7 +117,7 @@ def test_inputs_rewritten_too_early_are_found(rates: SimulatedRates) -> None:
     for value in (1, 2):
         x = np.full((1, 32), value, np.float32)
         runner.run(0, {"q": x}, {"q": np.zeros((1, 64), np.float32)})
-    with pytest.raises(StreamOrderError, match="the host wrote to the source of the copy-in"):
+    with pytest.raises(StreamOrderError, match="the host wrote to the source of the fetch"):
         synchronize()
 
 
@@ -127,7 +127,7 @@ def change_phase(rates: SimulatedRates, break_it: Callable[[Stage], None]) -> No
     stage.use(0)
     stage.use(1)
     y = DeviceArray(stage.memory, 1024 + 4 * 64, (2, COLUMNS), WeightFormat.FP32)
-    stage.compute.gemm(stage.x_array, stage.ring.acquire(2), y, Layout.NK)  # and never released
+    stage.multiply(stage.ring.acquire(2), y)  # and never released
     break_it(stage)
     stage.ring.aim(stage.pieces[3:])
     stage.use(3, shift=3)

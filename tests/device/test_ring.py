@@ -39,9 +39,13 @@ class Stage:
 
     def use(self, piece: int, shift: int = 0) -> None:
         y = DeviceArray(self.memory, 1024 + len(self.results) * 64, (2, COLUMNS), FP32)
-        self.compute.gemm(self.x_array, self.ring.acquire(piece - shift), y, Layout.NK)
+        self.multiply(self.ring.acquire(piece - shift), y)
         self.ring.release()
         self.results.append((piece, y))
+
+    def multiply(self, weight: Any, y: DeviceArray) -> None:
+        no_scratch = DeviceArray(self.memory, 0, (1, 0), WeightFormat.INT8)  # fp32 needs none
+        self.compute.multiply(self.x_array, weight, y, Layout.NK, no_scratch)
 
     def check(self) -> None:
         for piece, y in self.results:

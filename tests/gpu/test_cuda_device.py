@@ -78,7 +78,7 @@ def test_fp32_is_not_rounded_to_tf32(cuda: CudaDevice) -> None:
     matrix = DeviceArray(block, 0, (64, 64), WeightFormat.FP32)
     y = DeviceArray(block, 64 * 1024, (64, 64), WeightFormat.FP32)
     stream.copy_to_device(matrix, pinned[: matrix.nbytes])
-    stream.gemm(matrix, matrix, y, Layout.NK)
+    stream.multiply(matrix, matrix, y, Layout.NK, DeviceArray(block, 0, (1, 0), WeightFormat.INT8))
     out = pinned[64 * 1024 : 64 * 1024 + y.nbytes]
     stream.copy_to_host(out, y)
     stream.synchronize()

@@ -1,4 +1,4 @@
-"""Copies and GEMM, on every device."""
+"""Copies, fetches, events and memory, on every device."""
 
 from typing import Any
 
@@ -7,60 +7,13 @@ import pytest
 
 from offload.devices.base import DeviceArray
 from offload.errors import OutOfDeviceMemoryError
-from offload.specs import Layout, WeightFormat
-from tests.device.support import GEMM_TOLERANCE, download, random_stored, to_float64, upload
-
-FLOATS = [WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16]
+from offload.specs import WeightFormat
+from tests.device.support import download, upload
 
 
 @pytest.fixture
 def stream(device: Any) -> Any:
     return device.stream("test")
-
-
-@pytest.mark.parametrize("weight_format", FLOATS)
-@pytest.mark.parametrize("layout", list(Layout))
-@pytest.mark.parametrize("shape", [(1, 64, 48), (3, 33, 17), (17, 128, 256)])  # M, K, N
-def test_gemm_matches_float64(
-    device: Any, stream: Any, weight_format: WeightFormat, layout: Layout, shape: tuple[int, int, int]
-) -> None:
-    if reason := device.supports(weight_format):
-        pytest.skip(reason)
-    rows, inner, columns = shape
-    rng = np.random.default_rng(1)
-    x = random_stored(rng, (rows, inner), weight_format)
-    w = random_stored(rng, (inner, columns) if layout is Layout.KN else (columns, inner), weight_format)
-    memory = device.allocate(1 << 20)
-    x_array = upload(device, stream, memory, 256, x, weight_format)
-    w_array = upload(device, stream, memory, 64 << 10, w, weight_format)
-    y_array = DeviceArray(memory, 512 << 10, (rows, columns), WeightFormat.FP32)
-    stream.gemm(x_array, w_array, y_array, layout)
-    y = download(device, stream, y_array)
-
-    wide = to_float64(w, weight_format)
-    expected = to_float64(x, weight_format) @ (wide if layout is Layout.KN else wide.T)
-    assert y.dtype == np.float32
-    np.testing.assert_allclose(y, expected, rtol=GEMM_TOLERANCE, atol=GEMM_TOLERANCE * np.sqrt(inner))
-    device.free(memory)
-
-
-@pytest.mark.parametrize("weight_format", FLOATS)
-def test_gemm_on_some_columns(device: Any, stream: Any, weight_format: WeightFormat) -> None:
-    """Columns [5, 21) of a matrix that is stored NK are its rows: an offset is all it takes."""
-    if reason := device.supports(weight_format):
-        pytest.skip(reason)
-    rng = np.random.default_rng(2)
-    x, w = random_stored(rng, (4, 40), weight_format), random_stored(rng, (32, 40), weight_format)
-    memory = device.allocate(1 << 16)
-    x_array = upload(device, stream, memory, 0, x, weight_format)
-    whole = upload(device, stream, memory, 1 << 12, w, weight_format)
-    offset = whole.offset_bytes + 5 * 40 * weight_format.itemsize_bytes
-    part = DeviceArray(memory, offset, (16, 40), weight_format)
-    y_array = DeviceArray(memory, 1 << 15, (4, 16), WeightFormat.FP32)
-    stream.gemm(x_array, part, y_array, Layout.NK)
-    expected = to_float64(x, weight_format) @ to_float64(w, weight_format)[5:21].T
-    y = download(device, stream, y_array)
-    np.testing.assert_allclose(y, expected, rtol=GEMM_TOLERANCE, atol=1e-4)
 
 
 def test_copies_keep_every_byte(device: Any, stream: Any) -> None:
@@ -78,6 +31,32 @@ def test_copies_take_rows_that_lie_apart(device: Any, stream: Any) -> None:
     stream.copy_to_device(array, pinned[:, 7:27])
     stream.synchronize()
     assert np.array_equal(download(device, stream, array), data)
+
+
+def test_a_fetch_keeps_every_byte(device: Any, stream: Any) -> None:
+    """Numbers of bytes that no vector of a kernel divides, from places that are aligned to no more than they are."""
+    source = device.allocate_pinned(4096)
+    source[:] = np.random.default_rng(4).integers(0, 256, 4096, np.uint8)
+    memory = device.allocate(8192)
+    for start, stop, offset in ((0, 4096, 0), (256, 1260, 4096), (1024, 1036, 7936)):
+        array = DeviceArray(memory, offset, (1, (stop - start) // 4), WeightFormat.FP32)
+        stream.fetch(array, source[start:stop])
+        assert np.array_equal(download(device, stream, array).reshape(-1).view(np.uint8), source[start:stop])
+
+
+def test_what_was_fetched_is_there_for_what_comes_after(device: Any, stream: Any) -> None:
+    other, event = device.stream("other"), device.event()
+    memory = device.allocate(1024)
+    array = DeviceArray(memory, 0, (1, 256), WeightFormat.FP32)
+    source, result = device.allocate_pinned(1024), device.allocate_pinned(1024)
+    for value in range(3):
+        source[:] = value
+        stream.fetch(array, source)
+        stream.record(event)
+        other.wait(event)
+        other.copy_to_host(result, array)
+        other.synchronize()
+        assert np.all(result == value)
 
 
 def test_memory_of_ours_can_be_pinned_and_copied_from(device: Any, stream: Any) -> None:
@@ -127,8 +106,7 @@ def test_freed_memory_can_be_used_again(device: Any) -> None:
     assert device.memory().free_bytes == before
 
 
-def test_integers_have_no_device_kernel(device: Any) -> None:
-    assert "int4" in device.supports(WeightFormat.INT4)
+def test_fixed_memory_is_by_name(device: Any) -> None:
     assert set(device.fixed_bytes) == {"context", "workspace"}
 
 
