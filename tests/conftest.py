@@ -1,8 +1,15 @@
 """What every test starts from."""
 
+import gc
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so no collection of garbage has to look at it; recovery collects often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
