@@ -20,7 +20,7 @@ from rich.console import Console
 
 from hybrid.chat.terminal_input import _open_history
 from hybrid.chat.terminal_reply import complete_blocks, show_reply
-from tests.fakes import FakeEngine, train_json_tokenizer
+from tests.fakes import FakeEngine
 
 ROOT = Path(__file__).parents[2]
 EMOJI = "naïve 🎉 — 猫は座った"
@@ -48,11 +48,6 @@ def app(folder: str, text: str, history: str, endless: bool, context_tokens: int
     sampling = SamplingSettings()
     conversation = open_conversation(engine, tokenizer, Path(folder), template, sampling, 10**6)  # type: ignore[arg-type]
     sys.exit(chat(conversation, "fake", Path(history)))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_json_tokenizer(tmp_path_factory.mktemp("model"))
 
 
 def command(model: Path, history: Path, text: str, endless: bool = False, context_tokens: int = 10**5) -> list[str]:

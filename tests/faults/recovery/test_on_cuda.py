@@ -1,0 +1,128 @@
+"""Refused memory and lost devices by CuPy's error numbers; the text is the same."""
+
+from contextlib import closing
+
+import pytest
+
+from hybrid.runtime.planning import OpenedModel
+from offload.devices.cuda import CudaDevice
+from offload.placing import PlanRequest, Shares, place
+from offload.plan import Plan
+from offload.units import MIB
+from tests.device.emulated_cupy import EmulatedCupy
+from tests.engines import engine_on
+from tests.faults.recovery.engines import GOLDEN, TOKENS, columns, engine_for, tokens_of
+
+
+@pytest.mark.usefixtures("fine_steps")
+@pytest.mark.parametrize("call", ["malloc", "hostAlloc"])
+def test_cuda_refuses_every_allocation_once(emulated: EmulatedCupy, demo: OpenedModel, call: str) -> None:
+    for number in range(1, 100):
+        calls: list[str] = []
+
+        def fault(name: str, calls: list[str] = calls, number: int = number) -> int:
+            calls.extend([name] * (name == call))
+            return 2 if name == call and len(calls) == number else 0
+
+        emulated.fault = fault
+        with closing(engine_for(CudaDevice(), demo)) as engine:
+            if len(calls) < number:
+                break
+            (line,) = engine.plan.warnings
+            assert ("VRAM" if call == "malloc" else "pinned RAM") in line
+            assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
+            assert sum(map(len, emulated.blocks.values())) == engine.plan.total_vram_bytes
+        assert emulated.blocks == {}
+        del engine
+        assert emulated.pinned == {}
+    assert number > 2
+
+
+@pytest.mark.parametrize("status", [700, 719, 214])
+@pytest.mark.parametrize("call", ["memcpyAsync", "gemm", "eventRecord", "streamWaitEvent", "synchronize"])
+@pytest.mark.parametrize("number", [3, 60])
+def test_cuda_is_lost_in_the_middle(
+    emulated: EmulatedCupy, demo: OpenedModel, call: str, status: int, number: int
+) -> None:
+    said: list[str] = []
+    with closing(engine_for(CudaDevice(), demo)) as engine:
+        engine.on_warning = said.append
+        calls: list[str] = []
+
+        def fault(name: str) -> int:
+            calls.extend([name] * (name == call))
+            if name != call or len(calls) != number:
+                return 0
+            emulated.broken = status
+            return 14 if call == "gemm" else status
+
+        emulated.fault = fault
+        logits = engine.prefill(GOLDEN.prompt_ids)
+        ids = [int(logits.argmax())]
+        while len(ids) < TOKENS:
+            ids.append(int(engine.decode(ids[-1]).argmax()))
+            if said:
+                entered = emulated.entered
+                emulated.fault = pytest.fail
+        assert ids == GOLDEN.greedy_ids[:TOKENS]
+    assert said == [f"the GPU is lost (Emulated GPU failed: cudaError {status}): the run goes on without it"]
+    assert emulated.entered == entered, "the device was used after it was lost"
+
+
+def prefill_streams_all(request: PlanRequest) -> Plan:
+    if not request.budget_bytes:
+        return place(request, lambda _: Shares())
+    return place(request, lambda _: Shares(0.3, 0.1, prefill=0.7), prefill_tokens=2)
+
+
+@pytest.mark.parametrize("call", ["", "hostRegister", "memcpyAsync"])
+def test_cuda_is_lost_with_host_columns_registered(emulated: EmulatedCupy, demo: OpenedModel, call: str) -> None:
+    """While they are registered, in the middle of prefill, or not at all."""
+    calls: list[str] = []
+
+    def fault(name: str) -> int:
+        calls.extend([name] * (name == call))
+        return 719 if name == call and len(calls) == (1 if name == "hostRegister" else 300) else 0
+
+    emulated.fault = fault
+    with closing(engine_on(CudaDevice(), demo, prefill_streams_all, 8 * MIB, threads=1)) as engine:
+        assert bool(emulated.registered) == (call != "hostRegister")  # there it is lost at once
+        assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
+        assert len(engine.plan.warnings) == (1 if call else 0)
+        assert columns(engine.plan)[2] > 0
+        assert (engine.plan.total_vram_bytes == 0) == bool(call)
+    assert call or not emulated.registered
+
+
+def test_cuda_refuses_to_register_host_columns(emulated: EmulatedCupy, demo: OpenedModel) -> None:
+    """Prefill then streams what decode does, and a plan that is made anew says so once."""
+    emulated.register_error = 2
+    calls: list[str] = []
+
+    def fault(name: str) -> int:
+        calls.extend([name] * (name == "malloc"))
+        return 2 if name == "malloc" and len(calls) == 2 else 0
+
+    emulated.fault = fault
+    with closing(engine_on(CudaDevice(), demo, prefill_streams_all, 8 * MIB, threads=1)) as engine:
+        refused, registered = engine.plan.warnings
+        assert refused.startswith("the GPU refused")
+        assert registered.startswith("prefill streams no host columns: ")
+        assert "cannot be page-locked: out of pinned RAM" in registered
+        assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
+
+
+def test_cublas_without_memory_takes_a_smaller_plan(emulated: EmulatedCupy, demo: OpenedModel) -> None:
+    said: list[str] = []
+    with closing(engine_for(CudaDevice(), demo)) as engine:
+        engine.on_warning = said.append
+        calls: list[str] = []
+
+        def fault(name: str) -> int:
+            calls.extend([name] * (name == "gemm"))
+            return 3 if name == "gemm" and len(calls) == 40 else 0
+
+        emulated.fault = fault
+        assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
+        assert len(said) == 1
+        assert said[0].startswith("the GPU ran out of VRAM")

@@ -1,0 +1,128 @@
+"""Values in config.json that cannot be, or are not supported: one line, of the right kind, with key and value."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid.errors import ModelConfigError, ModelError, UnsupportedModelError
+from hybrid.model.hf_config import parse_config
+from tests.hf_models import tiny_config
+from tests.messages import one_line
+
+WHOLE_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+@pytest.mark.parametrize("key", WHOLE_KEYS)
+@pytest.mark.parametrize("value", [..., -1, 0, "32", 32.0, float("nan"), True, [32], {}, 10**30])
+def test_sizes_that_cannot_be(key: str, value: Any) -> None:
+    config = tiny_config("mistral", **{key: value})
+    mention = "is missing" if value is ... else repr(value)
+    one_line(ModelConfigError, lambda: parse_config(config, "some/config.json"), "some/config.json", key, mention)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+QWEN_SLIDES = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4}
+BAD_VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": ...}, "model_type is missing"),
+    ({"model_type": 3}, "model_type is 3"),
+    ({"num_attention_heads": 5, "head_dim": 8}, "num_key_value_heads is 2"),
+    ({"num_attention_heads": 6, "num_key_value_heads": 3}, "hidden_size is 32"),
+    ({"head_dim": 0}, "head_dim is 0"),
+    ({"head_dim": 7}, "head_dim is 7"),
+    ({"head_dim": "8"}, "head_dim is '8'"),
+    ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
+    ({"rms_norm_eps": None}, "rms_norm_eps is None"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+    ({"rope_theta": float("inf")}, "rope_theta is inf"),
+    ({"rope_theta": True}, "rope_theta is True"),
+    ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+    ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
+    ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
+    ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor is 4"),
+    ({"rope_parameters": {**LLAMA3, "original_max_position_embeddings": "8192"}}, "'8192'"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+    ({"attention_bias": 1}, "attention_bias is 1"),
+    ({"mlp_bias": "false"}, "mlp_bias is 'false'"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
+    ({"model_type": "mistral", "sliding_window": "4096"}, "sliding_window is '4096'"),
+    ({**QWEN_SLIDES, "max_window_layers": -1}, "max_window_layers is -1"),
+    ({**QWEN_SLIDES, "layer_types": ["full_attention"]}, "layer_types is ['full_attention']"),
+    ({**QWEN_SLIDES, "layer_types": ["linear_attention"] * 2}, "linear_attention"),
+    ({"torch_dtype": 16}, "torch_dtype is 16"),
+    ({"dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn'"),
+    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+    ({"eos_token_id": [2, None]}, "eos_token_id is [2, None]"),
+    ({"bos_token_id": True}, "bos_token_id is True"),
+]
+
+
+@pytest.mark.parametrize(("changes", "mention"), BAD_VALUES)
+def test_values_that_cannot_be(changes: dict[str, Any], mention: str) -> None:
+    config = {**tiny_config(**{k: v for k, v in changes.items() if k != "model_type"})}
+    config = {k: v for k, v in (config | changes).items() if v is not ...}
+    one_line(ModelConfigError, lambda: parse_config(config, "config.json"), "config.json", mention)
+
+
+UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({"model_type": name}, f"model_type '{name}'")
+        for name in ("mixtral", "qwen3_moe", "gpt2", "phi3", "gemma2", "falcon")
+    ),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ({"hidden_act": None}, "hidden_act is None"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    *(({"rope_scaling": {"rope_type": name, "factor": 2.0}}, f"'{name}'") for name in ("yarn", "dynamic", "longrope")),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
+    *(
+        ({"quantization_config": {"quant_method": name, "bits": 4}}, f"'{name}'")
+        for name in ("gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors")
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "mention"), UNSUPPORTED)
+def test_what_is_not_supported(changes: dict[str, Any], mention: str) -> None:
+    config = tiny_config() | changes
+    message = one_line(UnsupportedModelError, lambda: parse_config(config, "config.json"), "config.json", mention)
+    assert "model_type" not in changes or "llama, mistral, qwen2, qwen3" in message
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
+    key=st.sampled_from([*tiny_config(), "head_dim", "rope_scaling", "rope_parameters", "sliding_window", "dtype"]),
+    value=json_values,
+)
+def test_no_value_does_anything_but_parse_or_be_refused(family: str, key: str, value: Any) -> None:
+    refusal = ""
+    try:
+        parse_config(tiny_config(family) | {"use_sliding_window": True, key: value}, "config.json")
+    except ModelError as error:
+        refusal = str(error)
+    assert refusal.isprintable()
