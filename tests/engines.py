@@ -113,9 +113,13 @@ def engine_on(
     return load(opened, ShrinkingPlan(request, planner), outside, device, threads, timeline=timeline)
 
 
-def greedy(engine: Engine, prompt_ids: list[int], count: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """`count` greedy ids after the prompt, and the logits after the prompt."""
-    logits = first = engine.prefill(prompt_ids)
+def greedy(
+    engine: Engine, prompt_ids: list[int], count: int, chunk: int | None = None
+) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """`count` greedy ids after the prompt, and the logits after it; `chunk` tokens of it at a time, or all."""
+    chunk = chunk or len(prompt_ids)
+    for start in range(0, len(prompt_ids), chunk):
+        logits = first = engine.prefill(prompt_ids[start : start + chunk])
     ids: list[int] = []
     while True:
         ids.append(int(logits.argmax()))

@@ -173,10 +173,11 @@ class DeviceStream(Protocol):
     ) -> None:
         """Queue y[M, N] = x[M, K] @ W; `x` is as `Device.input_format` says, `y` is fp32, accumulation is fp32.
 
-        `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`, as weights in blocks always are; only those heed
-        `activations`. `scratch` has at least `scratch_bytes` of `offload/devices/scratch.py`, and is written to.
-        x and w are rounded to 16 bits where the device multiplies more than MAX_ROWS rows of them so: fp32 x with
-        16-bit weights, weights in blocks.
+        `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`, as weights in blocks always are. `scratch` has at
+        least `scratch_bytes` of `offload/devices/scratch.py`, and is written to.
+        Up to MAX_ROWS rows of fp32 x are multiplied as they are, or with weights in blocks as `activations` says.
+        Of more rows, x and weights in blocks are rounded to 16 bits. (Rounding x to int8 first would bring it no closer
+        to what the host gives: whatever differs in the last bits tips such roundings, and what comes of them.)
         """
 
     def record(self, event: DeviceEvent) -> None:

@@ -20,14 +20,17 @@ def scratch_bytes(
 ) -> int:
     """Bytes for any step of up to `rows` rows and weights of up to `columns` columns, whatever the GPU.
 
-    The parts, each aligned: x in int8 blocks; then either the sums of the splits, or x in 16 bits and a panel.
+    The parts, each aligned: x in int8 blocks and the sums of the splits; or x in 16 bits and a panel.
     """
     if weight_format is WeightFormat.FP32:
         return 0
-    need = split_bytes(min(rows, MAX_ROWS), columns, in_features)
+    few = min(rows, MAX_ROWS)
+    need = split_bytes(few, columns, in_features)
+    if blocks is not None:
+        need += int8_rows_bytes(few, in_features, blocks.block)
     if rows > MAX_ROWS:
         need = max(need, aligned(rows * in_features * 2) + _panel_bytes(columns, in_features, weight_format))
-    return need if blocks is None else need + int8_rows_bytes(rows, in_features, blocks.block)
+    return need
 
 
 def most_splits(rows: int, columns: int, in_features: int) -> int:

@@ -83,21 +83,22 @@ class Operands:
     @property
     def _gemm_format(self) -> WeightFormat:
         """What both operands are rounded to where a library multiplies them: more rows than our own kernels take."""
-        if self.x.shape[0] <= MAX_ROWS:
-            return WeightFormat.FP32
         return WeightFormat.FP16 if isinstance(self.w, DeviceBlocks) else self.w.format
 
     def _x(self) -> Float32:
         """[M, K], as it is multiplied."""
         x = as_float32(self.x)
+        if len(x) > MAX_ROWS:
+            return _rounded(x, self._gemm_format)
         if self.blocks is not None and self.activations is Activations.INT8:
-            x = rounded_to_int8(x, self.blocks.block)
-        return _rounded(x, self._gemm_format)
+            return rounded_to_int8(x, self.blocks.block)
+        return x
 
     def _w(self) -> Float32:
         """[K, N], as it is multiplied."""
         if isinstance(self.w, DeviceBlocks):
-            return _rounded(_dequantised(self.w), self._gemm_format).T
+            w = _dequantised(self.w)
+            return (_rounded(w, self._gemm_format) if self.x.shape[0] > MAX_ROWS else w).T
         return as_float32(self.w) if self.layout is Layout.KN else as_float32(self.w).T
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from offload.column_reads import blocks_in
 from offload.devices.base import aligned
+from offload.devices.scratch import MAX_ROWS
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.requantise import requantise_into_ram
@@ -23,7 +23,7 @@ from tests.device.support import (
     random_stored,
     to_float64,
 )
-from tests.quantised import exact, random_weight, seen
+from tests.quantised import Array, exact, random_weight, seen
 
 CHUNK, SLOTS, SLOT_BYTES = 20, 2, 4096
 PREFILL = 12  # tokens from which on a step is prefill
@@ -65,23 +65,28 @@ def stored(specs: Sequence[LinearSpec]) -> dict[str, QuantisedWeight]:
 
 
 def check(
-    runner: LinearRunner,
-    specs: Sequence[LinearSpec],
-    values: dict[str, npt.NDArray[np.float64]],
-    tokens: int,
+    runner: LinearRunner, placements: Sequence[LinearPlacement], values: dict[str, Array], tokens: int, block: int
 ) -> None:
-    """Run one step of `tokens` tokens; `values` has every W[N, K]."""
-    x = np.random.default_rng(tokens).standard_normal((tokens, specs[0].in_features)).astype(np.float32)
-    outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
-    runner.run(0, {specs[0].group: x}, outputs)
-    for spec in specs:
-        assert spec.blocks is not None
-        met = seen(x, spec.blocks.block, spec.activations)
-        weight = values[spec.name].T
-        magnitudes = np.abs(met) @ np.abs(weight)
-        # Many rows are multiplied as fp16, both operands rounded.
-        share = 1e-5 if tokens <= 8 else 2.0**-10
-        assert np.all(np.abs(outputs[spec.name] - met @ weight) <= share * magnitudes + 1e-7), spec.name
+    """Run one step of `tokens` tokens; `values` has W[N, K] as streamed and host columns are kept in blocks, and as
+    resident ones are under the name of the Linear and "resident".
+    """
+    first = placements[0].linear
+    x = np.random.default_rng(tokens).standard_normal((tokens, first.in_features)).astype(np.float32)
+    outputs = {p.linear.name: np.full((tokens, p.linear.out_features), np.nan, np.float32) for p in placements}
+    runner.run(0, {first.group: x}, outputs)
+    for placement in placements:
+        name = placement.linear.name
+        rounded = seen(x, block, placement.linear.activations)
+        expected, magnitudes = rounded @ values[name].T, np.abs(rounded) @ np.abs(values[name]).T
+        if tokens > MAX_ROWS:
+            # A device multiplies so many rows as fp16, both operands rounded, and x as it is.
+            on_device = slice(0, placement.host_in(tokens >= PREFILL).start)
+            expected[:, on_device] = x @ values[name].T[:, on_device]
+            magnitudes = 100 * (np.abs(x) @ np.abs(values[name]).T)
+        if f"{name} resident" in values:
+            held = slice(0, placement.resident.stop)
+            expected[:, held] = x @ values[f"{name} resident"].T[:, held]
+        assert np.all(np.abs(outputs[name] - expected) <= 1e-5 * magnitudes + 1e-7), name
 
 
 def runner_of(
@@ -97,12 +102,12 @@ def runner_of(
 @pytest.mark.parametrize("blocks", KINDS, ids=str)
 def test_stored_blocks(device: Any, blocks: BlockFormat, shares: str, activations: Activations) -> None:
     specs = qkv(blocks, activations)
-    weights = stored(specs)
-    runner = runner_of(specs, [place(spec, *SHARES[shares]) for spec in specs], device, weights)
+    weights, placements = stored(specs), [place(spec, *SHARES[shares]) for spec in specs]
+    runner = runner_of(specs, placements, device, weights)
     assert runner.warning == ""
     values = {name: exact(weight) for name, weight in weights.items()}
     for tokens in (1, 17, 3, 20, 8, 9, 1):
-        check(runner, specs, values, tokens)
+        check(runner, placements, values, tokens, blocks.block)
     runner.close()
 
 
@@ -121,18 +126,12 @@ def test_streamed_and_host_columns_are_quantised_alike_on_load(
     made = requantise_into_ram(all_host, weights, lambda nbytes: None)
     placements = [place(spec, 0.25, 0.5, host_format=host_format) for spec in specs]
     runner = runner_of(specs, placements, device, weights, host=made)
+    values = {name: exact(weight) for name, weight in made.items()}
+    for name, weight in weights.items():
+        floats = to_float64(weight, FP16)
+        values[f"{name} resident"] = floats.T if layout is Layout.KN else floats
     for tokens in (1, 9, 3):
-        x = rng.standard_normal((tokens, 100)).astype(np.float32)
-        outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
-        runner.run(0, {"qkv": x}, outputs)
-        for spec, placement in zip(specs, placements, strict=True):
-            floats = to_float64(weights[spec.name], FP16)
-            floats = floats if layout is Layout.KN else floats.T
-            expected = seen(x, 64, spec.activations) @ exact(made[spec.name]).T
-            held = slice(0, placement.resident.stop)
-            expected[:, held] = x @ floats[:, held]
-            bound = (1e-5 if tokens <= 8 else 2.0**-10) * (np.abs(x) @ np.abs(floats) + 1)
-            assert np.all(np.abs(outputs[spec.name] - expected) <= bound * 1.1), spec.name
+        check(runner, placements, values, tokens, 64)
     runner.close()
 
 
