@@ -19,7 +19,7 @@ from offload.ram_tiers import file_bytes
 from offload.specs import WeightFormat
 
 _QUERIES_A_PASS = 8  # queries that one pass of attention over the cache serves
-_ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
+ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,6 @@ def step_cost(
     )
 
 
-def host_alone(
-    layers: Sequence[str], islands: int, step: StepShape, cpu: CpuRates, work: Workload
-) -> list[tuple[float, float]]:
-    """Seconds of islands and of attention before each level of a step; `layers` says whose each level is."""
-    islands_s = cpu.island_s * islands / max(1, len(layers)) * max(1.0, work.rows / _ROWS_AN_ISLAND)
-    seen: Counter[str] = Counter()
-    attended = []
-    for layer in layers:
-        seen[layer] += 1
-        attended.append(seen[layer] == 2)  # the second of a layer reads what attention wrote
-    attention_s = _whole_attention_s(step, cpu, work) / max(1, sum(attended))
-    return [(islands_s, attention_s if after else 0.0) for after in attended]
-
-
 def gemm_s(gpu: GpuRates, weight_format: WeightFormat, nbytes: float, rows: int) -> float:
     """Seconds of GEMMs over `nbytes` of device weights with `rows` rows of x, without launches."""
     flops = 2 * rows * nbytes / (weight_format.itemsize_bytes if weight_format.is_float else 1)
@@ -171,7 +157,7 @@ def _level_cost(
     )
 
 
-def _whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
+def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
     """Seconds of attention in all layers, rewriting the cache included."""
     passes = -(-work.rows // _QUERIES_A_PASS)
     cache_bytes = (work.depth + work.rows / 2) * step.cache_bytes_per_token
@@ -179,3 +165,17 @@ def _whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
     if step.concat_cache:
         seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
     return seconds
+
+
+def host_alone(
+    layers: Sequence[str], islands: int, step: StepShape, cpu: CpuRates, work: Workload
+) -> list[tuple[float, float]]:
+    """Seconds of islands and of attention before each level of a step; `layers` says whose each level is."""
+    islands_s = cpu.island_s * islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    seen: Counter[str] = Counter()
+    attended = []
+    for layer in layers:
+        seen[layer] += 1
+        attended.append(seen[layer] == 2)  # the second of a layer reads what attention wrote
+    attention_s = whole_attention_s(step, cpu, work) / max(1, sum(attended))
+    return [(islands_s, attention_s if after else 0.0) for after in attended]
