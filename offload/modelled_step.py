@@ -45,7 +45,7 @@ from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
 from offload.quantised import QuantisedWeight
 from offload.runner import LinearRunner
-from offload.specs import Layout, LinearSpec
+from offload.specs import BlockFormat, Layout, LinearSpec
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ def run_modelled(
         rates = SimulatedRates.of(gpu)
         device = SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates, hollow=True)
     placements = {placement.linear.name: placement for placement in plan.placements}
-    weights = {name: _untouched(placement) for name, placement in placements.items()}
-    host = ModelledHost(device, cpu, plan, weights)
-    runner = LinearRunner(levels, plan, weights, device, host)
+    stored = {name: _untouched(placement.linear, placement.linear.blocks) for name, placement in placements.items()}
+    kept = {name: _untouched(placement.linear, placement.host_blocks) for name, placement in placements.items()}
+    host = ModelledHost(device, cpu, plan, kept)
+    runner = LinearRunner(levels, plan, stored, device, host, host_weights=kept)
     if runner.warning:
         raise PinningError(runner.warning)  # this would be another plan
     specs = [[placements[name].linear for name in level] for level in levels]
@@ -111,7 +112,7 @@ class ModelledHost:
     def __init__(
         self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: Mapping[str, HostArray | QuantisedWeight]
     ) -> None:
-        """`weights`: those of the Linears of the plan, by name, as the runner gets them."""
+        """`weights`: those of the Linears of the plan, by name, as the runner gets them for the host."""
         self.device = device
         self._cpu = cpu
         self._prefill_tokens = plan.prefill_tokens
@@ -159,9 +160,8 @@ def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArra
     return x, y
 
 
-def _untouched(placement: LinearPlacement) -> HostArray | QuantisedWeight:
-    """A weight as the host keeps it, on pages that are never written to, and so never there."""
-    linear, blocks = placement.linear, placement.host_blocks
+def _untouched(linear: LinearSpec, blocks: BlockFormat | None) -> HostArray | QuantisedWeight:
+    """A weight as it is stored, or in blocks, on pages that are never written to, and so never there."""
     if blocks is None:
         shape = (linear.in_features, linear.out_features)
         dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)
