@@ -9,6 +9,7 @@ side by side. `offload/replay.py` walks the levels; here are the durations. Atte
 of a layer: the one that reads what attention wrote.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -74,22 +75,21 @@ def step_cost(
 ) -> StepCost:
     """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
     groups = by_group(placements)
-    attended = _groups_after_attention(groups)
-    islands_s = profile.cpu.island_s * _islands(step, placements) / max(1, len(groups))
-    islands_s *= max(1.0, work.rows / ROWS_AN_ISLAND)
-    attention_s = whole_attention_s(step, profile.cpu, work) / max(1, len(attended))
+    alone = host_alone(
+        [members[0].linear.layer for members in groups], _islands(step, placements), step, profile.cpu, work
+    )
     streams = any(len(p.streamed_in(work.prefill)) for p in placements)
     levels = tuple(
         _level_cost(
             members,
             islands_s,
-            attention_s if number in attended else 0.0,
+            attention_s,
             ring,
             profile,
             work,
             streams,
         )
-        for number, members in enumerate(groups)
+        for members, (islands_s, attention_s) in zip(groups, alone, strict=True)
     )
     streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.linear.column_bytes for p in placements)
     host_bytes = sum(len(p.host_in(work.prefill)) * p.host_column_bytes for p in placements)
@@ -167,13 +167,15 @@ def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
     return seconds
 
 
-def _groups_after_attention(groups: Sequence[Sequence[LinearPlacement]]) -> set[int]:
-    """The numbers of the groups that are the second of their layer."""
-    seen: dict[str, int] = {}
-    second = set()
-    for number, members in enumerate(groups):
-        layer = members[0].linear.layer
-        seen[layer] = seen.get(layer, 0) + 1
-        if seen[layer] == 2:
-            second.add(number)
-    return second
+def host_alone(
+    layers: Sequence[str], islands: int, step: StepShape, cpu: CpuRates, work: Workload
+) -> list[tuple[float, float]]:
+    """Seconds of islands and of attention before each level of a step; `layers` says whose each level is."""
+    islands_s = cpu.island_s * islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    seen: Counter[str] = Counter()
+    attended = []
+    for layer in layers:
+        seen[layer] += 1
+        attended.append(seen[layer] == 2)  # the second of a layer reads what attention wrote
+    attention_s = whole_attention_s(step, cpu, work) / max(1, sum(attended))
+    return [(islands_s, attention_s if after else 0.0) for after in attended]

@@ -15,23 +15,26 @@ For a step of M rows with `depth` tokens in the cache:
             bytes / disk_bytes_per_s, if they are in their file
         round_trip_s - 2 * copy_s                                       after each wait for the device
     bus, each way one copy at a time, the one that was ready first
-        copy_s + bytes / bus_bytes_per_s                                x of all groups of a level; each piece
+        copy_s + bytes / bus_bytes_per_s                                each piece
         copy_s + bytes / bus_back_bytes_per_s                           y of all groups of a level, fp32
-    device, one GEMM at a time
-        launch_s + max(2 M K N / flops_per_s, bytes of x, W and y / vram_bytes_per_s)
-            one for the resident columns of a group with one format and layout, one for each piece
+    device, one kernel at a time
+        copy_s + bytes / bus_bytes_per_s                                x of all groups of a level, fp32
+        launches * launch_s + multiply_s, see offload/devices/multiply_time.py
+            one for the resident columns of a group that are stored alike, one for each piece
 
-The activations of a level wait for the pieces that are in front of them on the bus. Nothing is charged for queueing,
-rounding x and collecting y on the host, nor for the sum of what the CPU and the bus read from RAM.
+The device reads the activations of a level itself, so they wait for no piece, and the bus is as fast as if it did not.
+Nothing is charged for queueing, moving x and collecting y on the host, nor for the sum of what the CPU and the bus
+read from RAM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from mmap import PAGESIZE
 
 import numpy as np
 
-from offload.cost_model import ROWS_AN_ISLAND, StepShape, Workload, host_s, whole_attention_s
+from offload.cost_model import StepShape, Workload, host_alone, host_s
 from offload.device_profile import CpuRates, DeviceProfile
 from offload.devices.base import HostArray, Span
 from offload.devices.simulated import SimulatedDevice
@@ -40,8 +43,9 @@ from offload.errors import PinningError
 from offload.host_backend import HostColumns
 from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
+from offload.quantised import QuantisedWeight
 from offload.runner import LinearRunner
-from offload.specs import Layout, LinearSpec
+from offload.specs import BlockFormat, Layout, LinearSpec
 
 
 @dataclass(frozen=True)
@@ -77,20 +81,24 @@ def run_modelled(
         rates = SimulatedRates.of(gpu)
         device = SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates, hollow=True)
     placements = {placement.linear.name: placement for placement in plan.placements}
-    weights = {name: _untouched(placement.linear) for name, placement in placements.items()}
-    host = ModelledHost(device, cpu, plan, weights)
-    runner = LinearRunner(levels, plan, weights, device, host)
+    stored = {name: _untouched(placement.linear, placement.linear.blocks) for name, placement in placements.items()}
+    kept = {name: _untouched(placement.linear, placement.host_blocks) for name, placement in placements.items()}
+    host = ModelledHost(device, cpu, plan, kept)
+    runner = LinearRunner(levels, plan, stored, device, host, host_weights=kept)
     if runner.warning:
         raise PinningError(runner.warning)  # this would be another plan
     specs = [[placements[name].linear for name in level] for level in levels]
+    layers = [level[0].layer for level in specs]
     device.start_trace()
     took_s = []
     for count in rows:
         began_s = device.now_s
         device.spend(cpu.step_s, "step")
-        for number, before_s in enumerate(_before_levels(specs, step, cpu, depth, count)):
-            for name, seconds in before_s.items():
-                device.spend(seconds, name)
+        alone = host_alone(layers, step.islands, step, cpu, Workload(depth, count))
+        for number, (islands_s, attention_s) in enumerate(alone):
+            device.spend(islands_s, "islands")
+            if attention_s:
+                device.spend(attention_s, "attention")
             runner.run(number, *_arrays(specs[number], count))
         took_s.append(device.now_s - began_s)
     spans = (*device.take_trace(), *device.host_spans)
@@ -101,8 +109,10 @@ def run_modelled(
 class ModelledHost:
     """A HostBackend that multiplies nothing, but lets the virtual time pass that it would take."""
 
-    def __init__(self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: dict[str, HostArray]) -> None:
-        """`weights`: those of the Linears of the plan, by name, as the runner gets them."""
+    def __init__(
+        self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: Mapping[str, HostArray | QuantisedWeight]
+    ) -> None:
+        """`weights`: those of the Linears of the plan, by name, as the runner gets them for the host."""
         self.device = device
         self._cpu = cpu
         self._prefill_tokens = plan.prefill_tokens
@@ -143,32 +153,6 @@ class ModelledGroup:
         self._host.device.spend(self._host.launch_s + seconds, self._name)
 
 
-def _before_levels(
-    levels: Sequence[Sequence[LinearSpec]], step: StepShape, cpu: CpuRates, depth: int, rows: int
-) -> list[dict[str, float]]:
-    """What the host does alone before each level, in seconds by name."""
-    islands_s = cpu.island_s * step.islands / len(levels) * max(1.0, rows / ROWS_AN_ISLAND)
-    attended = _second_levels(levels)
-    layer_s = whole_attention_s(step, cpu, Workload(depth, rows)) / max(1, len(attended))
-    return [
-        {"islands": islands_s, "attention": layer_s} if number in attended else {"islands": islands_s}
-        for number in range(len(levels))
-    ]
-
-
-def _second_levels(levels: Sequence[Sequence[LinearSpec]]) -> set[int]:
-    """The levels that are the second of their layer: they read what attention wrote."""
-    seen: dict[str, int] = {}
-    second = set()
-    for number, level in enumerate(levels):
-        if level:
-            layer = level[0].layer
-            seen[layer] = seen.get(layer, 0) + 1
-            if seen[layer] == 2:
-                second.add(number)
-    return second
-
-
 def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """x by group and y by Linear."""
     x = {linear.group: np.zeros((rows, linear.in_features), np.float32) for linear in level}
@@ -176,11 +160,22 @@ def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArra
     return x, y
 
 
-def _untouched(linear: LinearSpec) -> HostArray:
-    """A weight on pages of its own that are never written to, and so never there."""
-    shape = (linear.in_features, linear.out_features)
-    dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)
-    nbytes = shape[0] * shape[1] * dtype.itemsize
+def _untouched(linear: LinearSpec, blocks: BlockFormat | None) -> HostArray | QuantisedWeight:
+    """A weight as it is stored, or in blocks, on pages that are never written to, and so never there."""
+    if blocks is None:
+        shape = (linear.in_features, linear.out_features)
+        dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)
+        return _pages(shape if linear.layout is Layout.KN else shape[::-1], dtype)
+    counts, zero_bytes = (linear.out_features, blocks.blocks(linear.in_features)), blocks.zero_bytes(linear.in_features)
+    packed = _pages((*counts, blocks.block * blocks.bits // 8), np.dtype(np.uint8))
+    scales = _pages(counts, blocks.scales.storage_dtype)
+    zeros = _pages((linear.out_features, zero_bytes), np.dtype(np.uint8)) if zero_bytes else None
+    return QuantisedWeight(packed, scales, zeros, blocks.format, linear.in_features)
+
+
+def _pages(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> HostArray:
+    """An array that shares no page with others."""
+    nbytes = prod(shape) * dtype.itemsize
     block = np.empty(nbytes + 2 * PAGESIZE, np.uint8)
     start = -block.ctypes.data % PAGESIZE
-    return block[start : start + nbytes].view(dtype).reshape(shape if linear.layout is Layout.KN else shape[::-1])
+    return block[start : start + nbytes].view(dtype).reshape(shape)

@@ -65,9 +65,9 @@ def run(plan: Plan, step: StepShape = FOUR_ISLANDS, **options: Any) -> ModelledR
 def test_a_step_worked_out_by_hand() -> None:
     """Half of q is resident; o is on the host."""
     made = run(make_plan([place(Q, 0.5, 0), place(OUT, 0, 0)], 4, 0, 0))
-    copy_in, copy_out = 100 + 1024 / 1000, 100 + 2 * 512 / 1000
-    gemm = 200 + (1024 + 128 * 1024 + 512) / 1000
-    q_device, q_host = copy_in + gemm + copy_out + 300, 100 + 131.072
+    fetch, copy_out = 100 + 2048 / 1000, 100 + 2 * 512 / 1000
+    multiply = 200 + 128 * 1024 / 1000
+    q_device, q_host = fetch + multiply + copy_out + 300, 100 + 131.072
     assert q_device > q_host
     attention, o_host = 1000.5, 100 + 262.144
     expected = 2000 + (2000 + q_device) + (2000 + attention + o_host)
@@ -96,14 +96,27 @@ def test_host_columns_are_read_as_they_are_kept_and_slower_beside_the_bus() -> N
 
 
 def test_a_step_bound_by_the_bus_takes_as_long_as_its_copies() -> None:
-    """Each of q and o is 4 pieces of 64 KiB; x is 1024 bytes and takes its turn. All else is nearly free."""
+    """Each of q and o is 4 pieces of 64 KiB; x waits for none of them. All else is nearly free."""
     assert PROFILE.gpu is not None
     gpu = replace(PROFILE.gpu, launch_s=0.0, vram_bytes_per_s=1e12, round_trip_s=0.0)
     profile = replace(PROFILE, cpu=replace(PROFILE.cpu, step_s=0.0), gpu=gpu)
     plan = make_plan([place(Q, 0, 1), place(OUT, 0, 1)], 4, 2, 1 << 16)
     made = run_modelled(plan, [["q"], ["o"]], NO_ISLANDS, profile, 0)
-    copies_s = (8 * (100 + 65.536) + 2 * (100 + 1.024)) * MICRO
+    copies_s = 8 * (100 + 65.536) * MICRO
     assert made.steady_step_s == pytest.approx(copies_s, rel=1e-3)
+
+
+def test_columns_in_blocks_cross_the_bus_as_they_are_kept() -> None:
+    """All of q is streamed in int8 blocks of 64, each with an fp16 scale; 9 rows wait for fp16 panels as well."""
+    column_bytes = 8 * (64 + 2)
+    plan = make_plan([replace(place(Q, 0, 1), host_format=WeightFormat.INT8)], 9, 1, 256 * column_bytes)
+    for rows, panels in ((1, 0), (9, 1)):
+        spans = run(plan, NO_ISLANDS, rows=(rows, rows)).spans
+        copies = [span for span in spans if span.track == "modelled weight copies"]
+        multiplied = [span for span in spans if span.name == f"gemm {rows}x512x256"]
+        assert copies[-1].duration_s == pytest.approx((100 + 256 * column_bytes / 1000) * MICRO)
+        expected = 200 + 256 * column_bytes / 1000 + panels * (200 + 2 * 262.144)
+        assert [span.duration_s for span in multiplied] == pytest.approx([expected * MICRO] * 2)
 
 
 def test_a_processor_alone() -> None:
