@@ -197,7 +197,7 @@ def test_unpinning_columns_in_use_is_found() -> None:
     runner._work.queue(step, {"q": np.ones((2, 32), np.float32)})
     runner._work.compute.synchronize()  # all pieces were used, and the ring has begun to copy the first ones again
     with pytest.raises(StreamOrderError, match="unpinning of"):
-        device.unpin(runner._work._pieces[True][0].pinned.base.view(np.uint8))
+        device.unpin(runner._work._pieces[True][0].pinned[0].base.view(np.uint8))
     runner.close()
 
 

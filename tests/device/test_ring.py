@@ -107,7 +107,7 @@ def test_an_aim_kept_goes_on_where_it_was(device: Any, monkeypatch: pytest.Monke
     stage.ring.aim(stage.pieces)
     assert copied == []
     stage.ring.release()
-    assert copied == [stage.pieces[2].pinned.ctypes.data]
+    assert copied == [stage.pieces[2].pinned[0].ctypes.data]
 
 
 def test_slots_are_given_back(device: Any) -> None:

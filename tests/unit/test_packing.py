@@ -71,7 +71,7 @@ def test_streamed_columns_lie_together_as_the_host_keeps_them() -> None:
 
 
 def test_scratch_holds_what_a_gemm_of_blocks_is_made_of() -> None:
-    """9 tokens of 200 features in blocks of 64: x as fp16, and a panel of 32 columns; 8: x as 4*64 int8 and 4 scales."""
+    """9 tokens of 200 features in blocks of 64: x as fp16 and a panel of 32 columns; 8: x as int8 and 4 scales."""
     q = blocks_linear("q", "g", 200, 32, BlockFormat(4, 64, WeightFormat.FP32, zeros=True))
     halves, panel = 15 * 256, 50 * 256
     assert working_memory([place(q, 1, 0)], 9).scratch_bytes == halves + panel
