@@ -14,6 +14,7 @@ import numpy as np
 from offload.devices.base import HostArray, aligned
 from offload.file_reads import byte_parts, is_mapped, read_bytes, run_parallel
 from offload.plan import LinearPlacement
+from offload.quantised import QuantisedWeight
 from offload.specs import Layout
 
 _READ_BYTES = 16 << 20
@@ -50,6 +51,29 @@ def read_into_ram(
         kept[placement.linear.name] = target.view(weight.dtype).reshape(weight.shape)
     run_parallel(jobs, on_bytes)
     return kept
+
+
+def quantised_into_ram(
+    weights: Mapping[str, QuantisedWeight], on_bytes: Callable[[int], None]
+) -> dict[str, QuantisedWeight]:
+    """Whole weights in blocks, in RAM; see `read_into_ram`."""
+    block = np.empty(sum(aligned(array.nbytes) for weight in weights.values() for array in weight.arrays), np.uint8)
+    jobs, position = [], 0
+
+    def moved(array: HostArray) -> HostArray:
+        nonlocal position
+        target = block[position : position + array.nbytes]
+        position += aligned(array.nbytes)
+        if is_mapped(array):
+            for start, stop in byte_parts(0, array.nbytes, _READ_BYTES):
+                jobs.append((partial(read_bytes, array, start, target[start:stop]), stop - start))
+        else:
+            jobs.append((partial(np.copyto, target, array.reshape(-1).view(np.uint8)), array.nbytes))
+        return target.view(array.dtype).reshape(array.shape)
+
+    found = {name: weight.with_arrays([moved(array) for array in weight.arrays]) for name, weight in weights.items()}
+    run_parallel(jobs, on_bytes)
+    return found
 
 
 def _host_bytes(placement: LinearPlacement, weight: HostArray) -> tuple[int, int]:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
-
 from offload.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.devices.base import Device, HostArray
 from offload.errors import DeviceUnavailableError
+from offload.file_reads import is_mapped
 from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
@@ -49,7 +48,8 @@ class _HostSide:
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
         """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
-        mapped = isinstance(self.weights[placement.linear.name], np.memmap)
+        weight = self.weights[placement.linear.name]
+        mapped = is_mapped(weight.packed if isinstance(weight, QuantisedWeight) else weight)
         return placement.tier is HostTier.FILE and mapped and len(placement.host) > 0
 
     @property
@@ -245,8 +245,7 @@ def _file_works(
     }
     if not groups:
         return {}
-    mapped = {name: weight for name, weight in host_side.weights.items() if isinstance(weight, np.memmap)}
-    files = FileTier(groups, mapped, host_side.given_backend, read_ahead_bytes)
+    files = FileTier(groups, host_side.weights, host_side.activations, host_side.given_backend, read_ahead_bytes)
     stack.callback(files.close)
     files.start()
     return {

@@ -67,7 +67,8 @@ class LinearSpec:
 
     `kind` is equal for the same projection of every layer ("q_proj"), `layer` is an opaque label, and Linears
     with the same `group` read the same input at the same moment. `weight_bytes` counts everything a multiply
-    has to read: the weight, and scales and zero points where there are any.
+    has to read: the weight, and scales and zero points where there are any. `own_kernel` says whether our kernels
+    multiply it on the CPU; others belong to whatever runs the rest of the model.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LinearSpec:
     layer: str
     group: str
     host_only_reason: str = ""  # not empty: why this Linear cannot leave the CPU
+    own_kernel: bool = True
 
     @property
     def column_bytes(self) -> float:

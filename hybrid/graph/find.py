@@ -110,8 +110,9 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
     weight = graph.initializers.get(node.inputs[1])
     if weight is None:
         return None
-    read = [graph.initializers[name] for name in node.inputs[1:] if name in graph.initializers]
+    read = [graph.initializers[name] for name in node.inputs[1:5] if name in graph.initializers]
     bits = int(node.attributes.get("bits", 4))
+    blocks = _stored_blocks(graph, node, bits)
     spec = LinearSpec(
         name=node.name or node.outputs[0],
         in_features=int(node.attributes["K"]),
@@ -123,9 +124,10 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
         layer="",
         group=f"{node.inputs[0]} {bits}-bit blocks of {node.attributes.get('block_size')}",
         host_only_reason=f"{bits}-bit blocks are multiplied on the CPU only",
+        own_kernel=blocks is not None,
     )
     bias = node.inputs[5] if len(node.inputs) > 5 else ""
-    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name, bias, _stored_blocks(graph, node, bits))
+    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name, bias, blocks)
 
 
 def _stored_blocks(graph: Graph, node: Node, bits: int) -> StoredBlocks | None:
@@ -172,6 +174,7 @@ def _linear(graph: Graph, node: Node, stored: _StoredWeight, transposed: bool, h
         layer="",
         group=f"{node.inputs[0]} {weight_format} {layout}",
         host_only_reason=host_only,
+        own_kernel=not host_only,
     )
     return Linear(spec, node, node.inputs[0], node.outputs[0], initializer.name)
 

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from hybrid.errors import UsageError
 from hybrid.graph.find import Linear
 from hybrid.graph.graph import ElementType, Graph
-from offload.devices.base import HostArray, aligned
-from offload.plan import LinearPlacement
+from offload.devices.base import HostArray
+from offload.host_memory import quantised_into_ram
+from offload.plan import HostTier, LinearPlacement
 from offload.quantised import Activations, QuantisedWeight
 from offload.specs import REQUANTISED_BLOCK, LinearSpec, WeightFormat
 
@@ -61,7 +60,9 @@ class HostQuantisation:
         linears = {linear.spec.name: linear for linear in outside}
         on_host = [placement for placement in placements if len(placement.host) and not placement.host_format.is_float]
         self._graph = graph
-        self._stored = [linears[p.linear.name] for p in on_host if linears[p.linear.name].blocks is not None]
+        stored = [p for p in on_host if linears[p.linear.name].blocks is not None]
+        self._stored = [linears[placement.linear.name] for placement in stored]
+        self._in_files = {placement.linear.name for placement in stored if placement.tier is HostTier.FILE}
         self._made = [placement for placement in on_host if placement.linear.format.is_float]
         self.activations: Mapping[str, Activations] = {
             placement.linear.name: asked or _activations(linears[placement.linear.name]) for placement in on_host
@@ -84,15 +85,14 @@ class HostQuantisation:
     def weights(
         self, floats: Mapping[str, HostArray], in_ram: bool, on_bytes: Callable[[int], None]
     ) -> dict[str, QuantisedWeight]:
-        """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`."""
-        sizes = [_nbytes(self._graph, linear) if in_ram else 0 for linear in self._stored]
-        memory, position, found = np.empty(sum(sizes), np.uint8), 0, {}
-        for linear, nbytes in zip(self._stored, sizes, strict=True):
-            weight = stored_weight(self._graph, linear)  # mapped no longer than it takes to copy it
-            if in_ram:
-                weight = _copied(weight, memory[position : position + nbytes], on_bytes)
-                position += nbytes
-            found[linear.spec.name] = weight
+        """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`.
+
+        Raises OffloadError for a file that has become shorter or cannot be read.
+        """
+        found = {linear.spec.name: stored_weight(self._graph, linear) for linear in self._stored}
+        if in_ram:
+            kept = {name: weight for name, weight in found.items() if name not in self._in_files}
+            found |= quantised_into_ram(kept, on_bytes)
         if self._made:
             from offload.requantise import requantise_into_ram
 
@@ -115,9 +115,7 @@ def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
     assert stored is not None
     n, blocks = linear.spec.out_features, -(-linear.spec.in_features // stored.block)
     arrays = {
-        name: np.asarray(graph.initializers[name].array())
-        for name in (linear.weight, stored.scales, stored.zero_points)
-        if name
+        name: graph.initializers[name].array() for name in (linear.weight, stored.scales, stored.zero_points) if name
     }
     zeros = arrays[stored.zero_points].reshape(n, -1) if stored.zero_points else None
     return QuantisedWeight(
@@ -132,27 +130,3 @@ def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
 def _activations(linear: Linear) -> Activations:
     is_exact = linear.blocks is not None and linear.blocks.accuracy_level != _ROUNDING_LEVEL
     return Activations.FLOAT if is_exact else Activations.INT8
-
-
-def _nbytes(graph: Graph, linear: Linear) -> int:
-    """Bytes of a copy of the weight of a MatMulNBits."""
-    assert linear.blocks is not None
-    names = linear.weight, linear.blocks.scales, linear.blocks.zero_points
-    return sum(aligned(graph.initializers[name].nbytes) for name in names if name)
-
-
-def _copied(weight: QuantisedWeight, memory: HostArray, on_bytes: Callable[[int], None]) -> QuantisedWeight:
-    """The same weight in memory of our own, which comes in huge pages."""
-    position = 0
-
-    def copied(array: HostArray) -> HostArray:
-        nonlocal position
-        copy = memory[position : position + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy[...] = array
-        position += aligned(array.nbytes)
-        on_bytes(array.nbytes)
-        return copy
-
-    packed, scales = copied(weight.packed), copied(weight.scales)
-    zeros = None if weight.zero_points is None else copied(weight.zero_points)
-    return QuantisedWeight(packed, scales, zeros, weight.format, weight.in_features)

@@ -27,7 +27,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     release = DiskRing.release
 
     def spoil_and_release(ring: DiskRing) -> None:
-        ring.array(ring._released % len(ring._parts))[:] = 0x7E  # NaN in fp16, and huge in the others
+        for array in ring.arrays(ring._released % len(ring._pieces)):
+            array[:] = 0x7E  # NaN in fp16, and huge in the others
         release(ring)
 
     monkeypatch.setattr(DiskRing, "release", spoil_and_release)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.config import DEMO_MODEL
+from offload.plan import HostTier
 from tests.engines import (
     PLACEMENTS,
     SHARED_MODELS,
@@ -15,6 +16,7 @@ from tests.engines import (
     Placement,
     engine_on_cpu,
     engine_on_simulated,
+    engine_with_files,
     greedy,
     open_settings,
     read_golden,
@@ -65,6 +67,24 @@ def test_the_cpu_alone(case: tuple[Path, Golden, float]) -> None:
         ids, first = greedy(engine, golden.prompt_ids, min(_TOKENS, len(golden.greedy_ids)))
     assert ids == golden.greedy_ids[: len(ids)]
     if "qdq" not in folder.name:  # multiplied exactly here; in ort.json with rounded activations
+        assert np.abs(first - golden.first_step_logits).max() < bound
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("piece_bytes", [8 << 20, 3000])
+def test_weights_read_from_the_file_at_every_step(
+    case: tuple[Path, Golden, float], every: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that can be, or every other one; whole, and piece by piece."""
+    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+    folder, golden, bound = case
+    opened = open_settings(folder)
+    with closing(engine_with_files(opened, every)) as engine:
+        in_files = [p.linear.name for p in engine.plan.placements if p.tier is HostTier.FILE]
+        ids, first = greedy(engine, golden.prompt_ids, min(_TOKENS, len(golden.greedy_ids)))
+    assert in_files == [linear.spec.name for linear in opened.linears[::every] if linear.spec.own_kernel]
+    assert ids == golden.greedy_ids[: len(ids)]
+    if "qdq" not in folder.name:
         assert np.abs(first - golden.first_step_logits).max() < bound
 
 
