@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hybrid.config import RunSettings
+from hybrid.graph.graph import FileRange
 from hybrid.runtime.loading import open_engine
+from hybrid.runtime.planning import open_for_run
 from offload.disk_stream import PIECE_BYTES, DiskRing, FilePart
 from offload.ram_tiers import file_bytes
 
@@ -47,7 +49,7 @@ class Reading:
 
 def measure(model: Path, ram: str, rounds: int, chunk_tokens: int) -> Reading:
     """Load under the cap, run one chunk, then rounds of the disk alone and a step."""
-    files = sorted(model.glob("*.safetensors"))
+    files = weight_files(model)
     drop_page_cache(files)
     started = time.perf_counter()
     with closing(open_engine(RunSettings(model=model, cuda="0", ram=ram))) as engine:
@@ -63,7 +65,7 @@ def measure(model: Path, ram: str, rounds: int, chunk_tokens: int) -> Reading:
         disk, steps = [], []
         for number in range(rounds):
             drop_page_cache(files)
-            disk.append(_disk_rate_alone(files, step_bytes))
+            disk.append(_disk_rate_alone(model, step_bytes))
             engine.decode(100 + number)  # the ring was full before the disk was measured: that step had a start
             drop_page_cache(files)
             started = time.perf_counter()
@@ -91,6 +93,14 @@ def measure(model: Path, ram: str, rounds: int, chunk_tokens: int) -> Reading:
         )
 
 
+def weight_files(model: Path) -> list[Path]:
+    """The files that the weights of a model folder lie in."""
+    initializers = open_for_run(RunSettings(model=model)).decoder.graph.initializers.values()
+    return sorted(
+        {initializer.source.path for initializer in initializers if isinstance(initializer.source, FileRange)}
+    )
+
+
 def drop_page_cache(files: Sequence[Path]) -> None:
     """Have the kernel forget what it has of the files."""
     for file in files:
@@ -106,7 +116,7 @@ def disk_rate(files: Sequence[Path], nbytes: int) -> float:
         for file in files
         for start in range(0, file.stat().st_size, PIECE_BYTES)
     ][: max(1, nbytes // PIECE_BYTES)]
-    ring = DiskRing(parts, _BUFFER_BYTES)
+    ring = DiskRing([[part] for part in parts], _BUFFER_BYTES)
     started = time.perf_counter()
     ring.start()
     for piece in range(len(parts)):
@@ -117,23 +127,23 @@ def disk_rate(files: Sequence[Path], nbytes: int) -> float:
     return sum(part.nbytes for part in parts) / elapsed_s
 
 
-def _disk_rate_alone(files: Sequence[Path], nbytes: int) -> float:
+def _disk_rate_alone(model: Path, nbytes: int) -> float:
     """As `disk_rate`, in a process of its own, whose buffer is not counted as the model's."""
-    command = [sys.executable, "-m", "bench.disk", "--rate", str(nbytes), "--model", str(files[0].parent)]
+    command = [sys.executable, "-m", "bench.disk", "--rate", str(nbytes), "--model", str(model)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     """Measure as the flags say and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder, as bench.models makes them")
+    parser.add_argument("--model", type=Path, required=True, help="a model folder")
     parser.add_argument("--ram", default="0.75", help="the cap; a third of the model or less")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--chunk", type=int, default=256, help="tokens of the prefill that is timed")
     parser.add_argument("--rate", type=int, metavar="BYTES", help="only read so many bytes and print the rate")
     flags = parser.parse_args()
     if flags.rate is not None:
-        print(disk_rate(sorted(flags.model.glob("*.safetensors")), flags.rate))
+        print(disk_rate(weight_files(flags.model), flags.rate))
     else:
         print(json.dumps(asdict(measure(flags.model, flags.ram, flags.rounds, flags.chunk))))
 

@@ -3,8 +3,9 @@
 Pieces are used in one fixed order, step after step, and weights do not depend on activations. So threads read
 ahead, round and round across steps, as far as the buffer reaches; the disk and the processor work at once.
 
-Every piece has one place in the buffer for good. Pieces lie there one after another, and again from the front when
-the end is reached; a piece may be read as soon as those that lie where it will lie have been let go.
+A piece is some parts of files that are read, used and let go together. Every piece has one place in the buffer for
+good. Pieces lie there one after another, and again from the front when the end is reached; a piece may be read as soon
+as those that lie where it will lie have been let go.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -76,26 +78,26 @@ def seats(span_bytes: Sequence[int], capacity_bytes: int) -> tuple[Seat, ...]:
 
 
 class DiskRing:
-    """A buffer that threads fill with `parts` of files, in order and round and round.
+    """A buffer that threads fill with `pieces` of files, in order and round and round.
 
-    Every piece goes: `acquire`, read `array(piece)`, `release`; from one thread.
+    Every piece goes: `acquire`, read `arrays(piece)`, `release`; from one thread.
     """
 
-    def __init__(self, parts: Sequence[FilePart], capacity_bytes: int) -> None:
-        """Allocate the buffer; `start` begins to read. Raises ValueError for a part that does not fit."""
-        self._parts = tuple(parts)
-        self._seats = seats([part.span_bytes for part in self._parts], capacity_bytes)
+    def __init__(self, pieces: Sequence[Sequence[FilePart]], capacity_bytes: int) -> None:
+        """Allocate the buffer; `start` begins to read. Raises ValueError for a piece that does not fit."""
+        self._pieces = tuple(pieces)
+        self._seats = seats([sum(part.span_bytes for part in piece) for piece in self._pieces], capacity_bytes)
         memory = np.empty(capacity_bytes + PAGE_BYTES, np.uint8)
         first = -memory.ctypes.data % PAGE_BYTES
         self._memory = memory[first : first + capacity_bytes]
-        # These count pieces since the start: piece number n is parts[n % len(parts)].
+        # These count pieces since the start: piece number n is pieces[n % len(pieces)].
         self._taken = 0
         self._released = 0
-        self._arrived = [-1] * len(self._parts)  # the last number of each piece that is there
+        self._arrived = [-1] * len(self._pieces)  # the last number of each piece that is there
         self._changed = threading.Condition()
         self._closed = False
         self._error = ""
-        readers = min(READERS, len(self._parts))
+        readers = min(READERS, len(self._pieces))
         self._threads = [threading.Thread(target=self._read, name="read-ahead", daemon=True) for _ in range(readers)]
 
     def start(self) -> None:
@@ -103,17 +105,20 @@ class DiskRing:
         for thread in self._threads:
             thread.start()
 
-    def array(self, piece: int) -> Bytes:
-        """Where the bytes of a piece are between `acquire` and `release`; always the same memory."""
-        start = self._seats[piece].offset_bytes + self._parts[piece].lead_bytes
-        return self._memory[start : start + self._parts[piece].nbytes]
+    def arrays(self, piece: int) -> list[Bytes]:
+        """Where the bytes of each part of a piece are between `acquire` and `release`; always the same memory."""
+        parts = self._pieces[piece]
+        return [
+            span[part.lead_bytes : part.lead_bytes + part.nbytes]
+            for part, span in zip(parts, self._spans(piece), strict=True)
+        ]
 
     def acquire(self, piece: int) -> None:
         """Wait until piece number `piece` is there. Pieces that come before it are let go unused.
 
         Raises OffloadError when it cannot be read, now and at every later call.
         """
-        while self._released % len(self._parts) != piece:
+        while self._released % len(self._pieces) != piece:
             self._wait_for(self._released)
             self.release()
         self._wait_for(self._released)
@@ -134,22 +139,28 @@ class DiskRing:
                 thread.join()
 
     def _wait_for(self, number: int) -> None:
-        piece = number % len(self._parts)
+        piece = number % len(self._pieces)
         with self._changed:
             self._changed.wait_for(lambda: self._arrived[piece] == number or self._error or self._closed)
             if self._arrived[piece] != number:
                 raise OffloadError(self._error or "the weights are no longer read: the model has been closed")
 
+    def _spans(self, piece: int) -> list[Bytes]:
+        """The whole pages that each part of a piece takes of the buffer."""
+        start = self._seats[piece].offset_bytes
+        ends = list(accumulate((part.span_bytes for part in self._pieces[piece]), initial=start))
+        return [self._memory[first:last] for first, last in pairwise(ends)]
+
     def _read(self) -> None:
         with _Files() as files:
             while (number := self._take()) is not None:
-                piece = number % len(self._parts)
-                part, start = self._parts[piece], self._seats[piece].offset_bytes
-                try:
-                    files.read(part, self._memory[start : start + part.span_bytes])
-                except (OffloadError, OSError) as error:
-                    self._fail(_message(part, error))
-                    return
+                piece = number % len(self._pieces)
+                for part, span in zip(self._pieces[piece], self._spans(piece), strict=True):
+                    try:
+                        files.read(part, span)
+                    except (OffloadError, OSError) as error:
+                        self._fail(_message(part, error))
+                        return
                 with self._changed:
                     self._arrived[piece] = number
                     self._changed.notify_all()
@@ -160,7 +171,7 @@ class DiskRing:
             number = self._taken
             self._taken += 1
             # The memory may be overwritten only when every piece that lay there has been let go.
-            needed = number - self._seats[number % len(self._parts)].behind + 1
+            needed = number - self._seats[number % len(self._pieces)].behind + 1
             self._changed.wait_for(lambda: self._released >= needed or self._error or self._closed)
             return None if self._error or self._closed else number
 

@@ -14,7 +14,8 @@ import numpy as np
 from offload.devices.base import HostArray, aligned
 from offload.file_reads import byte_parts, is_mapped, read_bytes, run_parallel
 from offload.plan import LinearPlacement
-from offload.specs import Layout
+from offload.quantised import QuantisedWeight
+from offload.specs import ColumnRange, Layout
 
 _READ_BYTES = 16 << 20
 
@@ -50,6 +51,35 @@ def read_into_ram(
         kept[placement.linear.name] = target.view(weight.dtype).reshape(weight.shape)
     run_parallel(jobs, on_bytes)
     return kept
+
+
+def quantised_into_ram(
+    weights: Mapping[str, QuantisedWeight], columns: Mapping[str, ColumnRange], on_bytes: Callable[[int], None]
+) -> dict[str, QuantisedWeight]:
+    """Weights in blocks in RAM: those of which there are `columns`, and of each only these; see `read_into_ram`."""
+    arrays = [array for name in columns for array in weights[name].arrays]
+    block = np.empty(sum(aligned(array.nbytes) for array in arrays), np.uint8)
+    jobs, position = [], 0
+
+    def moved(array: HostArray, part: ColumnRange) -> HostArray:
+        nonlocal position
+        target = block[position : position + array.nbytes]
+        position += aligned(array.nbytes)
+        row_bytes = array.nbytes // len(array)
+        if is_mapped(array):
+            for start, stop in byte_parts(part.start * row_bytes, part.stop * row_bytes, _READ_BYTES):
+                jobs.append((partial(read_bytes, array, start, target[start:stop]), stop - start))
+        else:
+            kept = target.view(array.dtype).reshape(array.shape)[part.start : part.stop]
+            jobs.append((partial(np.copyto, kept, array[part.start : part.stop]), kept.nbytes))
+        return target.view(array.dtype).reshape(array.shape)
+
+    found = {}
+    for name, part in columns.items():
+        weight = weights[name]
+        found[name] = weight.with_arrays([moved(array, part) for array in weight.arrays])
+    run_parallel(jobs, on_bytes)
+    return found
 
 
 def _host_bytes(placement: LinearPlacement, weight: HostArray) -> tuple[int, int]:

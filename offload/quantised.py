@@ -1,5 +1,6 @@
 """Weights in blocks of int8 or int4, as ONNX's MatMulNBits stores them and as we quantise on load."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,9 +42,8 @@ class QuantisedWeight:
         zeros, shape = self.zero_points, (self.out_features, -(-self.blocks * self.bits // 8))
         if zeros is not None and (zeros.dtype != np.uint8 or zeros.shape != shape):
             raise ValueError(f"zero points must be uint8 {list(shape)}, not {zeros.dtype}{list(zeros.shape)}")
-        arrays = {"packed weights": self.packed, "scales": self.scales, "zero points": zeros}
-        for name, array in arrays.items():
-            if array is not None and not array.flags.c_contiguous:
+        for name, array in zip(("packed weights", "scales", "zero points"), self.arrays, strict=False):
+            if not array.flags.c_contiguous:
                 raise ValueError(f"{name} must be C-contiguous, not strided by {list(array.strides)} bytes")
 
     @property
@@ -78,22 +78,25 @@ class QuantisedWeight:
         return self.out_features, self.in_features
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of weights, scales and zero points."""
-        zeros = 0 if self.zero_points is None else self.zero_points.nbytes
-        return self.packed.nbytes + self.scales.nbytes + zeros
+    def arrays(self) -> tuple[HostArray, ...]:
+        """Weights, scales and zero points, where there are any; a row of each for every column."""
+        return (self.packed, self.scales) if self.zero_points is None else (self.packed, self.scales, self.zero_points)
+
+    def with_arrays(self, arrays: Sequence[HostArray]) -> "QuantisedWeight":
+        """The same columns, or others of that kind, in other `arrays`."""
+        packed, scales, *zeros = arrays
+        return QuantisedWeight(packed, scales, zeros[0] if zeros else None, self.format, self.in_features)
 
     @property
-    def arrays(self) -> tuple[HostArray, ...]:
-        """Weights, scales, and zero points where there are any."""
-        return (self.packed, self.scales) if self.zero_points is None else (self.packed, self.scales, self.zero_points)
+    def nbytes(self) -> int:
+        """Bytes of weights, scales and zero points."""
+        return sum(array.nbytes for array in self.arrays)
 
     def columns(self, start: int, stop: int) -> "QuantisedWeight":
         """Output columns `start <= n < stop`, without a copy. Raises ValueError for a range that is not there."""
         if not 0 <= start < stop <= self.out_features:
             raise ValueError(f"columns {start}:{stop} are not among {self.out_features}")
-        zeros = None if self.zero_points is None else self.zero_points[start:stop]
-        return QuantisedWeight(self.packed[start:stop], self.scales[start:stop], zeros, self.format, self.in_features)
+        return self.with_arrays([array[start:stop] for array in self.arrays])
 
 
 _BITS = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}

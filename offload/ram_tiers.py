@@ -11,6 +11,7 @@ from offload.units import format_bytes
 
 HOST_WEIGHTS, READ_AHEAD = "host weights", "read-ahead buffers"
 _RING_PIECES = 8  # one being multiplied, four being read, the others there for when the processor is ahead
+_BLOCK_PARTS = 3  # weights in blocks, their scales and their zero points lie in three places
 
 
 def host_ram_bytes(placement: LinearPlacement) -> int:
@@ -35,25 +36,20 @@ def keep_in_ram(
     What is not host columns takes `fixed_bytes`, by name; without a budget everything fits.
 
     The Linears are spread evenly over the running order, so that reading and multiplying take turns everywhere;
-    none of them could go back to RAM. Those that cannot be read ahead (`can_be_read_ahead`) stay in RAM even where
-    they do not fit. FILE Linears keep the format of the file.
+    none of them could go back to RAM. Those that our kernels do not multiply stay in RAM even where they do not fit.
+    FILE Linears keep the format of the file.
     """
     sizes = [host_ram_bytes(placement) for placement in placements]
     over = 0 if budget_bytes is None else sum(sizes) + sum(fixed_bytes.values()) - budget_bytes
     if over <= 0:
         return tuple(placements)
-    movable = [number for number, p in enumerate(placements) if sizes[number] and can_be_read_ahead(p)]
+    movable = [number for number, p in enumerate(placements) if sizes[number] and not p.linear.host_only_reason]
     excess = over + _ring_bytes([placements[number] for number in movable])
     chosen = _minimal(_spread(movable, sizes, excess), sizes, excess)
     return tuple(
         replace(p, tier=HostTier.FILE, host_format=p.linear.format, prefill_stop=0) if number in chosen else p
         for number, p in enumerate(placements)
     )
-
-
-def can_be_read_ahead(placement: LinearPlacement) -> bool:
-    """Whether its stored bytes are multiplied as they are: quantised ones are repacked by what multiplies them."""
-    return placement.linear.format.is_float and not placement.linear.host_only_reason
 
 
 def ram_bytes(placements: Sequence[LinearPlacement], fixed_bytes: Mapping[str, int]) -> dict[str, int]:
@@ -100,16 +96,13 @@ def _ring_bytes(placements: Sequence[LinearPlacement]) -> int:
     largest = whole = 0
     for placement in placements:
         linear = placement.linear
-        row_elements = linear.in_features if linear.layout is Layout.NK else linear.out_features
-        most = max(PIECE_BYTES, row_elements * linear.format.itemsize_bytes)
+        rows = linear.out_features if linear.layout is Layout.NK else linear.in_features
+        most = max(PIECE_BYTES, -(-linear.weight_bytes // rows))
         pieces = -(-linear.weight_bytes // (most // 2))  # split evenly, at most twice as many as there must be
-        largest = max(largest, _pages(most) + 2 * PAGE_BYTES)
-        whole += _pages(linear.weight_bytes) + pieces * 2 * PAGE_BYTES
+        around = 2 * PAGE_BYTES * (1 if linear.format.is_float else _BLOCK_PARTS)
+        largest = max(largest, most + around)
+        whole += linear.weight_bytes + pieces * around
     return min(_RING_PIECES * largest, whole)
-
-
-def _pages(nbytes: int) -> int:
-    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def _spread(movable: Sequence[int], sizes: Sequence[int], excess: int) -> list[int]:

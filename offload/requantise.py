@@ -1,20 +1,22 @@
 """Float weights quantised on load: symmetric blocks of 64 with fp16 scales, in RAM of our own."""
 
-import mmap
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from offload.devices.base import HostArray, aligned
-from offload.file_reads import byte_parts
+from offload.file_reads import byte_parts, is_mapped, read_bytes, run_parallel
 from offload.kernels import host, host_jobs, requantise_loops
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.specs import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 
 _KERNELS = {Layout.NK: requantise_loops.requantise_nk, Layout.KN: requantise_loops.requantise_kn}
-_PART_BYTES = 64 << 20  # after so many, progress is told
+_PART_BYTES = 16 << 20  # what is read of a mapped weight at once
+_READ_BYTES = 4 << 20  # by one thread
 
 
 def requantise_into_ram(
@@ -22,9 +24,10 @@ def requantise_into_ram(
 ) -> dict[str, QuantisedWeight]:
     """The host columns of `placements` in their `host_format`, int8 or int4, by the names of their Linears.
 
-    `weights` are whole, [N, K] or [K, N]; they are read where they lie, and nothing else is held of them. What a
-    result has of other columns is undefined, and takes no memory. `on_bytes` is called with the bytes of every part
-    that was read. int8: scale = largest magnitude / 127. int4: as ggml's Q4_0 with a fitted scale.
+    `weights` are whole, [N, K] or [K, N]; of those in mapped files 16 MiB are held at a time, or a block of K where
+    that is more, past the mapping. What a result has of other columns is undefined, and takes no memory. `on_bytes` is
+    called with the bytes of every part. int8: scale = largest magnitude / 127. int4: as ggml's Q4_0 with a fitted
+    scale. Raises OffloadError for a file that has become shorter or cannot be read.
     """
     chosen = list(placements)
     sizes = [_sizes(placement) for placement in chosen]
@@ -63,21 +66,52 @@ def requantise(
     into: QuantisedWeight,
     on_bytes: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Write some columns of a whole float weight into `into`, which has as many and is symmetric with fp16 scales."""
+    """Write some columns of a whole float weight into `into`, which has as many and is symmetric with fp16 scales.
+
+    Of a mapped file, 16 MiB are held at a time, or a block of K where that is more, past the mapping. Raises
+    OffloadError for a file that has become shorter or cannot be read.
+    """
+    is_nk = linear.layout is Layout.NK
     kernel = _kernel(linear.format, linear.layout, into.format)
     job, threads = host.kernel_address(host_jobs.requantise), numba.get_num_threads()
-    distance = weight.strides[0] // weight.itemsize
-    column_bytes = linear.in_features * weight.itemsize
-    # The kernel counts the columns of both from those of the weight.
-    packed, scales = (_address(array) - columns.start * array.strides[0] for array in (into.packed, into.scales))
-    for start, stop in byte_parts(columns.start, columns.stop, max(1, _PART_BYTES // column_bytes)):
-        words = [kernel, _address(weight), distance, linear.in_features, start, stop, packed, scales]
-        task = np.array(words, np.int64)
+    rows = columns if is_nk else ColumnRange(0, linear.in_features)
+    step = _rows_a_part(weight, linear.layout)
+    buffer = np.empty(min(step, len(rows)) * (weight.nbytes // len(weight)) if is_mapped(weight) else 0, np.uint8)
+    packed, scales = _address(into.packed), _address(into.scales)
+    if not is_nk:  # the kernel counts the columns of both from those of the weight
+        packed -= columns.start * into.packed.strides[0]
+        scales -= columns.start * into.scales.strides[0]
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        part = _rows(weight, start, stop, buffer)
+        if is_nk:  # columns from `start` on
+            k, first, last, written = linear.in_features, 0, stop - start, (start - columns.start) * into.blocks
+        else:  # all columns, and of each the blocks from `start` on
+            k, first, last, written = stop - start, columns.start, columns.stop, start // REQUANTISED_BLOCK
+        target = packed + written * into.packed.strides[1], scales + written * into.scales.itemsize
+        ld = part.strides[0] // part.itemsize
+        task = np.array([kernel, _address(part), ld, k, into.blocks, first, last, *target], np.int64)
         host.launcher()(job, task.ctypes.data, threads)
-        on_bytes((stop - start) * column_bytes)
-    if isinstance(weight.base, mmap.mmap):
-        # What was read of a mapped file stays in the page cache, and no longer counts as this process's.
-        weight.base.madvise(mmap.MADV_DONTNEED)
+        on_bytes(k * (last - first) * weight.itemsize)
+
+
+def _rows_a_part(weight: HostArray, layout: Layout) -> int:
+    """Rows of a stored weight that are held at once; whole blocks of K where they are K."""
+    unit = 1 if layout is Layout.NK else REQUANTISED_BLOCK
+    return max(1, _PART_BYTES * len(weight) // weight.nbytes // unit) * unit
+
+
+def _rows(weight: HostArray, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> HostArray:
+    """Rows of a stored weight, read into `buffer` where they lie in a file: mapped pages would count as ours."""
+    if not is_mapped(weight):
+        return weight[start:stop]
+    row_bytes = weight.nbytes // len(weight)
+    part = buffer[: (stop - start) * row_bytes]
+    run_parallel(
+        (partial(read_bytes, weight, start * row_bytes + first, part[first:last]), last - first)
+        for first, last in byte_parts(0, part.nbytes, _READ_BYTES)
+    )
+    return part.view(weight.dtype).reshape(stop - start, -1)
 
 
 def _sizes(placement: LinearPlacement) -> tuple[int, int]:

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
-
 from offload.column_reads import HostWeight
 from offload.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.devices.base import Device
 from offload.errors import DeviceUnavailableError
+from offload.file_reads import is_mapped
 from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
 from offload.plan import HostTier, LinearPlacement, Plan
+from offload.quantised import QuantisedWeight
 from offload.specs import Layout
 from offload.telemetry import Operator, Timeline, span
 
@@ -50,7 +50,8 @@ class _HostSide:
         """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
         if placement.tier is not HostTier.FILE or not len(placement.host):
             return False
-        return isinstance(self.weights[placement.linear.name], np.memmap)
+        weight = self.weights[placement.linear.name]
+        return is_mapped(weight.packed if isinstance(weight, QuantisedWeight) else weight)
 
     @property
     def given_backend(self) -> HostBackend:
@@ -244,8 +245,7 @@ def _file_works(
     }
     if not groups:
         return {}
-    mapped = {name: weight for name, weight in host_side.weights.items() if isinstance(weight, np.memmap)}
-    files = FileTier(groups, mapped, host_side.given_backend, read_ahead_bytes)
+    files = FileTier(groups, host_side.weights, host_side.given_backend, read_ahead_bytes)
     stack.callback(files.close)
     files.start()
     return {

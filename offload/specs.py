@@ -120,8 +120,8 @@ class LinearSpec:
 
     `kind` is equal for the same projection of every layer ("q_proj"), `layer` is an opaque label, and Linears
     with the same `group` read the same input at the same moment. `weight_bytes` counts everything a multiply
-    has to read: the weight, and scales and zero points where there are any. `blocks` says how a weight in blocks is
-    stored, where our kernels can multiply it; `activations` what x is rounded to where it meets blocks, be they stored
+    has to read: the weight, and scales and zero points where there are any. Where our kernels can multiply a weight in
+    blocks, `blocks` says how it is stored. `activations` is what x is rounded to where it meets blocks, be they stored
     or made on load.
     """
 

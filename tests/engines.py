@@ -18,7 +18,8 @@ from hybrid.runtime.target import choose_target, look_in_profile
 from offload.devices.base import Device
 from offload.devices.simulated import SimulatedDevice
 from offload.placing import PlanRequest, Shares, place
-from offload.plan import Plan
+from offload.plan import HostTier, Plan
+from offload.ram_tiers import READ_AHEAD, ram_bytes
 from offload.recovery import ShrinkingPlan
 from offload.specs import LinearSpec
 from offload.telemetry import Timeline
@@ -77,6 +78,22 @@ def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
     plans = ShrinkingPlan(plan_request(opened, target, {}))
     outside: list[Linear] = [] if whole else linears_outside(opened.linears, plans.plan)
     return load(opened, plans, outside, None, threads=2)
+
+
+def engine_with_files(opened: OpenedModel, every: int) -> Engine:
+    """As `engine_on_cpu`, with every so manyth Linear read from its file at every step, where it can be."""
+
+    def planner(request: PlanRequest) -> Plan:
+        plan = place(replace(request, ram_budget_bytes=0), lambda linear: Shares())
+        placements = tuple(
+            placement if number % every == 0 else replace(placement, tier=HostTier.RAM)
+            for number, placement in enumerate(plan.placements)
+        )
+        return replace(plan, placements=placements, read_ahead_bytes=ram_bytes(placements, {})[READ_AHEAD])
+
+    target = choose_target(RunSettings(cuda="0"), look_in_profile)
+    plans = ShrinkingPlan(plan_request(opened, target, {}), planner)
+    return load(opened, plans, linears_outside(opened.linears, plans.plan), None, threads=2)
 
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement, in_files: bool = False) -> Engine:

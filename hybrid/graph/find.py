@@ -105,7 +105,7 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
     weight = graph.initializers.get(node.inputs[1])
     if weight is None:
         return None
-    read = [graph.initializers[name] for name in node.inputs[1:4] if name in graph.initializers]
+    read = [graph.initializers[name] for name in node.inputs[1:5] if name in graph.initializers]
     bits, in_features = int(node.attributes.get("bits", 4)), int(node.attributes["K"])
     blocks = _stored_blocks(graph, node, bits)
     rounds = int(node.attributes.get("accuracy_level", 0)) == _ROUNDING_LEVEL

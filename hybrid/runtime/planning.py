@@ -184,18 +184,21 @@ def _other_weight_bytes(opened: OpenedModel) -> int:
     """Embeddings, norms and tables: every initializer that is not a Linear's weight.
 
     Of tables that rows are looked up in, a step touches a few pages for each token, and gives them up afterwards.
-    That is where they are mapped by us, in an island without a matmul: in models of half weights.
+    That is where they are mapped by us, in an island without a matmul: where all Linears run outside onnxruntime.
     """
     graph = opened.decoder.graph
     linear_weights = {linear.weight for linear in opened.linears}
     for linear in opened.linears:
         if linear.blocks is not None:
             linear_weights |= {linear.blocks.scales, linear.blocks.zero_points}
-    halves = all(linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16) for linear in opened.linears)
+    outside = all(
+        linear.blocks is not None or linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16)
+        for linear in opened.linears
+    )
     total = 0
     for name, initializer in graph.initializers.items():
         readers = graph.consumers.get(name, [])
-        if halves and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):
+        if outside and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):
             row_bytes = initializer.nbytes // initializer.shape[0] if initializer.shape else 0
             total += min(initializer.nbytes, CHUNK_TOKENS * (row_bytes + _FAULT_BYTES))
         elif name not in linear_weights:

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from hybrid.errors import UsageError
 from hybrid.graph.find import Linear
 from hybrid.graph.graph import Graph
-from offload.devices.base import HostArray, aligned
-from offload.plan import LinearPlacement
+from offload.devices.base import HostArray
+from offload.host_memory import quantised_into_ram
+from offload.plan import HostTier, LinearPlacement
 from offload.quantised import QuantisedWeight
-from offload.specs import REQUANTISED_BLOCK, Activations, ColumnRange, LinearSpec, WeightFormat
+from offload.specs import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
 
 if TYPE_CHECKING:
     from offload.host_backend import NumbaBackend
@@ -88,15 +87,14 @@ class HostQuantisation:
     def weights(
         self, floats: Mapping[str, HostArray], in_ram: bool, on_bytes: Callable[[int], None]
     ) -> dict[str, QuantisedWeight]:
-        """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`."""
-        sizes = [_nbytes(self._graph, linear) if in_ram else 0 for _, linear in self._stored]
-        memory, position, found = np.empty(sum(sizes), np.uint8), 0, {}
-        for (placement, linear), nbytes in zip(self._stored, sizes, strict=True):
-            weight = stored_weight(self._graph, linear)  # mapped no longer than it takes to copy it
-            if in_ram:
-                weight = _copied(weight, placement.host, memory[position : position + nbytes], on_bytes)
-                position += nbytes
-            found[linear.spec.name] = weight
+        """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`.
+
+        Raises OffloadError for a file that has become shorter or cannot be read.
+        """
+        found = {linear.spec.name: stored_weight(self._graph, linear) for _, linear in self._stored}
+        if in_ram:
+            columns = {p.linear.name: p.host for p, _ in self._stored if p.tier is HostTier.RAM}
+            found |= quantised_into_ram(found, columns, on_bytes)
         if self._made:
             from offload.requantise import requantise_into_ram
 
@@ -111,9 +109,7 @@ def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
     assert blocked is not None
     n, blocks = linear.spec.out_features, blocked.blocks(linear.spec.in_features)
     arrays = {
-        name: np.asarray(graph.initializers[name].array())
-        for name in (linear.weight, stored.scales, stored.zero_points)
-        if name
+        name: graph.initializers[name].array() for name in (linear.weight, stored.scales, stored.zero_points) if name
     }
     zeros = arrays[stored.zero_points].reshape(n, -1) if stored.zero_points else None
     return QuantisedWeight(
@@ -123,30 +119,3 @@ def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
         linear.spec.format,
         linear.spec.in_features,
     )
-
-
-def _nbytes(graph: Graph, linear: Linear) -> int:
-    """Bytes of a copy of the weight of a MatMulNBits."""
-    assert linear.blocks is not None
-    names = linear.weight, linear.blocks.scales, linear.blocks.zero_points
-    return sum(aligned(graph.initializers[name].nbytes) for name in names if name)
-
-
-def _copied(
-    weight: QuantisedWeight, columns: ColumnRange, memory: HostArray, on_bytes: Callable[[int], None]
-) -> QuantisedWeight:
-    """Some columns of a weight in memory of our own, which comes in huge pages; others are not there."""
-    position = 0
-
-    def copied(array: HostArray) -> HostArray:
-        nonlocal position
-        copy = memory[position : position + array.nbytes].view(array.dtype).reshape(array.shape)
-        part = slice(columns.start, columns.stop)
-        copy[part] = array[part]
-        position += aligned(array.nbytes)
-        on_bytes(copy[part].nbytes)
-        return copy
-
-    packed, scales = copied(weight.packed), copied(weight.scales)
-    zeros = None if weight.zero_points is None else copied(weight.zero_points)
-    return QuantisedWeight(packed, scales, zeros, weight.format, weight.in_features)

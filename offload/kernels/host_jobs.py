@@ -160,10 +160,10 @@ def blocks(task: Any, thread: int, threads: int) -> None:
 
 
 def requantise(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of the columns. Task: kernel, weight, ld, k, start, stop, packed, scales."""
-    start, count = task[4], task[5] - task[4]
+    """This thread's share of the columns. Task: kernel, weight, ld, k, blocks, start, stop, packed, scales."""
+    start, count = task[5], task[6] - task[5]
     first, last = start + count * thread // threads, start + count * (thread + 1) // threads
-    call(task[0], (task[1], task[2], task[3], first, last, task[6], task[7]))
+    call(task[0], (task[1], task[2], task[3], task[4], first, last, task[7], task[8]))
 
 
 def round_off(task: Any, thread: int, threads: int) -> None:

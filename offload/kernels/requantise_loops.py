@@ -156,30 +156,32 @@ def clear(typing: Any, target: Any, index: Any) -> Any:
     return types.void(target, int64), generate
 
 
-def requantise_nk(w: Any, ld: int, k: int, first: int, last: int, packed: Any, scales: Any) -> None:
-    """Columns first <= n < last of W stored [N, K], `ld` elements from one stored row to the next."""
-    block = block_of(packed)
-    blocks, rest = (k + block - 1) // block, copies(packed)
+def requantise_nk(w: Any, ld: int, k: int, blocks: int, first: int, last: int, packed: Any, scales: Any) -> None:
+    """Columns first <= n < last of W stored [N, K], `ld` elements from one stored row to the next.
+
+    The result has so many `blocks` a column, of which those of k are written.
+    """
+    block, rest = block_of(packed), copies(packed)
     for n in range(first, last):
         for b in range(k // block):
             quantise_block(at(w, n * ld + b * block), packed, scales, n * blocks + b)
-        if blocks * block > k:
+        if k % block:
             start = k // block * block
             for i in range(block):
                 if start + i < k:
                     copy_element(rest, i, w, n * ld + start + i)
                 else:
                     clear(rest, i)
-            quantise_block(rest, packed, scales, n * blocks + blocks - 1)
+            quantise_block(rest, packed, scales, n * blocks + k // block)
 
 
-def requantise_kn(w: Any, ld: int, k: int, first: int, last: int, packed: Any, scales: Any) -> None:
+def requantise_kn(w: Any, ld: int, k: int, blocks: int, first: int, last: int, packed: Any, scales: Any) -> None:
     """The same for W stored [K, N]: blocks of some columns are turned first."""
     block = block_of(packed)
-    blocks, turned = (k + block - 1) // block, copies(packed)
+    written, turned = (k + block - 1) // block, copies(packed)
     for n in range(first, last, _TURNED):
         columns = min(_TURNED, last - n)
-        for b in range(blocks):
+        for b in range(written):
             for i in range(block):
                 for c in range(columns):
                     if b * block + i < k:
@@ -190,5 +192,5 @@ def requantise_kn(w: Any, ld: int, k: int, first: int, last: int, packed: Any, s
                 quantise_block(at(turned, c * block), packed, scales, (n + c) * blocks + b)
 
 
-_WHOLE = (q.STORED, int64, int64, int64, int64, q.BLOCKED, Pointer(int16))
+_WHOLE = (q.STORED, int64, int64, int64, int64, int64, q.BLOCKED, Pointer(int16))
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {requantise_nk: _WHOLE, requantise_kn: _WHOLE}

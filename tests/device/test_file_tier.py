@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ import pytest
 from offload.devices.base import HostArray
 from offload.disk_stream import PAGE_BYTES, DiskRing
 from offload.errors import OffloadError
+from offload.file_tier import FileTier
+from offload.host_backend import HostColumns, NumbaBackend
 from offload.plan import HostTier, LinearPlacement
+from offload.quantised import QuantisedWeight
+from offload.ram_tiers import READ_AHEAD, ram_bytes
 from offload.runner import LinearRunner
-from offload.specs import Layout
-from tests.device.support import NumpyHost, in_one_block, make_plan, place
+from offload.specs import Activations, ColumnRange, Layout, WeightFormat
+from tests.device.support import NumpyHost, blocks_linear, in_one_block, make_plan, place
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
+from tests.quantised import random_weight
 
 _FILE_HEADER_BYTES = 1021  # odd, so that no element is aligned
 
@@ -27,7 +33,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     release = DiskRing.release
 
     def spoil_and_release(ring: DiskRing) -> None:
-        ring.array(ring._released % len(ring._parts))[:] = 0x7E  # NaN in fp16, and huge in the others
+        for array in ring.arrays(ring._released % len(ring._pieces)):
+            array[:] = 0x7E  # NaN in fp16, and huge in the others
         release(ring)
 
     monkeypatch.setattr(DiskRing, "release", spoil_and_release)
@@ -132,3 +139,77 @@ def test_a_step_fails_when_the_file_shrinks_and_so_does_the_next(device: Any, tm
         with pytest.raises(OffloadError, match="has become shorter"):
             run_steps(model, runner)
     runner.close()
+
+
+def blocks_in_a_file(weight: QuantisedWeight, path: Path, scales_in_ram: bool = False) -> QuantisedWeight:
+    """The same weight with its arrays mapped from one file, in another order than they are used in."""
+    mapped: list[HostArray] = []
+    with path.open("wb") as file:
+        file.write(bytes(_FILE_HEADER_BYTES))
+        for array in reversed(weight.arrays):
+            offset = file.tell()
+            file.write(array.tobytes())
+            file.flush()
+            mapped.append(np.memmap(path, array.dtype, "r", offset, array.shape))
+    return weight.with_arrays([mapped[-1], *(weight.arrays[1:] if scales_in_ram else mapped[-2::-1])])
+
+
+def placed_blocks(
+    weight: QuantisedWeight, host_start: int = 0, activations: Activations = Activations.FLOAT
+) -> LinearPlacement:
+    n = weight.out_features
+    spec = blocks_linear("w", "w", weight.in_features, n, weight.blocked, activations)
+    ranges = ColumnRange(0, host_start), ColumnRange(host_start, host_start), ColumnRange(host_start, n)
+    return LinearPlacement(spec, *ranges, "test", weight.format, HostTier.FILE)
+
+
+@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize(("weight_format", "block"), [(WeightFormat.INT8, 16), (WeightFormat.INT4, 32)])
+def test_blocks_are_multiplied_as_in_ram(
+    weight_format: WeightFormat,
+    block: int,
+    zero_points: bool,
+    activations: Activations,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the bit: whole and in several pieces, of all columns and of the last, for steps of several sizes in turns."""
+    weight = random_weight(207, 100, weight_format, block, np.float16, zero_points)
+    backend = NumbaBackend(2)
+    for piece_bytes, host_start, scales_in_ram in ((1 << 20, 0, False), (1500, 16, False), (1500, 0, True)):
+        monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+        placement = placed_blocks(weight, host_start, activations)
+        mapped = blocks_in_a_file(weight, tmp_path / "weights", scales_in_ram)
+        in_ram = backend.group([HostColumns(weight, weight_format, Layout.NK, host_start, 207, activations)])
+        files = FileTier({"w": [placement]}, {"w": mapped}, backend, 12 * PAGE_BYTES)
+        with closing(files):
+            files.start()
+            for rows in (1, 1, 5, 30, 1):
+                x = np.random.default_rng(rows).standard_normal((rows, 100), np.float32)
+                y, expected = (np.full((rows, 207), np.nan, np.float32) for _ in range(2))
+                files.groups["w"].multiply(x, [y])
+                in_ram.multiply(x, [expected])
+                np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(300_000, 2048), (9_000, 16), (5, 1 << 25), (3, 320)])
+def test_the_planned_buffer_holds_several_pieces_of_blocks(
+    n: int, k: int, zero_points: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or all of them. No piece is read here, so nothing lies in the file."""
+    offset, arrays = 1001, []
+    for dtype, shape in (np.uint8, (n, k // 16, 8)), (np.float32, (n, k // 16)), (np.uint8, (n, -(-k // 32))):
+        nbytes = np.dtype(dtype).itemsize * int(np.prod(shape))
+        with (tmp_path / "weights").open("ab") as file:
+            file.truncate(offset + nbytes)
+        arrays.append(np.memmap(tmp_path / "weights", dtype, "r", offset, shape))
+        offset += nbytes
+    weight = QuantisedWeight(arrays[0], arrays[1], arrays[2] if zero_points else None, WeightFormat.INT4, k)
+    placement = placed_blocks(weight)
+    asked: list[tuple[list[int], int]] = []
+    monkeypatch.setattr("offload.disk_stream.seats", lambda spans, capacity: asked.append((spans, capacity)))
+    FileTier({"w": [placement]}, {"w": weight}, NumbaBackend(2), ram_bytes([placement], {})[READ_AHEAD])
+    ((spans, capacity_bytes),) = asked
+    assert 8 * max(spans) <= capacity_bytes or sum(spans) <= capacity_bytes

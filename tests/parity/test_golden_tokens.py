@@ -9,6 +9,7 @@ import pytest
 
 from hybrid.config import DEMO_MODEL
 from offload.devices.scratch import MAX_ROWS
+from offload.plan import HostTier
 from tests.engines import (
     PLACEMENTS,
     SHARED_MODELS,
@@ -16,6 +17,7 @@ from tests.engines import (
     Placement,
     engine_on_cpu,
     engine_on_simulated,
+    engine_with_files,
     greedy,
     open_settings,
     read_golden,
@@ -23,6 +25,7 @@ from tests.engines import (
 
 DEMO_GOLDEN = Path(__file__).parents[1] / "data" / "demo_golden.json"
 _TOKENS = 40
+_FEW_TOKENS = 12
 
 # Bounds on the largest error of a first-step logit, by what the model computes with. fp32: another order of
 # summation. fp16: activations rounded between operators, or on their way to the device, 2**-11 each time.
@@ -66,6 +69,23 @@ def test_the_cpu_alone(case: tuple[Path, Golden, float]) -> None:
         ids, first = greedy(engine, golden.prompt_ids, min(_TOKENS, len(golden.greedy_ids)))
     assert ids == golden.greedy_ids[: len(ids)]
     if "qdq" not in folder.name:  # multiplied exactly here; in ort.json with rounded activations
+        assert np.abs(first - golden.first_step_logits).max() < bound
+
+
+@pytest.mark.parametrize(("every", "piece_bytes"), [(1, 8 << 20), (2, 3000)])
+def test_weights_read_from_the_file_at_every_step(
+    case: tuple[Path, Golden, float], every: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that can be, or every other one; whole, and piece by piece."""
+    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+    folder, golden, bound = case
+    opened = open_settings(folder)
+    with closing(engine_with_files(opened, every)) as engine:
+        in_files = [p.linear.name for p in engine.plan.placements if p.tier is HostTier.FILE]
+        ids, first = greedy(engine, golden.prompt_ids, min(_FEW_TOKENS, len(golden.greedy_ids)))
+    assert in_files == [linear.spec.name for linear in opened.linears[::every] if not linear.spec.host_only_reason]
+    assert ids == golden.greedy_ids[: len(ids)]
+    if "qdq" not in folder.name:
         assert np.abs(first - golden.first_step_logits).max() < bound
 
 

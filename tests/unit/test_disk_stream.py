@@ -38,6 +38,11 @@ def walk(ring: DiskRing, pieces: Iterable[int]) -> None:
         ring.acquire(piece)
 
 
+def alone(parts: list[FilePart]) -> list[list[FilePart]]:
+    """Every part a piece of its own."""
+    return [[part] for part in parts]
+
+
 def expected(content: np.ndarray, part: FilePart) -> bytes:  # type: ignore[type-arg]
     return content[part.offset_bytes : part.offset_bytes + part.nbytes].tobytes()
 
@@ -77,15 +82,42 @@ def test_every_piece_has_its_bytes_in_every_round(
 ) -> None:
     path, content = write(tmp_path_factory.mktemp("ring"), sum(sizes) + 100)
     parts = parts_of(path, sizes)
-    ring = DiskRing(parts, pages * PAGE_BYTES)
+    ring = DiskRing(alone(parts), pages * PAGE_BYTES)
     ring.start()
     try:
         for _ in range(ROUNDS):
             for piece in range(0, len(parts), 1 + skip):  # those between are let go unused
                 ring.acquire(piece)
-                array = ring.array(piece)
+                (array,) = ring.arrays(piece)
                 assert array.tobytes() == expected(content, parts[piece])
                 array[:] = 0xAB  # poison: what is read again has to come from the file again
+                ring.release()
+    finally:
+        ring.close()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    pieces=st.lists(st.lists(st.integers(1, 3 * PAGE_BYTES), min_size=1, max_size=4), min_size=1, max_size=9),
+    pages=st.integers(20, 40),
+)
+def test_all_parts_of_a_piece_come_together(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[list[int]], pages: int
+) -> None:
+    sizes = [size for piece in pieces for size in piece]
+    path, content = write(tmp_path_factory.mktemp("ring"), sum(sizes) + 100)
+    rest = iter(reversed(parts_of(path, sizes)))  # so that parts do not lie in the order they are used in
+    parts = [[next(rest) for _ in piece] for piece in pieces]
+    ring = DiskRing(parts, pages * PAGE_BYTES)
+    ring.start()
+    try:
+        for _ in range(ROUNDS):
+            for piece, expect in enumerate(parts):
+                ring.acquire(piece)
+                arrays = ring.arrays(piece)
+                assert [array.tobytes() for array in arrays] == [expected(content, part) for part in expect]
+                for array in arrays:
+                    array[:] = 0xAB
                 ring.release()
     finally:
         ring.close()
@@ -105,13 +137,13 @@ def test_an_acquired_piece_stays_until_it_is_let_go(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(disk_stream._Files, "read", watched)
     path, content = write(tmp_path, 8 * PAGE_BYTES)
     parts = parts_of(path, [PAGE_BYTES] * 8, first=0)
-    ring = DiskRing(parts, 2 * PAGE_BYTES)
+    ring = DiskRing(alone(parts), 2 * PAGE_BYTES)
     ring.start()
     ring.acquire(0)
     assert two.wait(10)
     ring.acquire(0)
     assert sorted(read) == [0, PAGE_BYTES]
-    assert ring.array(0).tobytes() == expected(content, parts[0])
+    assert ring.arrays(0)[0].tobytes() == expected(content, parts[0])
     ring.close()
     assert sorted(read) == [0, PAGE_BYTES]
 
@@ -125,11 +157,11 @@ def test_both_ways_of_reading_give_the_same_bytes(
     path, content = write(tmp_path, 5 * PAGE_BYTES + 13)  # the last page is not whole
     parts = parts_of(path, [3 * PAGE_BYTES + 5, 2 * PAGE_BYTES - 19], first=27)
     assert parts[-1].offset_bytes + parts[-1].nbytes == content.size
-    ring = DiskRing(parts, 8 * PAGE_BYTES)
+    ring = DiskRing(alone(parts), 8 * PAGE_BYTES)
     ring.start()
     for piece, part in enumerate(parts):
         ring.acquire(piece)
-        assert ring.array(piece).tobytes() == expected(content, part)
+        assert ring.arrays(piece)[0].tobytes() == expected(content, part)
         ring.release()
     ring.close()
 
@@ -137,7 +169,7 @@ def test_both_ways_of_reading_give_the_same_bytes(
 def test_a_file_that_shrinks_while_running_is_an_error_not_a_hang(tmp_path: Path) -> None:
     path, _ = write(tmp_path, 64 * PAGE_BYTES)
     parts = parts_of(path, [8 * PAGE_BYTES - 40] * 8)
-    ring = DiskRing(parts, 20 * PAGE_BYTES)
+    ring = DiskRing(alone(parts), 20 * PAGE_BYTES)
     ring.start()
     ring.acquire(0)
     os.truncate(path, 30 * PAGE_BYTES)
@@ -150,7 +182,7 @@ def test_a_file_that_shrinks_while_running_is_an_error_not_a_hang(tmp_path: Path
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="the file that fails with EIO is Linux's")
 def test_an_error_of_the_disk_is_told_with_its_reason() -> None:
-    ring = DiskRing([FilePart("/proc/self/mem", 0, 100)], 2 * PAGE_BYTES)  # nothing is mapped at address 0
+    ring = DiskRing([[FilePart("/proc/self/mem", 0, 100)]], 2 * PAGE_BYTES)  # nothing is mapped at address 0
     ring.start()
     with pytest.raises(OffloadError, match="/proc/self/mem: cannot be read: Input/output error"):
         ring.acquire(0)
@@ -158,7 +190,7 @@ def test_an_error_of_the_disk_is_told_with_its_reason() -> None:
 
 
 def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    ring = DiskRing([FilePart(str(tmp_path / "gone"), 0, 100)], 2 * PAGE_BYTES)
+    ring = DiskRing([[FilePart(str(tmp_path / "gone"), 0, 100)]], 2 * PAGE_BYTES)
     ring.start()
     with pytest.raises(OffloadError, match="gone: cannot be read: No such file"):
         ring.acquire(0)
@@ -168,7 +200,7 @@ def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
 def test_close_ends_the_threads_and_whoever_waits(tmp_path: Path) -> None:
     path, _ = write(tmp_path, 64 * PAGE_BYTES)
     before = threading.active_count()
-    ring = DiskRing(parts_of(path, [PAGE_BYTES] * 32), 8 * PAGE_BYTES)
+    ring = DiskRing(alone(parts_of(path, [PAGE_BYTES] * 32)), 8 * PAGE_BYTES)
     ring.start()
     ring.acquire(0)
     ring.close()
@@ -180,7 +212,7 @@ def test_close_ends_the_threads_and_whoever_waits(tmp_path: Path) -> None:
 
 def test_a_ring_that_was_never_started_can_be_closed(tmp_path: Path) -> None:
     path, _ = write(tmp_path, 4 * PAGE_BYTES)
-    DiskRing(parts_of(path, [100]), 2 * PAGE_BYTES).close()
+    DiskRing(alone(parts_of(path, [100])), 2 * PAGE_BYTES).close()
 
 
 @given(rows=st.integers(1, 500), row_bytes=st.integers(1, 100), most=st.integers(1, 1000))

@@ -20,12 +20,15 @@ from hybrid.errors import OffloadError, UsageError
 from hybrid.runtime import loading, planning
 from hybrid.runtime.loading import linears_outside, open_engine
 from hybrid.runtime.memory import MemoryWatch
-from hybrid.runtime.planning import make_plan, open_for_run
+from hybrid.runtime.planning import make_plan, open_for_run, plan_request
 from hybrid.runtime.ram import Ram, RamBudget, resolve_ram
+from hybrid.runtime.target import choose_target, look_in_profile
+from hybrid.tune.zero_model import ZeroShape
 from offload.errors import RamBudgetError
 from offload.plan import HostTier
 from offload.recovery import ShrinkingPlan
 from offload.units import GIB, MIB
+from tests.block_models import open_zero_blocks
 from tests.fakes import small_plan
 from tests.unit.test_planner import request
 
@@ -130,6 +133,44 @@ def test_a_process_keeps_to_its_cap(folder: Path) -> None:
     assert 200 * MIB < memory["ram_peak_bytes"] <= 440 * MIB
     assert 0 < memory["ram_anonymous_peak_bytes"] <= memory["ram_peak_bytes"]
     assert 0 < memory["ram_file_peak_bytes"] <= memory["ram_peak_bytes"]
+
+
+def test_a_process_keeps_to_its_cap_with_weights_in_blocks(tmp_path: Path) -> None:
+    """440 MiB of them: a process that holds them takes 650 MiB."""
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from hybrid.config import RunSettings\n"
+        "from hybrid.runtime.loading import load, linears_outside\n"
+        "from hybrid.runtime.planning import plan_request, plan_within\n"
+        "from hybrid.runtime.ram import RamBudget\n"
+        "from hybrid.runtime.target import choose_target, look_in_profile\n"
+        "from hybrid.tune.zero_model import ZeroShape\n"
+        "from offload.recovery import ShrinkingPlan\n"
+        "from tests.block_models import open_zero_blocks\n"
+        "opened = open_zero_blocks(Path(sys.argv[1]) / 'model', ZeroShape(16, 2048, 5632, 32, 512))\n"
+        "target = choose_target(RunSettings(cuda='0'), look_in_profile)\n"
+        "plans = ShrinkingPlan(plan_request(opened, target, {}, RamBudget(440 << 20, asked=True)), plan_within)\n"
+        "engine = load(opened, plans, linears_outside(opened.linears, plans.plan), None, 2)\n"
+        "loaded = engine.memory()['ram_peak_bytes']\n"
+        "engine.prefill(list(range(40)))\n"
+        "engine.decode(1)\n"
+        "tiers = [str(placement.tier) for placement in plans.plan.placements]\n"
+        "print(json.dumps([tiers.count('file'), len(tiers), loaded, engine.memory()]))\n"
+        "engine.close()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    in_files, linears, loaded_bytes, memory = json.loads(run.stdout)
+    assert 0 < in_files < linears
+    assert loaded_bytes <= memory["ram_peak_bytes"] <= memory["ram_cap_bytes"] == 440 * MIB
+
+
+def test_tables_of_models_in_blocks_stay_in_their_file(tmp_path: Path) -> None:
+    opened = open_zero_blocks(tmp_path / "model", ZeroShape(1, 2048, 5632, 32, 512))
+    table_bytes = opened.decoder.graph.initializers["model.embed_tokens.weight"].nbytes
+    request = plan_request(opened, choose_target(RunSettings(cuda="0"), look_in_profile), {})
+    assert request.other_ram_bytes["other weights"] < 0.6 * table_bytes
 
 
 def test_peaks_stay_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from offload.plan import HostTier, LinearPlacement
 from offload.ram_tiers import (
     HOST_WEIGHTS,
     READ_AHEAD,
-    can_be_read_ahead,
     check_ram,
     file_bytes,
     host_ram_bytes,
@@ -27,10 +26,10 @@ K = 1024
 
 def placed(name: str, n: int, layer: int, on_device: int = 0, **changes: Any) -> LinearPlacement:
     weight_format = changes.pop("format", WeightFormat.FP16)
-    itemsize = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}[weight_format]
-    why = "" if weight_format.is_float else "quantised"
+    column_bytes = {"fp32": 4 * K, "fp16": 2 * K, "int8": K, "int4": K * 5 // 8}[weight_format]
     layout = changes.pop("layout", Layout.NK)
-    linear = LinearSpec(name, K, n, weight_format, layout, int(K * n * itemsize), "kind", str(layer), name, why)
+    why = changes.pop("host_only", "")
+    linear = LinearSpec(name, K, n, weight_format, layout, n * column_bytes, "kind", str(layer), name, why)
     host_format = changes.pop("host_format", weight_format)
     ranges = ColumnRange(0, on_device), ColumnRange(on_device, on_device), ColumnRange(on_device, n)
     return LinearPlacement(linear, *ranges, reason="", host_format=host_format, **changes)
@@ -56,7 +55,8 @@ def models(draw: st.DrawFn) -> list[LinearPlacement]:
                 n,
                 number // 4,
                 on_device=draw(st.sampled_from([0, 0, n // 2, n])),
-                format=draw(st.sampled_from([WeightFormat.FP16, WeightFormat.FP32, WeightFormat.INT8])),
+                format=draw(st.sampled_from([WeightFormat.FP16, WeightFormat.FP32, WeightFormat.INT4])),
+                host_only=draw(st.sampled_from(["", "", "onnxruntime"])),
                 layout=draw(st.sampled_from([Layout.NK, Layout.NK, Layout.KN])),
             )
         )
@@ -70,11 +70,11 @@ def test_the_rest_fits_and_nothing_leaves_ram_in_vain(placements: list[LinearPla
     assert kept == keep_in_ram(placements, FIXED, budget)
     assert [(p.linear, p.host) for p in kept] == [(p.linear, p.host) for p in placements]
     out = [p for p in kept if p.tier is HostTier.FILE]
-    assert all(can_be_read_ahead(p) and len(p.host) for p in out)
+    assert all(not p.linear.host_only_reason and len(p.host) for p in out)
     if total(placements) <= budget:
         assert not out
         return
-    movable = [p for p in placements if len(p.host) and can_be_read_ahead(p)]
+    movable = [p for p in placements if len(p.host) and not p.linear.host_only_reason]
     if total(kept) > budget:  # not even all of them are enough
         assert len(out) == len(movable)
     ring = ram_bytes(kept, FIXED)[READ_AHEAD]
@@ -122,7 +122,7 @@ def test_split_kn_weights_count_whole_since_their_columns_share_all_pages() -> N
 
 
 def test_a_cap_that_cannot_be_kept_names_what_it_holds_and_the_least_that_would_do() -> None:
-    quantised = [placed("q", 4096, 0, format=WeightFormat.INT8)]
+    quantised = [placed("q", 4096, 0, format=WeightFormat.INT8, host_only="onnxruntime")]
     taken = ram_bytes(keep_in_ram(quantised, FIXED, 2 * MIB), FIXED)
     assert taken[HOST_WEIGHTS] == 4 * MIB
     with pytest.raises(RamBudgetError) as caught:

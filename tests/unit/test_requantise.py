@@ -1,9 +1,12 @@
 """Float weights quantised on load: every format, layout, range and remainder, within half a step of what they were."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from offload.file_reads import read_bytes
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
@@ -23,6 +26,17 @@ def stored(values: npt.NDArray[np.float64], weight_format: WeightFormat, layout:
     return turned.astype(weight_format.storage_dtype)
 
 
+def placed(
+    values: npt.NDArray[np.float64], wanted: WeightFormat, weight_format: WeightFormat, layout: Layout, start: int
+) -> LinearPlacement:
+    """W[N, K] with its columns from `start` on to be requantised."""
+    n, k = values.shape
+    nbytes = n * k * weight_format.itemsize_bytes
+    linear = LinearSpec("linear", k, n, weight_format, layout, nbytes, "kind", "0", "group")
+    ranges = ColumnRange(0, start), ColumnRange(start, start), ColumnRange(start, n)
+    return LinearPlacement(linear, *ranges, reason="", host_format=wanted)
+
+
 def quantised(
     values: npt.NDArray[np.float64],
     wanted: WeightFormat,
@@ -32,12 +46,9 @@ def quantised(
     told: list[int] | None = None,
 ) -> QuantisedWeight:
     """W[N, K] with its columns from `start` on requantised."""
-    n, k = values.shape
     weight = stored(values, weight_format, layout)
-    linear = LinearSpec("linear", k, n, weight_format, layout, weight.nbytes, "kind", "0", "group")
-    ranges = ColumnRange(0, start), ColumnRange(start, start), ColumnRange(start, n)
-    placement = LinearPlacement(linear, *ranges, reason="", host_format=wanted)
     on_bytes = [].append if told is None else told.append
+    placement = placed(values, wanted, weight_format, layout, start)
     return requantise_into_ram([placement], {"linear": weight}, on_bytes)["linear"]
 
 
@@ -59,6 +70,34 @@ def test_every_weight_is_within_half_a_step(wanted: WeightFormat, weight_format:
         kept_scale = 128 * 2.0**-25  # an fp16 scale is rounded too, the smallest ones by that much of 128 steps
         assert np.all(error <= share * largest[start:] + kept * np.abs(values[start:]) + kept_scale)
         assert sum(told) == (n - start) * k * weight_format.itemsize_bytes
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("wanted", [INT8, INT4])
+def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
+    wanted: WeightFormat, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).standard_normal((77, 300))
+    expected = quantised(values, wanted, WeightFormat.FP16, layout, start=5)
+    weight = stored(values, WeightFormat.FP16, layout)
+    (tmp_path / "weights").write_bytes(bytes(101) + weight.tobytes())
+    mapped = np.memmap(tmp_path / "weights", weight.dtype, "r", 101, weight.shape)
+    sizes: list[int] = []
+
+    def read(source: np.memmap, start: int, target: npt.NDArray[np.uint8]) -> None:  # type: ignore[type-arg]
+        sizes.append(target.nbytes)
+        read_bytes(source, start, target)
+
+    monkeypatch.setattr("offload.requantise.read_bytes", read)
+    monkeypatch.setattr("offload.requantise._PART_BYTES", 7000)
+    told: list[int] = []
+    found = requantise_into_ram([placed(values, wanted, WeightFormat.FP16, layout, 5)], {"linear": mapped}, told.append)
+    for array, other in zip(found["linear"].arrays, expected.arrays, strict=True):
+        np.testing.assert_array_equal(array[5:], other[5:])
+    most = 7000 if layout is Layout.NK else 64 * 77 * 2  # whole blocks of K
+    assert len(sizes) > 3
+    assert max(sizes) <= most
+    assert sum(told) == 72 * 300 * 2
 
 
 def test_the_largest_int4_is_an_end_of_the_scale_and_scales_are_fitted() -> None:

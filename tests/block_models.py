@@ -1,0 +1,54 @@
+"""A large decoder whose Linears are in blocks of int4: all zero, in sparse files that take no disk."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hybrid.config import RunSettings
+from hybrid.graph.find import Linear, find_linears
+from hybrid.graph.graph import ElementType, FileRange, Initializer, Node
+from hybrid.runtime.planning import OpenedModel, open_for_run
+from hybrid.tune.zero_model import ZeroShape, write_zero_model
+
+_BLOCK = 32
+
+
+def open_zero_blocks(folder: Path, shape: ZeroShape) -> OpenedModel:
+    """Write the model into `folder`, which is made, and open it."""
+    opened = open_for_run(RunSettings(model=write_zero_model(folder, shape)))
+    graph = opened.decoder.graph
+    path, end = folder / "blocks", 0
+    nodes: dict[str, Node] = {}
+    floats = {linear.weight for linear in opened.linears}
+    initializers = {name: tensor for name, tensor in graph.initializers.items() if name not in floats}
+    for linear in opened.linears:
+        nodes[linear.node.outputs[0]] = node = _matmul_nbits(linear)
+        n, blocks = linear.spec.out_features, linear.spec.in_features // _BLOCK
+        for name, kind, *dims in (
+            (node.inputs[1], ElementType.UINT8, n, blocks, _BLOCK // 2),
+            (node.inputs[2], ElementType.FLOAT, n * blocks),
+        ):
+            tensor = Initializer(name, kind, tuple(dims), None)
+            initializers[name] = replace(tensor, source=FileRange(path, end, tensor.nbytes))
+            end += tensor.nbytes
+    with path.open("wb") as file:
+        file.truncate(end)
+    kept = tuple(
+        nodes.get(node.outputs[0], node)
+        for node in graph.nodes
+        if node.outputs[0] in nodes or not floats & set(node.reads)
+    )
+    changed = replace(graph, nodes=kept, initializers=initializers)
+    return replace(opened, decoder=replace(opened.decoder, graph=changed), linears=find_linears(changed))
+
+
+def _matmul_nbits(linear: Linear) -> Node:
+    name = linear.spec.name
+    sizes = {"K": linear.spec.in_features, "N": linear.spec.out_features}
+    return Node(
+        "MatMulNBits",
+        (linear.input, f"{name}.packed", f"{name}.scales"),
+        (linear.output,),
+        {**sizes, "bits": 4, "block_size": _BLOCK, "accuracy_level": 4},
+        "com.microsoft",
+        name,
+    )
