@@ -188,12 +188,6 @@ class CudaKernels:
         arguments = [_pointer(x.address), _pointer(out), _long(count)]
         self._launch(launch.round_rows(rounded, count), arguments, stream)
 
-    def dequantise_rows(self, x: Int8Rows, out: int, stream: int) -> None:
-        """Queue the values of int8 rows as fp16[rows, inner]."""
-        sizes = [_int(x.inner), _int(-(-x.inner // x.block)), _int(x.block.bit_length() - 1)]
-        pointers = [_pointer(x.numbers), _pointer(x.scales), _pointer(out)]
-        self._launch(launch.dequantise_rows(x.rows, x.inner), [*pointers, *sizes], stream)
-
     def widen_bf16(self, weight: FloatWeight, start: int, stop: int, out: int, stream: int) -> None:
         """Queue columns start <= n < stop of a bf16 weight as a panel in fp32, in the layout of the weight."""
         if not 0 <= start < stop <= weight.columns:

@@ -45,7 +45,7 @@ class CudaMultiplication:
         self._fp32_panels = fp32_panels
 
     def __call__(self, x: FloatRows, w: Weight, y: int, scratch: Scratch, int8_rows: bool) -> None:
-        """Queue y = x @ W; with `int8_rows`, x is rounded to int8 in the blocks of the weight.
+        """Queue y = x @ W; with `int8_rows`, few rows of x are rounded to int8 in the blocks of the weight.
 
         Raises ValueError where `scratch` does not suffice.
         """
@@ -53,41 +53,38 @@ class CudaMultiplication:
         parts = scratch_parts(x.rows, w.columns, w.inner, form, blocks, int8_rows)
         if parts.nbytes > scratch.nbytes:
             raise ValueError(f"this multiplication needs {parts.nbytes} bytes of scratch memory, not {scratch.nbytes}")
-        rows: FloatRows | Int8Rows = x
-        if int8_rows and blocks is not None:
-            rows = Int8Rows(scratch.address, scratch.address + parts.x_scales, x.rows, blocks.block, x.inner)
-            self._kernels.quantise(x, rows, self._stream)
         if x.rows <= MAX_ROWS:
-            self._kernels.multiply(rows, w, y, self._stream, scratch=scratch.address + parts.sums)
-        elif isinstance(w, BlockWeight):
-            self._by_fp16_panels(rows, w, y, scratch, parts)
-        elif w.format is WeightFormat.BF16 and self._fp32_panels:
-            self._by_fp32_panels(x, w, y, scratch, parts)
+            self._few_rows(x, w, y, scratch.address, parts, int8_rows)
+            return
+        if form is WeightFormat.BF16 and self._fp32_panels:
+            self._by_panels(x.address, WeightFormat.FP32, x.rows, w, y, scratch.address, parts)
+            return
+        half = WeightFormat.FP16 if blocks else form
+        self._kernels.round_rows(x, scratch.address, half, self._stream)
+        if isinstance(w, BlockWeight):
+            self._by_panels(scratch.address, half, x.rows, w, y, scratch.address, parts)
         else:
-            half = scratch.address + parts.half_rows
-            self._kernels.round_rows(x, half, w.format, self._stream)
-            self._gemm(Gemm(half, w.address, y, w.format, w.layout, x.rows, w.columns, x.inner, w.columns))
+            gemm = Gemm(scratch.address, w.address, y, half, w.layout, x.rows, w.columns, w.inner, w.columns)
+            self._gemm(gemm)
 
-    def _by_fp16_panels(
-        self, x: FloatRows | Int8Rows, w: BlockWeight, y: int, scratch: Scratch, parts: ScratchParts
+    def _few_rows(self, x: FloatRows, w: Weight, y: int, scratch: int, parts: ScratchParts, int8_rows: bool) -> None:
+        rows: FloatRows | Int8Rows = x
+        if int8_rows and isinstance(w, BlockWeight):
+            rows = Int8Rows(scratch, scratch + parts.x_scales, x.rows, w.format.block, x.inner)
+            self._kernels.quantise(x, rows, self._stream)
+        self._kernels.multiply(rows, w, y, self._stream, scratch=scratch + parts.sums)
+
+    def _by_panels(
+        self, x: int, form: WeightFormat, rows: int, w: Weight, y: int, scratch: int, parts: ScratchParts
     ) -> None:
-        half, panel = scratch.address + parts.half_rows, scratch.address + parts.panel
-        if isinstance(x, Int8Rows):
-            self._kernels.dequantise_rows(x, half, self._stream)
-        else:
-            self._kernels.round_rows(x, half, WeightFormat.FP16, self._stream)
+        """Some columns at a time, expanded to `form`, which x has."""
+        panel = scratch + parts.panel
         for start in range(0, w.columns, parts.panel_columns):
             stop = min(start + parts.panel_columns, w.columns)
-            self._kernels.dequantise(w, start, stop, panel, WeightFormat.FP16, self._stream)
-            at = y + 4 * start
-            self._gemm(Gemm(half, panel, at, WeightFormat.FP16, Layout.NK, x.rows, stop - start, w.inner, w.columns))
-
-    def _by_fp32_panels(self, x: FloatRows, w: FloatWeight, y: int, scratch: Scratch, parts: ScratchParts) -> None:
-        panel = scratch.address + parts.panel
-        for start in range(0, w.columns, parts.panel_columns):
-            stop = min(start + parts.panel_columns, w.columns)
-            self._kernels.widen_bf16(w, start, stop, panel, self._stream)
-            at = y + 4 * start
-            self._gemm(
-                Gemm(x.address, panel, at, WeightFormat.FP32, w.layout, x.rows, stop - start, w.inner, w.columns)
-            )
+            if isinstance(w, BlockWeight):
+                layout = Layout.NK
+                self._kernels.dequantise(w, start, stop, panel, form, self._stream)
+            else:
+                layout = w.layout
+                self._kernels.widen_bf16(w, start, stop, panel, self._stream)
+            self._gemm(Gemm(x, panel, y + 4 * start, form, layout, rows, stop - start, w.inner, w.columns))

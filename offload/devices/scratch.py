@@ -22,16 +22,15 @@ _PANEL_TILE = 8  # columns: the rows of a [K, N] panel then begin at multiples o
 class ScratchParts:
     """What one multiplication has where in its scratch memory: offsets in bytes, all aligned.
 
-    x in int8 blocks begins at 0 and its scales at `x_scales`, where there is one; then come either the sums of the
-    splits, or x in 16 bits and a panel of `panel_columns` columns at most.
+    What there is of these: x in int8 blocks at 0, its scales at `x_scales`, the sums of splits at `sums`; or x in 16
+    bits at 0, and at `panel` a panel of `panel_columns` columns at most.
     """
 
-    x_scales: int
-    sums: int
-    half_rows: int
-    panel: int
-    panel_columns: int
     nbytes: int
+    x_scales: int = 0
+    sums: int = 0
+    panel: int = 0
+    panel_columns: int = 0
 
 
 def scratch_bytes(
@@ -40,9 +39,11 @@ def scratch_bytes(
     """Bytes for any step of up to `rows` rows and weights of up to `columns` columns, whatever the GPU."""
     if weight_format is WeightFormat.FP32:
         return 0
-    counts = {*range(1, min(rows, MAX_ROWS) + 1), rows}
     int8_rows = blocks is not None
-    return max(scratch_parts(count, columns, in_features, weight_format, blocks, int8_rows).nbytes for count in counts)
+    return max(
+        scratch_parts(count, columns, in_features, weight_format, blocks, int8_rows).nbytes
+        for count in (min(rows, MAX_ROWS), rows)
+    )
 
 
 def scratch_parts(
@@ -53,21 +54,20 @@ def scratch_parts(
     blocks: BlockFormat | None,
     int8_rows: bool,
 ) -> ScratchParts:
-    """Where everything is for weights that are not fp32; `int8_rows` says whether x is rounded to int8 blocks."""
-    x_scales = behind = 0
-    if int8_rows and blocks is not None:
-        x_scales = aligned(rows * blocks.blocks(in_features) * blocks.block)
-        behind = int8_rows_bytes(rows, in_features, blocks.block)
+    """Where everything is for weights that are not fp32; `int8_rows` says whether few rows of x are put in blocks."""
     if rows <= MAX_ROWS:
-        nbytes = behind + split_bytes(rows, columns, in_features)
-        return ScratchParts(x_scales, behind, behind, behind, 0, nbytes)
-    panel = behind + aligned(rows * in_features * 2)
-    width, panel_bytes = 0, 0
-    if weight_format is not WeightFormat.FP16:
-        expanded = WeightFormat.FP32 if weight_format is WeightFormat.BF16 else WeightFormat.FP16
-        width = panel_columns(columns, in_features, expanded)
-        panel_bytes = aligned(width * in_features * expanded.itemsize_bytes)
-    return ScratchParts(x_scales, behind, behind, panel, width, panel + panel_bytes)
+        x_scales = sums = 0
+        if int8_rows and blocks is not None:
+            x_scales = aligned(rows * blocks.blocks(in_features) * blocks.block)
+            sums = int8_rows_bytes(rows, in_features, blocks.block)
+        return ScratchParts(sums + split_bytes(rows, columns, in_features), x_scales, sums)
+    panel = aligned(rows * in_features * 2)
+    if weight_format is WeightFormat.FP16:
+        return ScratchParts(panel)
+    expanded = WeightFormat.FP32 if weight_format is WeightFormat.BF16 else WeightFormat.FP16
+    width = panel_columns(columns, in_features, expanded)
+    panel_bytes = aligned(width * in_features * expanded.itemsize_bytes)
+    return ScratchParts(panel + panel_bytes, panel=panel, panel_columns=width)
 
 
 def most_splits(rows: int, columns: int, in_features: int) -> int:

@@ -37,7 +37,7 @@ FORMATS = tuple(
 
 def all_kernels() -> dict[str, set[str]]:
     """What these tests launch, by program, so that each program is compiled once."""
-    launches = [launch.sum_splits(1, 1), launch.quantise_rows(1, 1), launch.dequantise_rows(1, 1), launch.fetch(1)]
+    launches = [launch.sum_splits(1, 1), launch.quantise_rows(1, 1), launch.fetch(1)]
     launches += [launch.round_rows(form, 1) for form in HALVES]
     launches += [launch.widen_bf16(1, 8, aligned) for aligned in (True, False)]
     for rows, aligned in product(ROWS, (True, False)):
@@ -234,23 +234,6 @@ def test_rounded_rows_are_those_of_the_host(kernels: CudaKernels, form: WeightFo
         nan, out = guarded(np.array([bits], np.uint32)), guarded(np.zeros(1, form.storage_dtype))
         kernels.round_rows(FloatRows(address(nan), 1, 1), address(out), form, 1)
         assert np.isnan(to_float64(out, form)).all()
-
-
-@pytest.mark.parametrize("block", [16, 64, 256])
-@pytest.mark.parametrize("inner", [3, 64, 200, 516])
-def test_int8_rows_become_halves(kernels: CudaKernels, launcher: HostLauncher, block: int, inner: int) -> None:
-    """number * scale in fp32, rounded once."""
-    rng = np.random.default_rng([block, inner])
-    rows, blocks = 3, -(-inner // block)
-    numbers = guarded(rng.integers(-128, 128, (rows, blocks, block), np.int8))
-    scales = guarded(rng.uniform(1e-3, 1e-1, (rows, blocks)).astype(np.float32))
-    expected = (numbers * scales[:, :, None]).reshape(rows, -1)[:, :inner].astype(np.float16)
-    for slack_bytes in (0, 2):
-        launcher.schedule = Schedule((block + slack_bytes) % len(Schedule))
-        out = guarded(np.zeros((rows, inner), np.float16), slack_bytes)
-        x = Int8Rows(address(numbers), address(scales), rows, block, inner)
-        kernels.dequantise_rows(x, address(out), 1)
-        assert np.array_equal(out.view(np.uint16), expected.view(np.uint16))
 
 
 @pytest.mark.parametrize("layout", list(Layout))

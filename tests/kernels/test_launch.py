@@ -65,7 +65,6 @@ def test_the_grid_stays_within_what_cuda_allows() -> None:
     panels = launch.dequantise(form, FP32, 200_000, 65_536, True)
     assert panels.blocks == (200_000, 64)
     assert launch.widen_bf16(200_000, 65_536, True).blocks == (200_000, 64)
-    assert launch.dequantise_rows(512, 65_536).blocks == (512, 128)
     assert launch.fetch(1 << 32).blocks == (1 << 21, 1)
     assert launch.round_rows(FP16, 1 << 32).blocks == (1 << 23, 1)
     for _, made in multiplications(1, 1, 1 << 24, H100):

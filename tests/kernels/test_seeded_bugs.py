@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from offload.devices.cuda_kernels import CudaKernels, FloatRows, FloatWeight, Int8Rows
+from offload.devices.cuda_kernels import CudaKernels, FloatRows, FloatWeight
 from offload.kernels.cuda.sources import program
 from offload.specs import BlockFormat, Layout, WeightFormat
 from tests.device.support import random_stored, to_float64, to_stored
@@ -95,16 +95,6 @@ def rounded(kernels: CudaKernels) -> None:
     assert np.isnan(to_float64(out, BF16)[0])
 
 
-def int8_halves(kernels: CudaKernels) -> None:
-    rng = np.random.default_rng(0)
-    numbers = guarded(rng.integers(-128, 128, (2, 4, 32), np.int8))
-    scales = guarded(rng.uniform(0.01, 0.1, (2, 4)).astype(np.float32))
-    for inner in (102, 128):
-        out = guarded(np.zeros((2, inner), np.float16))
-        kernels.dequantise_rows(Int8Rows(address(numbers), address(scales), 2, 32, inner), address(out), 1)
-        assert np.array_equal(out, (numbers * scales[:, :, None]).reshape(2, 128)[:, :inner].astype(np.float16))
-
-
 def bf16_panel(kernels: CudaKernels) -> None:
     rng = np.random.default_rng(0)
     for columns, inner, start, stop in ((40, 24, 8, 32), (19, 21, 3, 18)):
@@ -167,10 +157,6 @@ BUGS = (
     Bug("a NaN becomes infinity", rounded, "return high | 0x40u;", "return high & 0xff80u;"),
     Bug("numbers beyond the end are rounded", rounded, "i < 4 && i < left", "i < 4"),
     Bug("halves in the wrong order", rounded, "values[0]) | (unsigned)", "values[1]) | (unsigned)"),
-    Bug("the sign of int8 rows is lost", int8_halves, "(float)(signed char)(word", "(float)(word"),
-    Bug("the scale of the row before", int8_halves, "(size_t)row * blocks + (k", "(size_t)0 * blocks + (k"),
-    Bug("rows of halves overlap", int8_halves, "i < 4 && k + i < inner", "i < 4"),
-    Bug("one store of halves without alignment", int8_halves, "inner % 4 == 0 && ", ""),
     Bug("the pitch of the panel for the matrix's", bf16_panel, "blockIdx.x * pitch + at", "blockIdx.x * width + at"),
     Bug("columns beyond the panel", bf16_panel, "if (at + i < width)", "if (true)"),
     Bug("the wrong half of a word in a panel", bf16_panel, "widened<Bf16>(stored, i)", "widened<Bf16>(stored, i ^ 1)"),

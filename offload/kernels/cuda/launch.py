@@ -144,11 +144,6 @@ def round_rows(rounded: WeightFormat, count: int) -> Launch:
     return _in_line("round_rows.cu", f"round_rows<{_FORMATS[rounded]}>", -(-count // 4))
 
 
-def dequantise_rows(rows: int, inner: int) -> Launch:
-    """Write int8 rows of x as fp16 [rows, inner], 4 numbers a thread."""
-    return _row_by_row("dequantise_rows.cu", "dequantise_rows", rows, -(-inner // 4))
-
-
 def widen_bf16(rows: int, width: int, aligned: bool) -> Launch:
     """Write `width` elements of each of `rows` rows of a bf16 matrix as fp32 [rows, width], 8 a thread.
 
