@@ -181,7 +181,8 @@ class EmulatedCupy:
         right = self._column_major(b, TYPES[kind], *((n, k) if tb else (k, n)), ldb)
         out = self._column_major(c, TYPES[0], m, n, ldc)
         left, right = (left.T if ta else left), (right.T if tb else right)
-        out[:] = left.astype(np.float32) @ right.astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            out[:] = left.astype(np.float32) @ right.astype(np.float32)
 
     def _column_major(self, address: int, dtype: Any, rows: int, columns: int, leading: int) -> Any:
         assert leading >= rows

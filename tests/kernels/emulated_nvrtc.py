@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,8 +93,9 @@ class EmulatedNvrtc:
         self.launched.append((kernel, stream))
         program.launch_raw(kernel, (gx, gy), bx, shared_bytes, ctypes.c_void_p(addresses), Schedule.FORWARD)
 
-    def install(self, monkeypatch: Any, cupy: EmulatedCupy) -> None:
-        """Put it and `cupy` in the place of CuPy."""
+    def install(self, monkeypatch: Any, cupy: EmulatedCupy, home: Path) -> None:
+        """Put it and `cupy` in the place of CuPy, and have "compiled" kernels kept in another home folder."""
+        monkeypatch.setenv("HOME", str(home))
         emulated = self
 
         class Module:

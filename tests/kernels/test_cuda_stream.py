@@ -33,10 +33,9 @@ class Emulated:
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Emulated:
     """CuPy with NVRTC, and a home folder of its own."""
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
     made = Emulated(EmulatedCupy(), EmulatedNvrtc())
-    made.nvrtc.install(monkeypatch, made.cupy)
+    made.nvrtc.install(monkeypatch, made.cupy, tmp_path)
     return made
 
 
@@ -252,9 +251,9 @@ def test_a_kernel_is_on_the_timeline(device: CudaDevice) -> None:
     ],
 )
 def test_without_nvrtc_cublas_multiplies_rounded_rows(
-    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, settings: Any, why: str
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Any, why: str
 ) -> None:
-    EmulatedNvrtc(**settings).install(monkeypatch, emulated.cupy)
+    EmulatedNvrtc(**settings).install(monkeypatch, emulated.cupy, tmp_path)
     device, rng = CudaDevice(), np.random.default_rng(0)
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(device.without_kernels)
@@ -349,8 +348,10 @@ def test_what_a_warm_up_loads_is_counted(emulated: Emulated, monkeypatch: pytest
     assert device.fixed_bytes["context"] == before["context"]
 
 
-def test_a_warm_up_leaves_out_what_is_not_supported(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    EmulatedNvrtc(broken="no NVRTC").install(monkeypatch, emulated.cupy)
+def test_a_warm_up_leaves_out_what_is_not_supported(
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    EmulatedNvrtc(broken="no NVRTC").install(monkeypatch, emulated.cupy, tmp_path)
     device = CudaDevice()
     device.warm_up(LINEARS, 10)
     assert {name for name, _ in emulated.cupy.calls if "gemm" in name} == {"gemmEx", "sgemm"}
