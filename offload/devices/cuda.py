@@ -5,10 +5,10 @@ low-level calls are positional integers, and pointers are addresses.
 """
 
 import ctypes
-import functools
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.devices import nvml
-from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
+from offload.devices.base import DeviceAllocation, DeviceMemory, Span
 from offload.devices.cuda_calls import CudaCalls
 from offload.devices.cuda_compiler import CudaCompiler
-from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
+from offload.devices.cuda_kernels import CudaKernels
 from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
-from offload.devices.gemm_probe import gemm_is_exact
+from offload.devices.cuda_stream import CudaAllocation, CudaEvent, CudaStream
+from offload.devices.cuda_warm_up import run_once
+from offload.devices.gemm_probe import gemm_is_exact, kernels_are_exact
 from offload.errors import (
     PINNED_RAM,
     DeviceLostError,
@@ -29,150 +31,10 @@ from offload.errors import (
     OutOfDeviceMemoryError,
     PinningError,
 )
-from offload.specs import ColumnRange, Layout, WeightFormat
-
-_TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
-_CUDA_R_32F = 0
-_OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
-_COMPUTE_32F = 68
-_DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
+from offload.kernels.cuda.launch import Launch
+from offload.specs import LinearSpec, WeightFormat
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
-
-
-@dataclass(frozen=True)
-class CudaAllocation:
-    """A block from cudaMalloc."""
-
-    address: int
-    nbytes: int
-
-
-class CudaEvent:
-    """See DeviceEvent."""
-
-    def __init__(self, device: "CudaDevice", event: Any) -> None:
-        self._device = device
-        self.address = event.ptr
-
-    def synchronize(self) -> None:
-        """See DeviceEvent. Raises OutOfDeviceMemoryError for work that found no memory."""
-        self._device.call(self._device.runtime.eventSynchronize, self.address)
-
-
-class CudaStream:
-    """See DeviceStream: one non-blocking stream, which never waits for the null stream."""
-
-    def __init__(self, device: "CudaDevice", name: str, stream: Any) -> None:
-        self._device = device
-        self._name = name
-        self._stream = stream
-        self._address = stream.ptr
-        runtime, cublas = device.runtime, device.cublas
-        self._memcpy, self._memcpy_2d = runtime.memcpyAsync, runtime.memcpy2DAsync
-        self._event_record = runtime.eventRecord
-        self._wait_event = runtime.streamWaitEvent
-        self._gemm_ex = cublas.gemmEx
-        self._sgemm = cublas.sgemm
-
-    def copy_to_device(self, dst: DeviceArray, src: HostArray) -> None:
-        """See DeviceStream."""
-        assert src.nbytes == dst.nbytes
-        began = self._device.tick(self._stream)
-        call = self._device.call
-        if src.flags.c_contiguous:
-            call(self._memcpy, _address(dst), src.ctypes.data, dst.nbytes, _TO_DEVICE, self._address)
-        else:
-            assert (src.shape, src.strides[1]) == (dst.shape, src.itemsize)
-            row = dst.nbytes // len(src)
-            source = (src.ctypes.data, src.strides[0])
-            call(self._memcpy_2d, _address(dst), row, *source, row, len(src), _TO_DEVICE, self._address)
-        if began is not None:
-            self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
-
-    def copy_to_host(self, dst: HostArray, src: DeviceArray) -> None:
-        """See DeviceStream."""
-        assert dst.nbytes == src.nbytes
-        assert dst.flags.c_contiguous
-        began = self._device.tick(self._stream)
-        self._device.call(self._memcpy, dst.ctypes.data, _address(src), src.nbytes, _TO_HOST, self._address)
-        if began is not None:
-            self._device.tock(self._stream, began, self._name, f"copy-out {src.nbytes} B")
-
-    def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
-        """See DeviceStream."""
-        device = self._device
-        rows, inner = x.shape
-        columns = y.shape[1]
-        assert w.shape == ((inner, columns) if layout is Layout.KN else (columns, inner))
-        assert (x.format, y.format, y.shape[0]) == (w.format, WeightFormat.FP32, rows)
-        # cuBLAS is column-major and so sees every row-major matrix transposed: y.T = W.T @ x.T.
-        # W stored as [K, N] is that W.T[N, K] already, and W stored as [N, K] has to be transposed.
-        transpose, leading = (0, columns) if layout is Layout.KN else (1, inner)
-        size = (device.cublas_handle, transpose, 0, columns, rows, inner)
-        one, zero = device.one_address, device.zero_address
-        began = device.tick(self._stream)
-        if w.format is WeightFormat.FP32:  # fp32 throughout, never TF32
-            x_and_w = (one, _address(w), leading, _address(x), inner)
-            device.call(self._multiply, self._sgemm, *size, *x_and_w, zero, _address(y), columns)
-        else:
-            kind = _OPERAND_TYPES[w.format]
-            device.call(
-                self._multiply,
-                self._gemm_ex,
-                *size,
-                *(one, _address(w), kind, leading, _address(x), kind, inner),
-                *(zero, _address(y), _CUDA_R_32F, columns, _COMPUTE_32F, _DEFAULT_ALGORITHM),
-            )
-        if began is not None:
-            device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{columns}")
-
-    def multiply_rows(
-        self,
-        x: DeviceArray | Int8Rows,
-        w: Weight,
-        y: DeviceArray,
-        scratch: DeviceArray | None = None,
-    ) -> None:
-        """Queue y[M, N] = x[M, K] @ W for 1 to 8 rows by our own kernels; x is fp32 or quantised, y fp32.
-
-        `scratch` has `CudaDevice.kernels.scratch_bytes(M, w)` bytes. Raises DeviceUnavailableError when the kernel
-        cannot be compiled or loaded.
-        """
-        rows = x if isinstance(x, Int8Rows) else _float_rows(x)
-        assert (y.format, y.shape) == (WeightFormat.FP32, (rows.rows, w.columns))
-        began = self._device.tick(self._stream)
-        scratch_address = _address(scratch) if scratch else 0
-        self._device.kernels.multiply(rows, w, _address(y), self._address, scratch=scratch_address)
-        if began is not None:
-            self._device.tock(self._stream, began, self._name, f"multiply {rows.rows}x{w.inner}x{w.columns}")
-
-    def quantise_rows(self, x: DeviceArray, into: Int8Rows) -> None:
-        """Queue the quantisation of fp32 x[M, K] for `multiply_rows`."""
-        self._device.kernels.quantise(_float_rows(x), into, self._address)
-
-    def dequantise(self, w: BlockWeight, columns: ColumnRange, out: DeviceArray) -> None:
-        """Queue some columns of W into a panel [n, K] of fp16 or fp32, for `gemm` with many rows."""
-        assert out.shape == (len(columns), w.inner)
-        self._device.kernels.dequantise(w, columns.start, columns.stop, _address(out), out.format, self._address)
-
-    def record(self, event: DeviceEvent) -> None:
-        """See DeviceStream."""
-        assert isinstance(event, CudaEvent)
-        self._device.call(self._event_record, event.address, self._address)
-
-    def wait(self, event: DeviceEvent) -> None:
-        """See DeviceStream."""
-        assert isinstance(event, CudaEvent)
-        self._device.call(self._wait_event, self._address, event.address)
-
-    def synchronize(self) -> None:
-        """See DeviceStream. Raises OutOfDeviceMemoryError for work that found no memory."""
-        self._device.call(self._device.runtime.streamSynchronize, self._address)
-
-    def _multiply(self, function: Any, *arguments: Any) -> None:
-        with self._stream:  # CuPy binds the cuBLAS handle to the current stream at every call
-            function(*arguments)
 
 
 class CudaDevice:
@@ -216,8 +78,12 @@ class CudaDevice:
             self.cublas_handle = self.cublas.create()
         except self.cublas.CUBLASError as error:
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
+        self.kernels: CudaKernels | None = None
+        self.bf16_as_fp32 = False  # since no GEMM takes bf16
         try:
-            self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
+            self._refused = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
+            self.bf16_as_fp32 = bool(self._refused[WeightFormat.BF16])
+            self.without_kernels = self._try_kernels()  # why; "" where they work
             workspace_bytes = free_bytes - self.memory().free_bytes
         except (*self._calls.errors, OutOfDeviceMemoryError, DeviceLostError) as error:
             self.close()
@@ -226,8 +92,30 @@ class CudaDevice:
         self._calls.opened = True
 
     def supports(self, weight_format: WeightFormat) -> str:
-        """See Device. The float formats were tried when the device was opened."""
-        return self._unsupported.get(weight_format, f"no device kernel multiplies {weight_format} yet")
+        """See Device. GEMMs and kernels were tried when the device was opened."""
+        if not weight_format.is_float:  # many rows are multiplied as fp16
+            return self.without_kernels or self._refused[WeightFormat.FP16]
+        if (
+            weight_format is WeightFormat.BF16 and self.kernels is not None
+        ):  # many rows are multiplied as fp32, if need be
+            return self._refused[WeightFormat.FP32]
+        return self._refused[weight_format]
+
+    def input_format(self, weight_format: WeightFormat) -> WeightFormat:
+        """See Device."""
+        return weight_format if self.kernels is None else WeightFormat.FP32
+
+    @property
+    def reads_host_memory(self) -> bool:
+        """Whether kernels can read pinned memory at the host's addresses, as in every 64-bit process on Linux."""
+        return bool(self._properties["unifiedAddressing"] and self._properties["canMapHostMemory"])
+
+    def warm_up(self, linears: Sequence[LinearSpec], chunk_tokens: int) -> None:
+        """See Device. What kernels take is counted as workspace."""
+        before_bytes = self.memory().free_bytes
+        run_once(self, linears, chunk_tokens)
+        taken_bytes = max(0, before_bytes - self.memory().free_bytes)
+        self.fixed_bytes = self.fixed_bytes | {"workspace": self.fixed_bytes["workspace"] + taken_bytes}
 
     def memory(self) -> DeviceMemory:
         """See Device."""
@@ -282,13 +170,6 @@ class CudaDevice:
         self._calls.handles.append(event)
         return CudaEvent(self, event)
 
-    @functools.cached_property
-    def kernels(self) -> CudaKernels:
-        """Our own kernels, compiled when first launched. Raises DeviceUnavailableError without NVRTC."""
-        properties = self._properties
-        capability = 10 * properties["major"] + properties["minor"]
-        return CudaKernels(CudaCompiler(*import_compiler(), capability), properties["multiProcessorCount"])
-
     def start_trace(self) -> None:
         """See Device. A device that is lost here shows it at the next operation."""
         self._trace = []
@@ -327,6 +208,10 @@ class CudaDevice:
 
     # What streams and events ask of their device.
 
+    def prepare(self, launches: Sequence[Launch]) -> None:
+        """Compile and load kernels of our own. Raises DeviceUnavailableError."""
+        self.call(self._compiler.prepare, launches)
+
     def tick(self, stream: Any) -> Any:
         """While a trace is on, an event that holds the time on `stream`; else None."""
         if self._trace is None:
@@ -357,12 +242,16 @@ class CudaDevice:
             return f"cuBLAS refuses {weight_format} on {self.name}: {error}"
         return "" if exact else f"cuBLAS gives wrong values for {weight_format} on {self.name}"
 
-
-def _address(array: DeviceArray) -> int:
-    assert isinstance(array.allocation, CudaAllocation)
-    return array.allocation.address + array.offset_bytes
-
-
-def _float_rows(x: DeviceArray) -> FloatRows:
-    assert x.format is WeightFormat.FP32
-    return FloatRows(_address(x), *x.shape)
+    def _try_kernels(self) -> str:
+        """Load our own kernels unless they do not work here; then say why in one line."""
+        properties = self._properties
+        try:
+            self._compiler = CudaCompiler(*import_compiler(), 10 * properties["major"] + properties["minor"])
+            self.kernels = CudaKernels(partial(self.call, self._compiler), properties["multiProcessorCount"])
+            if kernels_are_exact(self):
+                return ""
+            why = f"our own kernels give wrong values on {self.name}"
+        except (DeviceUnavailableError, *self._calls.errors) as error:
+            why = one_line(error)
+        self.kernels = None
+        return why

@@ -25,7 +25,12 @@ class CudaCalls:
         self._runtime = cupy.cuda.runtime
         self._cublas_error = cublas.CUBLASError
         # CuPy's pools, which we do not use, have an error of their own.
-        self.errors = (self._runtime.CUDARuntimeError, cublas.CUBLASError, cupy.cuda.memory.OutOfMemoryError)
+        self.errors = (
+            self._runtime.CUDARuntimeError,
+            cupy.cuda.driver.CUDADriverError,  # its numbers are the runtime's
+            cublas.CUBLASError,
+            cupy.cuda.memory.OutOfMemoryError,
+        )
 
     def call(self, function: Any, *arguments: Any, asked_bytes: int = 0, where: str = DEVICE_MEMORY) -> Any:
         """`function(*arguments)`, with CUDA's errors as OutOfDeviceMemoryError and DeviceLostError where they are that.

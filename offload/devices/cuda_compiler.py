@@ -6,12 +6,14 @@ numbers to zero. CuPy's modules are handed in by cuda.py.
 
 import ctypes
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from offload.devices.cuda_errors import LOST, NO_MEMORY
 from offload.devices.cuda_libraries import one_line
 from offload.errors import DeviceUnavailableError
 from offload.kernels.cuda.launch import Launch
@@ -22,7 +24,7 @@ _OPTIONS = ("--std=c++17",)
 
 
 class CudaCompiler:
-    """Launches kernels by their C++ names; the first launch of each compiles it, in about a second unless kept.
+    """Launches kernels by their C++ names; what was not prepared is compiled by its first launch, unless kept.
 
     `capability` is the GPU's, 75 for sm_75. Kernels are kept in `folder`, where that can be written.
     """
@@ -55,7 +57,10 @@ class CudaCompiler:
 
     def __call__(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None:
         """Queue a launch with ctypes arguments. Raises DeviceUnavailableError when it cannot be compiled or loaded."""
-        function = self._functions.get((launch.program, launch.kernel)) or self.prepare(launch)
+        key = launch.program, launch.kernel
+        if key not in self._functions:
+            self.prepare([launch])
+        function = self._functions[key]
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         x, y = launch.blocks
         # The driver copies the arguments before it returns.
@@ -63,38 +68,52 @@ class CudaCompiler:
             function.ptr, x, y, 1, launch.threads, 1, 1, launch.shared_bytes, stream, ctypes.addressof(addresses), 0
         )
 
-    def prepare(self, launch: Launch) -> Any:
-        """The function that a launch needs, compiled and loaded. Raises DeviceUnavailableError."""
-        kernel, source = launch.kernel, program(launch.program)
-        key = "\0".join([source, kernel, self._target, *_OPTIONS, str(self._version)])
-        kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.kernel"
-        name, code = _read(kept) or (None, b"")
-        if name is None:
-            name, code = self._compile(source, kernel)
-            _write(kept, name, code)
+    def prepare(self, launches: Iterable[Launch]) -> None:
+        """Compile and load what launches need; kernels of one program together. Raises DeviceUnavailableError."""
+        programs: dict[str, set[str]] = {}
+        for launch in launches:
+            programs.setdefault(launch.program, set()).add(launch.kernel)
+        for file, kernels in programs.items():
+            if any((file, kernel) not in self._functions for kernel in kernels):
+                self._load_program(file, sorted(kernels))
+
+    def _load_program(self, file: str, kernels: Sequence[str]) -> None:
+        source = program(file)
+        key = "\0".join([source, *kernels, self._target, *_OPTIONS, str(self._version)])
+        kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.kernels"
+        names, code = _read(kept) or ({}, b"")
+        if not names:
+            names, code = self._compile(source, kernels)
+            _write(kept, names, code)
         try:
-            function = self._load(code).get_function(name)
+            module = self._load(code)
+            functions = {(file, kernel): module.get_function(names[kernel]) for kernel in kernels}
         except (RuntimeError, OSError) as error:
+            if getattr(error, "status", None) in (NO_MEMORY, *LOST):
+                raise
             raise DeviceUnavailableError(
-                f"the driver cannot load the kernel {kernel} that NVRTC {self._named_version} compiled for"
+                f"the driver cannot load {_named(kernels)} that NVRTC {self._named_version} compiled for"
                 f" {self._target}; update the driver: {one_line(error)}"
             ) from error
-        self._functions[launch.program, kernel] = function  # which keeps its module alive
-        return function
+        # Functions keep their modules alive, and those that are there already may be running.
+        self._functions = functions | self._functions
 
-    def _compile(self, source: str, kernel: str) -> tuple[str, bytes]:
-        """The mangled name and the code of one kernel."""
+    def _compile(self, source: str, kernels: Sequence[str]) -> tuple[dict[str, str], bytes]:
+        """The mangled names and the code of some kernels."""
         nvrtc = self._nvrtc
         made = nvrtc.createProgram(source, "", (), ())
         try:
-            nvrtc.addNameExpression(made, kernel)
+            for kernel in kernels:
+                nvrtc.addNameExpression(made, kernel)
             try:
                 nvrtc.compileProgram(made, (f"-arch={self._target}", *_OPTIONS))
             except nvrtc.NVRTCError as error:
                 log = one_line(nvrtc.getProgramLog(made))
-                raise DeviceUnavailableError(f"NVRTC {self._named_version} does not compile {kernel}: {log}") from error
+                raise DeviceUnavailableError(
+                    f"NVRTC {self._named_version} does not compile {_named(kernels)}: {log}"
+                ) from error
             code = nvrtc.getCUBIN(made) if self._machine_code else nvrtc.getPTX(made)
-            return str(nvrtc.getLoweredName(made, kernel)), bytes(code)
+            return {kernel: str(nvrtc.getLoweredName(made, kernel)) for kernel in kernels}, bytes(code)
         finally:
             nvrtc.destroyProgram(made)
 
@@ -103,11 +122,16 @@ class CudaCompiler:
         return ".".join(map(str, self._version))
 
 
-# A kept kernel: the hash of what follows, the mangled name, a zero byte, the code.
+def _named(kernels: Sequence[str]) -> str:
+    """The first of some kernels, which are of one program, and how many there are besides it."""
+    return f"the kernel {kernels[0]}" + (f" and {len(kernels) - 1} more" if len(kernels) > 1 else "")
+
+
+# Kept kernels: the hash of what follows, their mangled names as JSON, a zero byte, the code.
 _HASH_BYTES = hashlib.sha256().digest_size
 
 
-def _read(kept: Path) -> tuple[str, bytes] | None:
+def _read(kept: Path) -> tuple[dict[str, str], bytes] | None:
     try:
         data = kept.read_bytes()
     except OSError:
@@ -115,12 +139,12 @@ def _read(kept: Path) -> tuple[str, bytes] | None:
     content = data[_HASH_BYTES:]
     if hashlib.sha256(content).digest() != data[:_HASH_BYTES]:
         return None
-    name, _, code = content.partition(b"\0")
-    return name.decode(), code
+    names, _, code = content.partition(b"\0")
+    return json.loads(names), code
 
 
-def _write(kept: Path, name: str, code: bytes) -> None:
-    content = name.encode() + b"\0" + code
+def _write(kept: Path, names: dict[str, str], code: bytes) -> None:
+    content = json.dumps(names).encode() + b"\0" + code
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as part:

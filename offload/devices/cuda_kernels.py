@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offload.devices.scratch import MAX_ROWS
 from offload.kernels.cuda import launch
-from offload.kernels.cuda.launch import BlockFormat, Launch, Multiplication
-from offload.specs import Layout, WeightFormat
+from offload.kernels.cuda.launch import Launch, Multiplication, block_log2, chunk_bytes, chunk_numbers
+from offload.specs import BlockFormat, Layout, WeightFormat
 
 # A launch, its arguments as ctypes values, the stream's address.
 Launcher = Callable[[Launch, Sequence[Any], int], None]
 
-_int, _pointer = ctypes.c_int, ctypes.c_void_p
+_int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FloatWeight:
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A block-quantised weight on the device, packed as blocks.cuh says.
+    """A weight in blocks on the device, packed as blocks.cuh says.
 
     `zeros` is the address of the packed zero points, 0 where there are none.
     """
@@ -92,6 +93,18 @@ class CudaKernels:
         self._launch = launcher
         self._processors = processors
 
+    def multiplications(self, weight: Weight, int8_rows: bool) -> list[Launch]:
+        """What `multiply` launches for 1 to MAX_ROWS rows of such an x, which begins at a multiple of 16 bytes."""
+        every = range(1, MAX_ROWS + 1)
+        if isinstance(weight, FloatWeight):
+            aligned = _float_aligned(FloatRows(0, 1, weight.inner), weight)
+            return [self._float(rows, weight, aligned).launch for rows in every]
+        x: Rows = FloatRows(0, 1, weight.inner)
+        if int8_rows:
+            x = Int8Rows(0, 0, 1, weight.format.block, weight.inner)
+        aligned = _blocks_aligned(x, weight)
+        return [self._blocks(rows, weight, int8_rows, aligned).launch for rows in every]
+
     def scratch_bytes(self, rows: int, weight: Weight) -> int:
         """Bytes of device memory that `multiply` needs beside x, W and y; at most for any kind of x."""
         columns = weight.columns
@@ -129,7 +142,7 @@ class CudaKernels:
             before = [_pointer(weight.numbers), _pointer(weight.scales), _pointer(weight.zeros)]
             before += [_pointer(x.numbers), _pointer(x.scales)] if isinstance(x, Int8Rows) else [_pointer(x.address)]
             blocks = weight.format.blocks(x.inner)
-            sizes = [_int(columns), _int(x.inner), _int(blocks), _int(weight.format.block_log2)]
+            sizes = [_int(columns), _int(x.inner), _int(blocks), _int(block_log2(weight.format))]
         if made.splits == 1:
             self._launch(
                 made.launch, [*before, _pointer(bias), _pointer(y), *sizes, _int(made.units_per_split)], stream
@@ -157,13 +170,36 @@ class CudaKernels:
         if not 0 <= start < stop <= weight.columns:
             raise ValueError(f"columns {start}:{stop} are not among {weight.columns}")
         form, inner = weight.format, weight.inner
-        numbers = weight.numbers + start * form.column_bytes(inner)
+        numbers = weight.numbers + start * form.number_bytes(inner)
         scales = weight.scales + start * form.blocks(inner) * form.scales.itemsize_bytes
         zeros = weight.zeros + start * form.zero_bytes(inner) if weight.zeros else 0
-        aligned = numbers % 16 == 0 and out % 16 == 0 and inner % 8 == 0
+        aligned = numbers % 4 == 0 and out % 16 == 0 and inner % 8 == 0
         pointers = [_pointer(numbers), _pointer(scales), _pointer(zeros), _pointer(out)]
-        sizes = [_int(inner), _int(form.blocks(inner)), _int(form.block_log2)]
+        sizes = [_int(inner), _int(form.blocks(inner)), _int(block_log2(form))]
         self._launch(launch.dequantise(form, panel, stop - start, inner, aligned), [*pointers, *sizes], stream)
+
+    def fetch(self, source: int, to: int, nbytes: int, stream: int) -> None:
+        """Queue a copy of pinned host memory, which is read where it is."""
+        self._launch(launch.fetch(nbytes), [_pointer(source), _pointer(to), _long(nbytes)], stream)
+
+    def round_rows(self, x: FloatRows, out: int, rounded: WeightFormat, stream: int) -> None:
+        """Queue the rounding of x to fp16 or bf16: to nearest even, as `cast_activations` on the host does."""
+        count = x.rows * x.inner
+        arguments = [_pointer(x.address), _pointer(out), _long(count)]
+        self._launch(launch.round_rows(rounded, count), arguments, stream)
+
+    def widen_bf16(self, weight: FloatWeight, start: int, stop: int, out: int, stream: int) -> None:
+        """Queue columns start <= n < stop of a bf16 weight as a panel in fp32, in the layout of the weight."""
+        if not 0 <= start < stop <= weight.columns:
+            raise ValueError(f"columns {start}:{stop} are not among {weight.columns}")
+        if weight.layout is Layout.NK:
+            rows, width, pitch, first = stop - start, weight.inner, weight.inner, start * weight.inner
+        else:
+            rows, width, pitch, first = weight.inner, stop - start, weight.columns, start
+        source = weight.address + first * weight.format.itemsize_bytes
+        aligned = source % 16 == 0 and out % 16 == 0 and width % 8 == 0 and pitch % 8 == 0
+        arguments = [_pointer(source), _pointer(out), _int(pitch), _int(width)]
+        self._launch(launch.widen_bf16(rows, width, aligned), arguments, stream)
 
     def _float(self, rows: int, weight: FloatWeight, aligned: bool) -> Multiplication:
         return _multiply_float(
@@ -188,6 +224,6 @@ def _float_aligned(x: FloatRows, weight: FloatWeight) -> bool:
 
 
 def _blocks_aligned(x: Rows, weight: BlockWeight) -> bool:
-    if weight.numbers % weight.format.chunk_bytes:
+    if weight.numbers % chunk_bytes(weight.format):
         return False
-    return isinstance(x, Int8Rows) or (x.address % 16 == 0 and x.inner % weight.format.chunk_numbers == 0)
+    return isinstance(x, Int8Rows) or (x.address % 16 == 0 and x.inner % chunk_numbers(weight.format) == 0)

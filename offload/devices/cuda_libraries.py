@@ -37,9 +37,15 @@ def import_cublas() -> Any:
 
 
 def import_compiler() -> tuple[Any, Any, Any]:
-    """CuPy's bindings of NVRTC and of the driver, and what makes a module of compiled code."""
-    from cupy.cuda import driver, function
-    from cupy_backends.cuda.libs import nvrtc
+    """CuPy's bindings of NVRTC and of the driver, and what makes a module of compiled code.
+
+    Raises DeviceUnavailableError.
+    """
+    try:
+        from cupy.cuda import driver, function
+        from cupy_backends.cuda.libs import nvrtc
+    except (ImportError, OSError) as error:
+        raise DeviceUnavailableError(f"CuPy's bindings of NVRTC cannot be imported: {one_line(error)}") from error
 
     def load(code: bytes) -> Any:
         module = function.Module()

@@ -1,6 +1,7 @@
 """One suite for every device: simulated ones, CudaDevice on an emulated CuPy, and a GPU if there is one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numba
 import pytest
@@ -10,6 +11,7 @@ from offload.devices.cuda import CudaDevice
 from offload.devices.simulated import SimulatedDevice
 from offload.errors import DeviceUnavailableError
 from tests.device.emulated_cupy import EmulatedCupy
+from tests.kernels.emulated_nvrtc import EmulatedNvrtc
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +24,23 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(
-    params=["simulated", "simulated without kernels", "emulated cupy", pytest.param("cuda", marks=pytest.mark.gpu)]
+    params=[
+        "simulated",
+        "simulated without kernels",
+        "emulated cupy",
+        "emulated cupy without kernels",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
 )
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Device]:
     made: Device
     if "simulated" in request.param:
         made = SimulatedDevice(memory_bytes=1 << 30, own_kernels=request.param == "simulated")
-    elif request.param == "emulated cupy":
-        EmulatedCupy().install(monkeypatch)
+    elif "emulated" in request.param:
+        if request.param == "emulated cupy":
+            EmulatedNvrtc().install(monkeypatch, EmulatedCupy(), tmp_path)
+        else:
+            EmulatedCupy().install(monkeypatch)
         # Opening takes its time on the CPU; tests/unit/test_cuda.py does it in full.
         monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
         made = CudaDevice()

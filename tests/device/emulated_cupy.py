@@ -1,4 +1,4 @@
-"""The part of CuPy's low-level interface that CudaDevice uses, in host memory.
+"""The part of CuPy's low-level interface that CudaDevice uses, in host memory; without NVRTC, so without kernels.
 
 Device pointers are host addresses. Every call is carried out at once, with cuBLAS's column-major rules, so
 right results show that the arguments are right. Stream order is left to the simulated device.
@@ -28,6 +28,10 @@ class CUDARuntimeError(RuntimeError):
         self.status = status
 
 
+class CUDADriverError(CUDARuntimeError):
+    pass
+
+
 class CUBLASError(RuntimeError):
     def __init__(self, status: int) -> None:
         super().__init__(f"CUBLAS_STATUS {status}")
@@ -51,6 +55,15 @@ class EmulatedCupy:
         self.synchronize_error = 0
         self.register_error = 0
         self.registered: dict[int, range] = {}  # pages by address
+        # As in cudaGetDeviceProperties.
+        self.properties: dict[str, Any] = {
+            "name": b"Emulated GPU",
+            "major": 7,
+            "minor": 5,
+            "multiProcessorCount": 40,
+            "unifiedAddressing": 1,
+            "canMapHostMemory": 1,
+        }
         self.fault: Callable[[str], int] = lambda name: 0  # the status that a call is to fail with
         self.broken = 0  # the sticky error
         self.entered = 0  # how often anything was called
@@ -89,6 +102,7 @@ class EmulatedCupy:
             raise CUDARuntimeError(2)
         block = (ctypes.c_uint8 * nbytes)()
         address = ctypes.addressof(block)
+        ctypes.memset(address, 0xFF, nbytes)  # NaN, so that what nobody has written is seen
         self.blocks[address] = block
         return address
 
@@ -167,7 +181,8 @@ class EmulatedCupy:
         right = self._column_major(b, TYPES[kind], *((n, k) if tb else (k, n)), ldb)
         out = self._column_major(c, TYPES[0], m, n, ldc)
         left, right = (left.T if ta else left), (right.T if tb else right)
-        out[:] = left.astype(np.float32) @ right.astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            out[:] = left.astype(np.float32) @ right.astype(np.float32)
 
     def _column_major(self, address: int, dtype: Any, rows: int, columns: int, leading: int) -> Any:
         assert leading >= rows
@@ -241,7 +256,7 @@ class EmulatedCupy:
             runtimeGetVersion=lambda: self.built_for,
             getDeviceCount=self.getDeviceCount,
             deviceGetPCIBusId=lambda ordinal: "0000:00:00.0",
-            getDeviceProperties=lambda ordinal: {"name": b"Emulated GPU"},
+            getDeviceProperties=lambda ordinal: self.properties,
             memGetInfo=self.memGetInfo,
             malloc=self.malloc,
             free=self.free,
@@ -257,9 +272,12 @@ class EmulatedCupy:
             streamSynchronize=self.wait,
             deviceSynchronize=self.wait,
         )
+        driver = ModuleType("cupy.cuda.driver")
+        driver.__dict__.update(CUDADriverError=CUDADriverError)
         cuda = ModuleType("cupy.cuda")
         cuda.__dict__.update(
             runtime=runtime,
+            driver=driver,
             Device=lambda ordinal: SimpleNamespace(use=lambda: None),
             Stream=Stream,
             Event=Event,

@@ -1,10 +1,13 @@
-"""NVRTC and the driver's part of CuPy, in front of the shim: "compiled code" is the source and one kernel's name."""
+"""NVRTC and the driver's part of CuPy, in front of the shim: "compiled code" is the source and names of kernels."""
 
 import ctypes
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.device.emulated_cupy import EmulatedCupy
 from tests.kernels.host_shim import HostProgram, Schedule
 
 
@@ -13,7 +16,7 @@ class NVRTCError(RuntimeError):
 
 
 class EmulatedNvrtc:
-    """One NVRTC and one driver; `compiled` has the options of every compilation."""
+    """One NVRTC and one driver; `compiled` has the options of every compilation, `launched` kernels and streams."""
 
     NVRTCError = NVRTCError
 
@@ -21,7 +24,7 @@ class EmulatedNvrtc:
         """`broken`: getVersion fails like this. `refuses`: the driver loads nothing and says this."""
         self.capabilities, self.broken, self.refuses = capabilities, broken, refuses
         self.compiled: list[tuple[str, ...]] = []
-        self.streams: list[int] = []
+        self.launched: list[tuple[str, int]] = []
         self._sources: dict[int, list[str]] = {}
         self._functions: dict[int, tuple[HostProgram, str]] = {}
 
@@ -55,8 +58,8 @@ class EmulatedNvrtc:
         return f"mangled {kernel}"
 
     def getCUBIN(self, program: int) -> bytes:
-        source, kernel = self._sources[program]
-        return f"{kernel}\0{source}".encode()
+        source, *kernels = self._sources[program]
+        return json.dumps([source, kernels]).encode()
 
     def getPTX(self, program: int) -> bytes:
         return self.getCUBIN(program)
@@ -69,11 +72,12 @@ class EmulatedNvrtc:
     def load(self, code: bytes) -> Any:
         if self.refuses:
             raise RuntimeError(self.refuses)
-        kernel, _, source = code.decode().partition("\0")
-        compiled = HostProgram(source, [kernel])
+        source, kernels = json.loads(code)
+        compiled = HostProgram(source, kernels)
 
         def get_function(name: str) -> Any:
-            assert name == f"mangled {kernel}"
+            kernel = name.removeprefix("mangled ")
+            assert kernel in kernels
             handle = len(self._functions) + 1
             self._functions[handle] = (compiled, kernel)
             return SimpleNamespace(ptr=handle)
@@ -86,20 +90,25 @@ class EmulatedNvrtc:
         gx, gy, gz, bx, by, bz, shared_bytes, stream, addresses, extra = arguments
         assert (gz, by, bz, extra) == (1, 1, 1, 0)
         program, kernel = self._functions[handle]
-        self.streams.append(stream)
+        self.launched.append((kernel, stream))
         program.launch_raw(kernel, (gx, gy), bx, shared_bytes, ctypes.c_void_p(addresses), Schedule.FORWARD)
 
-    def install(self, monkeypatch: Any) -> None:
-        """Add it to an EmulatedCupy that was installed before."""
+    def install(self, monkeypatch: Any, cupy: EmulatedCupy, home: Path) -> None:
+        """Put it and `cupy` in the place of CuPy, and have "compiled" kernels kept in another home folder."""
+        monkeypatch.setenv("HOME", str(home))
         emulated = self
 
         class Module:
             def load(self, code: bytes) -> None:
+                cupy.enter("moduleLoad")
                 self.get_function = emulated.load(code).get_function
 
+        def launch(*arguments: int) -> None:
+            cupy.enter("launchKernel")
+            self.launchKernel(*arguments)
+
+        cupy.install(monkeypatch)
         cuda = sys.modules["cupy.cuda"]
-        monkeypatch.setattr(cuda, "driver", self, raising=False)
+        monkeypatch.setattr(cuda.driver, "launchKernel", launch, raising=False)
         monkeypatch.setattr(cuda, "function", SimpleNamespace(Module=Module), raising=False)
         monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"], "nvrtc", self, raising=False)
-        properties = {"name": b"Emulated GPU", "major": 7, "minor": 5, "multiProcessorCount": 40}
-        monkeypatch.setattr(sys.modules["cupy.cuda.runtime"], "getDeviceProperties", lambda ordinal: properties)

@@ -1,13 +1,12 @@
 """Random operands for the kernels, against forbidden pages, and what they should give, in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, FloatWeight, Int8Rows
-from offload.kernels.cuda.launch import BlockFormat
-from offload.specs import Layout, WeightFormat
+from offload.specs import BlockFormat, Layout, WeightFormat
 from tests.device.support import random_stored, to_float64
 from tests.kernels.guarded import guarded
 
@@ -59,8 +58,8 @@ class BlockOperands:
     def random(
         form: BlockFormat, has_zeros: bool, rows: int, columns: int, inner: int, slack_bytes: int = 0, **place: Any
     ) -> "BlockOperands":
-        rng = np.random.default_rng([rows, columns, inner])
-        packed = (columns, form.column_bytes(inner))
+        rng, form = np.random.default_rng([rows, columns, inner]), replace(form, zeros=has_zeros)
+        packed = (columns, form.number_bytes(inner))
         numbers = guarded(rng.integers(0, 256, packed, np.uint8), slack_bytes, **place)
         scales = rng.uniform(0.01, 0.1, (columns, form.blocks(inner))) * rng.choice([-1, 1], (columns, 1))
         scales = guarded(scales.astype(form.scales.storage_dtype))

@@ -8,8 +8,9 @@ import pytest
 from offload.devices.cuda_compiler import CudaCompiler
 from offload.devices.cuda_kernels import CudaKernels
 from offload.errors import DeviceUnavailableError
-from offload.kernels.cuda.launch import multiply_float
+from offload.kernels.cuda.launch import multiply_float, sum_splits
 from offload.specs import Layout, WeightFormat
+from tests.device.emulated_cupy import CUDADriverError
 from tests.kernels.emulated_nvrtc import EmulatedNvrtc
 from tests.kernels.operands import FloatOperands, multiply
 
@@ -31,7 +32,7 @@ def test_a_kernel_is_compiled_once_and_kept(tmp_path: Path) -> None:
     again = compiler(nvrtc, tmp_path / "new" / "folder")
     operands.check(multiply(CudaKernels(again, 1), operands), with_bias=False)
     assert len(nvrtc.compiled) == 1  # read from the folder
-    compiler(nvrtc, tmp_path / "new" / "folder", capability=80).prepare(LAUNCH)
+    compiler(nvrtc, tmp_path / "new" / "folder", capability=80).prepare([LAUNCH])
     assert len(nvrtc.compiled) == 2  # another GPU, another code
 
 
@@ -40,23 +41,48 @@ def test_a_kernel_is_compiled_once_and_kept(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_compiled_again(tmp_path: Path, damage: Any) -> None:
     nvrtc = EmulatedNvrtc()
-    compiler(nvrtc, tmp_path).prepare(LAUNCH)
+    compiler(nvrtc, tmp_path).prepare([LAUNCH])
     (kept,) = tmp_path.iterdir()
     right = kept.read_bytes()
     kept.write_bytes(damage(right))
-    compiler(nvrtc, tmp_path).prepare(LAUNCH)
+    compiler(nvrtc, tmp_path).prepare([LAUNCH])
     assert len(nvrtc.compiled) == 2
     assert kept.read_bytes() == right
 
 
+def test_kernels_of_one_program_are_compiled_and_kept_together(tmp_path: Path) -> None:
+    nvrtc = EmulatedNvrtc()
+    launches = [multiply_float(WeightFormat.FP16, Layout.NK, rows, 64, 64, True, 1).launch for rows in (1, 2, 3)]
+    made = compiler(nvrtc, tmp_path)
+    made.prepare([*launches, sum_splits(1, 1)])
+    assert len(nvrtc.compiled) == len(list(tmp_path.iterdir())) == 2
+    made.prepare(launches[1:])  # both are there
+    operands = FloatOperands.random(WeightFormat.FP16, Layout.NK, 2, 64, 64)
+    operands.check(multiply(CudaKernels(made, 1), operands), with_bias=False)
+    compiler(nvrtc, tmp_path).prepare(launches[::-1])  # read from the folder, whatever the order
+    assert len(nvrtc.compiled) == 2
+
+
+@pytest.mark.parametrize("status", [2, 700])
+def test_memory_that_runs_out_and_lost_devices_are_no_old_driver(tmp_path: Path, status: int) -> None:
+    """Whoever called knows what these mean."""
+    nvrtc = EmulatedNvrtc()
+
+    def load(code: bytes) -> None:
+        raise CUDADriverError(status)
+
+    with pytest.raises(CUDADriverError):
+        CudaCompiler(nvrtc, nvrtc, load, 75, tmp_path).prepare([LAUNCH])
+
+
 def test_no_folder_to_keep_kernels_in_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    compiler(EmulatedNvrtc(), tmp_path / "file" / "folder").prepare(LAUNCH)
+    compiler(EmulatedNvrtc(), tmp_path / "file" / "folder").prepare([LAUNCH])
 
 
 def test_a_gpu_newer_than_nvrtc_gets_code_for_the_driver_to_translate(tmp_path: Path) -> None:
     nvrtc = EmulatedNvrtc()
-    compiler(nvrtc, tmp_path, capability=120).prepare(LAUNCH)
+    compiler(nvrtc, tmp_path, capability=120).prepare([LAUNCH])
     assert nvrtc.compiled == [("-arch=compute_90", "--std=c++17")]
 
 
@@ -74,12 +100,12 @@ def test_a_gpu_newer_than_nvrtc_gets_code_for_the_driver_to_translate(tmp_path: 
 )
 def test_says_in_one_line_what_is_missing(tmp_path: Path, settings: Any, capability: int, message: str) -> None:
     with pytest.raises(DeviceUnavailableError, match=message) as error:
-        compiler(EmulatedNvrtc(**settings), tmp_path, capability).prepare(LAUNCH)
+        compiler(EmulatedNvrtc(**settings), tmp_path, capability).prepare([LAUNCH])
     assert "\n" not in str(error.value)
 
 
 def test_shows_what_nvrtc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offload.devices.cuda_compiler.program", lambda file: "#error")
-    with pytest.raises(DeviceUnavailableError, match=r"does not compile multiply_float_nk<.*error: it says #error"):
-        compiler(EmulatedNvrtc(), tmp_path).prepare(LAUNCH)
+    with pytest.raises(DeviceUnavailableError, match=r"compile the kernel multiply_float_nk<.*error: it says #error"):
+        compiler(EmulatedNvrtc(), tmp_path).prepare([LAUNCH])
     assert list(tmp_path.iterdir()) == []

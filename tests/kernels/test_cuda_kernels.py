@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from offload.devices.cuda_kernels import CudaKernels, FloatRows, FloatWeight, Int8Rows
+from offload.devices.scratch import MAX_ROWS
 from offload.kernels.cuda import launch
-from offload.kernels.cuda.launch import MAX_ROWS, BlockFormat
-from offload.specs import Layout, WeightFormat
+from offload.kernels.host import cast_activations
+from offload.specs import BlockFormat, Layout, WeightFormat
+from tests.device.support import random_stored, to_float64
 from tests.kernels.guarded import guarded
 from tests.kernels.host_shim import HostLauncher, Schedule
 from tests.kernels.operands import (
@@ -35,7 +37,9 @@ FORMATS = tuple(
 
 def all_kernels() -> dict[str, set[str]]:
     """What these tests launch, by program, so that each program is compiled once."""
-    launches = [launch.sum_splits(1, 1), launch.quantise_rows(1, 1)]
+    launches = [launch.sum_splits(1, 1), launch.quantise_rows(1, 1), launch.fetch(1)]
+    launches += [launch.round_rows(form, 1) for form in HALVES]
+    launches += [launch.widen_bf16(1, 8, aligned) for aligned in (True, False)]
     for rows, aligned in product(ROWS, (True, False)):
         for form, layout in product(HALVES, Layout):
             launches.append(launch.multiply_float(form, layout, rows, 1, 8, aligned, 1).launch)
@@ -192,6 +196,66 @@ def test_panels_are_exact(kernels: CudaKernels, form: BlockFormat, panel: Weight
         assert np.array_equal(out.view(np.uint8), expected.view(np.uint8))
 
 
+@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("nbytes", [1, 16, 37, 2048, 5000])
+def test_fetch_copies_every_byte(kernels: CudaKernels, launcher: HostLauncher, nbytes: int, schedule: Schedule) -> None:
+    """Whatever the alignment of either end; and nothing is read or written before or behind them."""
+    launcher.schedule = schedule
+    data = np.random.default_rng(nbytes).integers(0, 256, nbytes, np.uint8)
+    for slack, at_start in ((0, False), (0, True), (3, False), (8, True)):
+        source = guarded(data, slack, at_start)
+        for target in (guarded(np.zeros(nbytes, np.uint8), 0, at_start), guarded(np.zeros(nbytes, np.uint8), slack)):
+            kernels.fetch(address(source), address(target), nbytes, 1)
+            assert np.array_equal(target, data)
+
+
+def hard_to_round() -> Any:
+    """Ties, edges of the ranges, subnormal results, infinity and values of all magnitudes, of both signs."""
+    rng = np.random.default_rng(0)
+    hard = [1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.99, 65520, 1e9, 2**-24, 2**-25, 1.5 * 2**-24, 2.0**-14, 6e-5, 0]
+    hard += [1 + 2**-8, 1 + 3 * 2**-8, 3.3895e38, 3.3961e38, 3.4e38, np.inf, 1e-40]
+    values = np.concatenate([hard, np.exp2(rng.uniform(-27, 17, 500)), np.exp2(rng.uniform(-149, 127, 500))])
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+@pytest.mark.parametrize("slack_bytes", [0, 2])
+@pytest.mark.parametrize("form", HALVES)
+def test_rounded_rows_are_those_of_the_host(kernels: CudaKernels, form: WeightFormat, slack_bytes: int) -> None:
+    """To the bit; NaN stays NaN. Sizes that 4 divides and not, ends that are aligned and not."""
+    values = hard_to_round()
+    for count in (1, 7, 512, len(values)):
+        x = guarded(values[:count], 2 * slack_bytes)
+        out = guarded(np.zeros(count, form.storage_dtype), slack_bytes)
+        kernels.round_rows(FloatRows(address(x), 1, count), address(out), form, 1)
+        expected = np.empty((1, count), form.storage_dtype)
+        cast_activations(np.ascontiguousarray(x).reshape(1, -1), expected, form)
+        assert np.array_equal(out.view(np.uint16), expected[0].view(np.uint16))
+    for bits in (0x7F800001, 0x7FFFFFFF, 0xFFC00000):
+        nan, out = guarded(np.array([bits], np.uint32)), guarded(np.zeros(1, form.storage_dtype))
+        kernels.round_rows(FloatRows(address(nan), 1, 1), address(out), form, 1)
+        assert np.isnan(to_float64(out, form)).all()
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize(("columns", "inner"), [(24, 64), (1030, 16), (17, 43), (9, 1)])
+def test_bf16_widens_exactly(
+    kernels: CudaKernels, launcher: HostLauncher, layout: Layout, columns: int, inner: int
+) -> None:
+    """Any range of columns, in the layout that it had."""
+    rng = np.random.default_rng([columns, inner])
+    shape = (columns, inner) if layout is Layout.NK else (inner, columns)
+    for start, stop, slack_bytes in ((0, columns, 0), (8, columns, 0), (1, columns - 1, 0), (0, 8, 2)):
+        launcher.schedule = Schedule((start + stop) % len(Schedule))
+        stored = guarded(random_stored(rng, shape, WeightFormat.BF16), slack_bytes)
+        part = stored[start:stop] if layout is Layout.NK else stored[:, start:stop]
+        out = guarded(np.zeros(part.shape, np.float32))
+        weight = FloatWeight(address(stored), WeightFormat.BF16, layout, columns, inner)
+        kernels.widen_bf16(weight, start, stop, address(out), 1)
+        assert np.array_equal(out, to_float64(np.ascontiguousarray(part), WeightFormat.BF16))
+    names = {each.kernel for each in launcher.launches}
+    assert ("widen_bf16<true>" in names) == ((inner if layout is Layout.NK else columns) % 8 == 0)
+
+
 def test_all_halves_widen_exactly(kernels: CudaKernels) -> None:
     """Every fp16 number as a scale, with weights of 1: subnormal numbers and infinities too."""
     form = BlockFormat(8, 16, WeightFormat.FP16)
@@ -232,6 +296,8 @@ def test_operands_that_do_not_belong_together(kernels: CudaKernels) -> None:
         Int8Rows(264, 256, 1, 32, 64)
     with pytest.raises(ValueError, match="columns 3:9 are not among 8"):
         kernels.dequantise(blocks, 3, 9, 256, WeightFormat.FP16, 1)
+    with pytest.raises(ValueError, match="columns 8:9 are not among 8"):
+        kernels.widen_bf16(FloatWeight(256, WeightFormat.BF16, Layout.NK, 8, 64), 8, 9, 256, 1)
     with pytest.raises(ValueError, match="1 to 8 rows of x, not 9"):
         kernels.multiply(FloatRows(256, 9, 64), floats, 256, 1)
     with pytest.raises(ValueError, match=r"needs \d+ bytes of scratch"):

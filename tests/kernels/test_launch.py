@@ -4,10 +4,11 @@ import re
 
 import pytest
 
+from offload.devices.scratch import MAX_ROWS, most_splits, split_bytes
 from offload.kernels.cuda import launch
-from offload.kernels.cuda.launch import MAX_ROWS, BlockFormat, Multiplication
+from offload.kernels.cuda.launch import Multiplication
 from offload.kernels.cuda.sources import program
-from offload.specs import Layout, WeightFormat
+from offload.specs import BlockFormat, Layout, WeightFormat
 
 FP16, BF16, FP32 = WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32
 T4, H100 = 40, 132  # multiprocessors
@@ -63,6 +64,9 @@ def test_the_grid_stays_within_what_cuda_allows() -> None:
     form = BlockFormat(4, 32, FP16)
     panels = launch.dequantise(form, FP32, 200_000, 65_536, True)
     assert panels.blocks == (200_000, 64)
+    assert launch.widen_bf16(200_000, 65_536, True).blocks == (200_000, 64)
+    assert launch.fetch(1 << 32).blocks == (1 << 21, 1)
+    assert launch.round_rows(FP16, 1 << 32).blocks == (1 << 23, 1)
     for _, made in multiplications(1, 1, 1 << 24, H100):
         assert made.launch.blocks[1] <= 65_535
 
@@ -82,17 +86,26 @@ def test_kernels_are_named_for_what_they_take() -> None:
 
 
 def test_sizes_of_packed_weights() -> None:
-    """3 blocks of 32, the last padded: 48 bytes of nibbles, 2 bytes of zero points."""
-    form = BlockFormat(4, 32, FP16)
-    assert (form.blocks(70), form.column_bytes(70), form.zero_bytes(70)) == (3, 48, 2)
-    form = BlockFormat(8, 32, FP16)
-    assert (form.blocks(70), form.column_bytes(70), form.zero_bytes(70)) == (3, 96, 3)
+    """3 blocks of 32, the last padded: 48 bytes of nibbles, 6 of scales, 2 of zero points."""
+    form = BlockFormat(4, 32, FP16, zeros=True)
+    assert (form.blocks(70), form.number_bytes(70), form.zero_bytes(70), form.column_bytes(70)) == (3, 48, 2, 56)
+    form = BlockFormat(8, 32, FP32, zeros=True)
+    assert (form.blocks(70), form.number_bytes(70), form.zero_bytes(70), form.column_bytes(70)) == (3, 96, 3, 111)
 
 
 @pytest.mark.parametrize(("bits", "block", "scales"), [(2, 32, FP16), (4, 32, BF16), (4, 8, FP16), (8, 48, FP16)])
 def test_what_no_kernel_reads_is_refused(bits: int, block: int, scales: WeightFormat) -> None:
-    with pytest.raises(ValueError, match=r"no kernel multiplies|a block has"):
+    with pytest.raises(ValueError, match=r"no kernel multiplies|blocks of"):
         BlockFormat(bits, block, scales)
+
+
+@pytest.mark.parametrize("processors", [1, T4, H100, 1000])
+@pytest.mark.parametrize(("columns", "inner"), SIZES)
+def test_splits_fit_into_the_scratch_memory_that_a_plan_counts(columns: int, inner: int, processors: int) -> None:
+    for rows in range(1, MAX_ROWS + 1):
+        for _, made in multiplications(rows, columns, inner, processors):
+            assert made.splits <= most_splits(rows, columns, inner)
+            assert made.scratch_bytes(rows, columns) <= split_bytes(rows, columns, inner)
 
 
 def test_no_kernel_multiplies_fp32_or_many_rows() -> None:
@@ -102,6 +115,8 @@ def test_no_kernel_multiplies_fp32_or_many_rows() -> None:
         launch.multiply_float(FP16, Layout.NK, 0, 64, 64, True, 1)
     with pytest.raises(ValueError, match="a panel is fp16 or fp32"):
         launch.dequantise(BlockFormat(4, 32, FP16), BF16, 1, 64, True)
+    with pytest.raises(ValueError, match="rows are rounded to fp16 or bf16, not fp32"):
+        launch.round_rows(FP32, 64)
 
 
 def test_numbers_agree_with_the_sources() -> None:

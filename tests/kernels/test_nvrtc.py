@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from offload.kernels.cuda import launch
-from offload.kernels.cuda.launch import BlockFormat, Launch
+from offload.kernels.cuda.launch import Launch
 from offload.kernels.cuda.sources import program
-from offload.specs import Layout, WeightFormat
+from offload.specs import BlockFormat, Layout, WeightFormat
 from tests.kernels.nvrtc import Nvrtc, find_libraries
 
 FP16, BF16, FP32 = WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32
@@ -51,7 +51,9 @@ def variants() -> list[Launch]:
 def others() -> list[Launch]:
     int4, int8 = BlockFormat(4, 32, FP16), BlockFormat(8, 32, FP16)
     panels = [launch.dequantise(int4, FP16, 1, 64, True), launch.dequantise(int8, FP32, 1, 64, False)]
-    return [*panels, launch.quantise_rows(1, 1), launch.sum_splits(1, 1)]
+    panels += [launch.widen_bf16(1, 8, aligned) for aligned in (True, False)]
+    rows = [launch.round_rows(form, 1) for form in (FP16, BF16)]
+    return [*panels, *rows, launch.quantise_rows(1, 1), launch.sum_splits(1, 1), launch.fetch(1)]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from offload.devices.cuda_kernels import CudaKernels
-from offload.kernels.cuda.launch import BlockFormat
+from offload.devices.cuda_kernels import CudaKernels, FloatRows, FloatWeight
 from offload.kernels.cuda.sources import program
-from offload.specs import Layout, WeightFormat
+from offload.specs import BlockFormat, Layout, WeightFormat
+from tests.device.support import random_stored, to_float64, to_stored
 from tests.kernels.guarded import guarded
 from tests.kernels.host_shim import HostLauncher, KernelFault, Schedule
 from tests.kernels.operands import BlockOperands, FloatOperands, address, multiply, multiply_int8
@@ -71,6 +71,40 @@ def panel(kernels: CudaKernels) -> None:
     assert np.array_equal(out, operands.dequantised())
 
 
+def fetched(kernels: CudaKernels) -> None:
+    data = np.random.default_rng(0).integers(1, 256, 2112, np.uint8)
+    for slack_bytes in (0, 3):
+        source = guarded(data, slack_bytes)
+        target = guarded(np.zeros(2112, np.uint8), slack_bytes)
+        kernels.fetch(address(source), address(target), 2100, 1)  # the last 4 bytes are alone
+        assert np.array_equal(target, np.append(data[:2100], np.zeros(12, np.uint8)))
+    source, target = guarded(data), guarded(np.zeros(2112, np.uint8), 8)
+    kernels.fetch(address(source), address(target), 2112, 1)
+    assert np.array_equal(target, data)
+
+
+def rounded(kernels: CudaKernels) -> None:
+    values = [1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, -1.7, *np.random.default_rng(0).standard_normal(128)]
+    for count in (131, 132):  # 132 begin and end where 16 bytes do
+        x = guarded(np.array(values[:count], np.float32))
+        out = guarded(np.zeros(count, np.uint16))
+        kernels.round_rows(FloatRows(address(x), 1, count), address(out), BF16, 1)
+        assert np.array_equal(out, to_stored(x, BF16))
+    nan, out = guarded(np.array([0x7FFFFFFF], np.uint32)), guarded(np.zeros(1, np.uint16))
+    kernels.round_rows(FloatRows(address(nan), 1, 1), address(out), BF16, 1)
+    assert np.isnan(to_float64(out, BF16)[0])
+
+
+def bf16_panel(kernels: CudaKernels) -> None:
+    rng = np.random.default_rng(0)
+    for columns, inner, start, stop in ((40, 24, 8, 32), (19, 21, 3, 18)):
+        stored = guarded(random_stored(rng, (inner, columns), BF16))
+        out = guarded(np.zeros((inner, stop - start), np.float32))
+        weight = FloatWeight(address(stored), BF16, Layout.KN, columns, inner)
+        kernels.widen_bf16(weight, start, stop, address(out), 1)
+        assert np.array_equal(out, to_float64(np.ascontiguousarray(stored[:, start:stop]), BF16))
+
+
 @dataclass(frozen=True)
 class Bug:
     """In the source of `scenario`'s kernels, `right` becomes `wrong`."""
@@ -115,6 +149,17 @@ BUGS = (
     Bug("x is cut off, not rounded", int8_int8, "__float2int_rn(value * inverse)", "(int)(value * inverse)"),
     Bug("the padding of x is not zero", int8_int8, "i < valid ? __ldg(from + i) : 0.0f", "__ldg(from + i)"),
     Bug("a panel's rows overlap", panel, "k + i < inner", "k + i <= inner"),
+    Bug("the last bytes are not fetched", fetched, "i < 16 && i < left", "i < left - 15"),
+    Bug("bytes beyond the end are fetched", fetched, "i < 16 && i < left", "i < 16"),
+    Bug("16 bytes are taken where fewer are left", fetched, "left >= 16 &&", "left >= 1 &&"),
+    Bug("the alignment of one end only", fetched, "((size_t)from | (size_t)to) % 16", "(size_t)from % 1"),
+    Bug("ties away from even", rounded, "0x7fffu + (high & 1u)", "0x8000u"),
+    Bug("a NaN becomes infinity", rounded, "return high | 0x40u;", "return high & 0xff80u;"),
+    Bug("numbers beyond the end are rounded", rounded, "i < 4 && i < left", "i < 4"),
+    Bug("halves in the wrong order", rounded, "values[0]) | (unsigned)", "values[1]) | (unsigned)"),
+    Bug("the pitch of the panel for the matrix's", bf16_panel, "blockIdx.x * pitch + at", "blockIdx.x * width + at"),
+    Bug("columns beyond the panel", bf16_panel, "if (at + i < width)", "if (true)"),
+    Bug("the wrong half of a word in a panel", bf16_panel, "widened<Bf16>(stored, i)", "widened<Bf16>(stored, i ^ 1)"),
 )  # fmt: skip
 
 

@@ -9,8 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from offload.devices.cuda_kernels import CudaKernels
-from offload.kernels.cuda.launch import BlockFormat
-from offload.specs import WeightFormat
+from offload.specs import BlockFormat, WeightFormat
 from tests.kernels.host_shim import HostLauncher
 from tests.kernels.operands import BlockOperands, multiply, multiply_int8
 

@@ -51,6 +51,13 @@ __device__ inline unsigned short round_to_fp16(float value) {
 #endif
 }
 
+// To the nearest bf16, ties to even; beyond its range infinity. Not every GPU has an instruction for it.
+__device__ inline unsigned short round_to_bf16(float value) {
+    const unsigned bits = __float_as_uint(value), high = bits >> 16;
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return high | 0x40u; // a NaN, which rounding could carry to infinity
+    return bits + 0x7fffu + (high & 1u) >> 16;
+}
+
 // The formats that weights and scales are stored in.
 struct Fp32 {
     typedef float Stored;
@@ -67,6 +74,7 @@ struct Fp16 {
 struct Bf16 { // the upper half of an fp32
     typedef unsigned short Stored;
     static __device__ inline float widen(Stored stored) { return __uint_as_float((unsigned)stored << 16); }
+    static __device__ inline Stored narrow(float value) { return round_to_bf16(value); }
 };
 
 // Consecutive bytes of a weight, as little-endian words.
@@ -114,6 +122,13 @@ __device__ inline void load_floats(const float *from, int valid, float (&to)[COU
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) to[i] = i < valid ? __ldg(from + i) : 0.0f;
     }
+}
+
+// Round 4 numbers and write them with one store; `to` is a multiple of 8 bytes.
+template <typename Format> __device__ inline void store_halves(const float (&values)[4], unsigned short *to) {
+    const unsigned low = Format::narrow(values[0]) | (unsigned)Format::narrow(values[1]) << 16;
+    const unsigned high = Format::narrow(values[2]) | (unsigned)Format::narrow(values[3]) << 16;
+    *(uint2 *)to = {low, high};
 }
 
 __device__ inline float sum_of_warp(float value) {

@@ -7,10 +7,8 @@ fixed order. So the same launch gives the same bits every time.
 
 from dataclasses import dataclass
 
-from offload.specs import Layout, WeightFormat
-
-MAX_ROWS = 8  # rows of x that a kernel takes; for more a GEMM on tensor cores is the better choice
-MIN_BLOCK, MAX_BLOCK = 16, 256  # numbers that share a scale, a power of two
+from offload.devices.scratch import MAX_ROWS, most_splits
+from offload.specs import BlockFormat, Layout, WeightFormat
 
 _WARP = 32
 _MAX_THREADS = 128  # MAX_THREADS in common.cuh
@@ -49,52 +47,19 @@ class Multiplication:
         return self.splits * rows * columns * 4 if self.splits > 1 else 0
 
 
-@dataclass(frozen=True)
-class BlockFormat:
-    """How a block-quantised weight is stored: see blocks.cuh."""
+def block_log2(weight: BlockFormat) -> int:
+    """The block size as a power of two."""
+    return weight.block.bit_length() - 1
 
-    bits: int
-    block: int
-    scales: WeightFormat  # FP16 or FP32
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for what no kernel reads."""
-        if self.bits not in (4, 8) or self.scales not in (WeightFormat.FP16, WeightFormat.FP32):
-            raise ValueError(f"no kernel multiplies {self.bits}-bit blocks with {self.scales} scales")
-        if not MIN_BLOCK <= self.block <= MAX_BLOCK or self.block & (self.block - 1):
-            raise ValueError(f"a block has 16, 32, 64, 128 or 256 numbers, not {self.block}")
+def chunk_bytes(weight: BlockFormat) -> int:
+    """Bytes of a weight in blocks that a thread reads at a time at most, all of one block."""
+    return min(_CHUNK_BYTES, weight.block * weight.bits // 8)
 
-    @property
-    def block_log2(self) -> int:
-        """The block size as a power of two."""
-        return self.block.bit_length() - 1
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes that a thread reads at a time at most, all of one block."""
-        return min(_CHUNK_BYTES, self.block * self.bits // 8)
-
-    @property
-    def chunk_numbers(self) -> int:
-        """Numbers in such a chunk."""
-        return self.chunk_bytes * 8 // self.bits
-
-    def blocks(self, inner: int) -> int:
-        """Blocks of one column; the last is padded."""
-        return -(-inner // self.block)
-
-    def column_bytes(self, inner: int) -> int:
-        """Bytes of one column's numbers."""
-        return self.blocks(inner) * self.block * self.bits // 8
-
-    def zero_bytes(self, inner: int) -> int:
-        """Bytes of one column's packed zero points."""
-        return -(-self.blocks(inner) * self.bits // 8)
-
-    @property
-    def arguments(self) -> str:
-        """The template arguments of the kernels."""
-        return f"{self.bits}, {_FORMATS[self.scales]}"
+def chunk_numbers(weight: BlockFormat) -> int:
+    """Numbers in such a chunk."""
+    return chunk_bytes(weight) * 8 // weight.bits
 
 
 def multiply_float(
@@ -110,10 +75,11 @@ def multiply_float(
         raise ValueError(f"no float kernel multiplies {weight_format}")
     arguments = f"<{_FORMATS[weight_format]}, {rows}, {_flag(aligned)}>"
     if layout is Layout.NK:
-        return _by_columns("float_nk.cu", f"multiply_float_nk{arguments}", rows, columns, -(-inner // 8), processors)
+        kernel, chunks = f"multiply_float_nk{arguments}", -(-inner // 8)
+        return _by_columns("float_nk.cu", kernel, rows, columns, inner, chunks, processors)
     tiles = -(-columns // _TILE)
     deep = _MAX_THREADS // _THREADS_ACROSS  # steps that a full block takes at once
-    splits, steps = _split(-(-inner // _STEP), deep, tiles, processors)
+    splits, steps = _split(-(-inner // _STEP), deep, tiles, processors, most_splits(rows, columns, inner))
     warp_steps = _WARP // _THREADS_ACROSS
     warps = min(_MAX_THREADS // _WARP, -(-steps // warp_steps))
     launch = Launch(
@@ -137,16 +103,16 @@ def multiply_blocks(
     _check_rows(rows)
     # Unpacked weights and fp32 rows side by side take registers: the more rows, the less of a weight at a time.
     most_bytes = _CHUNK_BYTES if int8_rows or rows <= 2 else 8 if rows <= 4 else 4
-    chunk_bytes = min(most_bytes, weight.chunk_bytes)
-    arguments = f"<{weight.arguments}, {chunk_bytes // 4}, {rows}, {_flag(aligned)}>"
+    read_bytes = min(most_bytes, chunk_bytes(weight))
+    arguments = f"<{_arguments(weight)}, {read_bytes // 4}, {rows}, {_flag(aligned)}>"
     name = "blocks_int8" if int8_rows else "blocks_float"
-    chunks = -(-inner * weight.bits // (8 * chunk_bytes))
-    return _by_columns(f"{name}.cu", f"multiply_{name}{arguments}", rows, columns, chunks, processors)
+    chunks = -(-inner * weight.bits // (8 * read_bytes))
+    return _by_columns(f"{name}.cu", f"multiply_{name}{arguments}", rows, columns, inner, chunks, processors)
 
 
 def sum_splits(rows: int, columns: int) -> Launch:
     """Add up the parts of a multiplication with several splits."""
-    return Launch("sum_splits.cu", "sum_splits", (-(-rows * columns // _MAX_THREADS), 1), _MAX_THREADS)
+    return _in_line("sum_splits.cu", "sum_splits", rows * columns)
 
 
 def quantise_rows(rows: int, blocks: int) -> Launch:
@@ -158,29 +124,60 @@ def quantise_rows(rows: int, blocks: int) -> Launch:
 def dequantise(weight: BlockFormat, panel: WeightFormat, columns: int, inner: int, aligned: bool) -> Launch:
     """Write `columns` of a block-quantised weight as a dense fp16 or fp32 panel [columns, inner].
 
-    `aligned`: W and the panel begin at multiples of 16 bytes, and so does every 8th element of a panel's rows.
+    `aligned`: W begins at a multiple of 4 bytes and the panel at one of 16, as does every 8th element of its rows.
     """
     if panel not in (WeightFormat.FP16, WeightFormat.FP32):
         raise ValueError(f"a panel is fp16 or fp32, not {panel}")
-    words = -(-inner * weight.bits // 32)
-    threads = min(_MAX_THREADS, -(-words // _WARP) * _WARP)
-    kernel = f"dequantise<{weight.arguments}, {_FORMATS[panel]}, {_flag(aligned)}>"
-    return Launch("dequantise.cu", kernel, (columns, -(-words // threads)), threads)
+    kernel = f"dequantise<{_arguments(weight)}, {_FORMATS[panel]}, {_flag(aligned)}>"
+    return _row_by_row("dequantise.cu", kernel, columns, -(-inner * weight.bits // 32))
 
 
-def _by_columns(program: str, kernel: str, rows: int, columns: int, chunks: int, processors: int) -> Multiplication:
+def fetch(nbytes: int) -> Launch:
+    """Copy bytes of pinned host memory, 16 a thread."""
+    return _in_line("fetch.cu", "fetch", -(-nbytes // 16))
+
+
+def round_rows(rounded: WeightFormat, count: int) -> Launch:
+    """Round `count` fp32 numbers to fp16 or bf16, 4 a thread."""
+    if rounded not in (WeightFormat.FP16, WeightFormat.BF16):
+        raise ValueError(f"rows are rounded to fp16 or bf16, not {rounded}")
+    return _in_line("round_rows.cu", f"round_rows<{_FORMATS[rounded]}>", -(-count // 4))
+
+
+def widen_bf16(rows: int, width: int, aligned: bool) -> Launch:
+    """Write `width` elements of each of `rows` rows of a bf16 matrix as fp32 [rows, width], 8 a thread.
+
+    `aligned`: both begin at multiples of 16 bytes, and so does every 8th element of every row.
+    """
+    return _row_by_row("widen_bf16.cu", f"widen_bf16<{_flag(aligned)}>", rows, -(-width // 8))
+
+
+def _in_line(program: str, kernel: str, units: int) -> Launch:
+    """One thread for each unit of something that has no rows."""
+    return Launch(program, kernel, (-(-units // _MAX_THREADS), 1), _MAX_THREADS)
+
+
+def _row_by_row(program: str, kernel: str, rows: int, units: int) -> Launch:
+    """One thread for each unit of every row."""
+    threads = min(_MAX_THREADS, -(-units // _WARP) * _WARP)
+    return Launch(program, kernel, (rows, -(-units // threads)), threads)
+
+
+def _by_columns(
+    program: str, kernel: str, rows: int, columns: int, inner: int, chunks: int, processors: int
+) -> Multiplication:
     """A few columns a block, whose threads walk along the inner dimension."""
     tiles = -(-columns // _COLUMNS_PER_BLOCK)
-    splits, chunks_per_split = _split(chunks, _WARP, tiles, processors)
+    splits, chunks_per_split = _split(chunks, _WARP, tiles, processors, most_splits(rows, columns, inner))
     warps = min(_MAX_THREADS // _WARP, -(-chunks_per_split // _WARP))
     shared_bytes = warps * rows * _COLUMNS_PER_BLOCK * 4
     launch = Launch(program, kernel, (tiles, splits), warps * _WARP, shared_bytes)
     return Multiplication(launch, splits, chunks_per_split)
 
 
-def _split(units: int, granularity: int, tiles: int, processors: int) -> tuple[int, int]:
-    """How many splits, and units in each but the last: enough blocks for the GPU, no split empty."""
-    wanted = -(-_BLOCKS_PER_PROCESSOR * processors // tiles)
+def _split(units: int, granularity: int, tiles: int, processors: int, most: int) -> tuple[int, int]:
+    """How many splits, and units in each but the last: enough blocks for the GPU, no split empty, `most` at most."""
+    wanted = min(most, -(-_BLOCKS_PER_PROCESSOR * processors // tiles))
     per_split = -(-units // wanted)
     per_split = -(-per_split // granularity) * granularity
     return -(-units // per_split), per_split
@@ -189,6 +186,11 @@ def _split(units: int, granularity: int, tiles: int, processors: int) -> tuple[i
 def _check_rows(rows: int) -> None:
     if not 1 <= rows <= MAX_ROWS:
         raise ValueError(f"the kernels take 1 to {MAX_ROWS} rows of x, not {rows}")
+
+
+def _arguments(weight: BlockFormat) -> str:
+    """The first template arguments of every kernel for blocks."""
+    return f"{weight.bits}, {_FORMATS[weight.scales]}"
 
 
 def _flag(value: bool) -> str:

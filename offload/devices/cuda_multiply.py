@@ -1,0 +1,90 @@
+"""One multiplication on a GPU: which kernels and GEMMs it takes, and what each finds in the scratch memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, FloatWeight, Int8Rows, Weight
+from offload.devices.scratch import MAX_ROWS, ScratchParts, scratch_parts
+from offload.specs import Layout, WeightFormat
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """y[rows, columns] = x[rows, inner] @ W by a library, where W is whole or a panel of some columns.
+
+    x and W are of one format; `x`, `w` and `y` are addresses, and rows of y begin every `y_pitch` elements of fp32.
+    """
+
+    x: int
+    w: int
+    y: int
+    format: WeightFormat
+    layout: Layout
+    rows: int
+    columns: int
+    inner: int
+    y_pitch: int
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Scratch memory: an address that is a multiple of 16, and how much there is."""
+
+    address: int
+    nbytes: int
+
+
+class CudaMultiplication:
+    """Queues multiplications of fp32 rows with 16-bit weights and weights in blocks on one stream."""
+
+    def __init__(self, kernels: CudaKernels, gemm: Callable[[Gemm], None], stream: int, fp32_panels: bool) -> None:
+        """`fp32_panels` says that bf16 weights are to be expanded to fp32, since no GEMM takes them."""
+        self._kernels = kernels
+        self._gemm = gemm
+        self._stream = stream
+        self._fp32_panels = fp32_panels
+
+    def __call__(self, x: FloatRows, w: Weight, y: int, scratch: Scratch, int8_rows: bool) -> None:
+        """Queue y = x @ W; with `int8_rows`, few rows of x are rounded to int8 in the blocks of the weight.
+
+        Raises ValueError where `scratch` does not suffice.
+        """
+        form, blocks = (w.format, None) if isinstance(w, FloatWeight) else (w.format.format, w.format)
+        parts = scratch_parts(x.rows, w.columns, w.inner, form, blocks, int8_rows)
+        if parts.nbytes > scratch.nbytes:
+            raise ValueError(f"this multiplication needs {parts.nbytes} bytes of scratch memory, not {scratch.nbytes}")
+        if x.rows <= MAX_ROWS:
+            self._few_rows(x, w, y, scratch.address, parts, int8_rows)
+            return
+        if form is WeightFormat.BF16 and self._fp32_panels:
+            self._by_panels(x.address, WeightFormat.FP32, x.rows, w, y, scratch.address, parts)
+            return
+        half = WeightFormat.FP16 if blocks else form
+        self._kernels.round_rows(x, scratch.address, half, self._stream)
+        if isinstance(w, BlockWeight):
+            self._by_panels(scratch.address, half, x.rows, w, y, scratch.address, parts)
+        else:
+            gemm = Gemm(scratch.address, w.address, y, half, w.layout, x.rows, w.columns, w.inner, w.columns)
+            self._gemm(gemm)
+
+    def _few_rows(self, x: FloatRows, w: Weight, y: int, scratch: int, parts: ScratchParts, int8_rows: bool) -> None:
+        rows: FloatRows | Int8Rows = x
+        if int8_rows and isinstance(w, BlockWeight):
+            rows = Int8Rows(scratch, scratch + parts.x_scales, x.rows, w.format.block, x.inner)
+            self._kernels.quantise(x, rows, self._stream)
+        self._kernels.multiply(rows, w, y, self._stream, scratch=scratch + parts.sums)
+
+    def _by_panels(
+        self, x: int, form: WeightFormat, rows: int, w: Weight, y: int, scratch: int, parts: ScratchParts
+    ) -> None:
+        """Some columns at a time, expanded to `form`, which x has."""
+        panel = scratch + parts.panel
+        for start in range(0, w.columns, parts.panel_columns):
+            stop = min(start + parts.panel_columns, w.columns)
+            if isinstance(w, BlockWeight):
+                layout = Layout.NK
+                self._kernels.dequantise(w, start, stop, panel, form, self._stream)
+            else:
+                layout = w.layout
+                self._kernels.widen_bf16(w, start, stop, panel, self._stream)
+            self._gemm(Gemm(x, panel, y + 4 * start, form, layout, rows, stop - start, w.inner, w.columns))
