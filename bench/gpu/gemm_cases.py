@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from bench.gpu.device_time import Bench
 from bench.shapes import Shape
-from offload.devices.base import DeviceArray, HostArray, aligned
-from offload.devices.cuda_kernels import BlockWeight, FloatWeight, Int8Rows
-from offload.kernels.cuda.launch import BlockFormat
-from offload.specs import Layout, WeightFormat
+from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, HostArray, aligned
+from offload.devices.scratch import scratch_bytes
+from offload.specs import Activations, BlockFormat, Layout, WeightFormat
 
 _CHECKED_COLUMNS = 64
 Float64 = npt.NDArray[np.float64]
@@ -45,7 +44,7 @@ def matrices(shape: Shape) -> tuple[Matrix, ...]:
 
 @dataclass(frozen=True)
 class Gemm:
-    """The device's own `gemm`: cuBLAS on a GPU. `values` is what the weights repeat, in its storage type."""
+    """A library's GEMM alone: x is stored as the weights are. `values` is what these repeat, in its storage type."""
 
     kernel: str
     matrix: Matrix
@@ -80,9 +79,14 @@ class Gemm:
 
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
         """Queue y = x @ W for the weight that begins at `offset` bytes."""
+        stream: Any = bench.stream
+        stream.gemm(x, self.placed(bench.weights, offset), y, self.layout)
+
+    def placed(self, allocation: DeviceAllocation, offset: int) -> DeviceWeight:
+        """The weight that begins at `offset` bytes of an allocation."""
         inner, columns = self.matrix.inner, self.matrix.columns
         shape = (inner, columns) if self.layout is Layout.KN else (columns, inner)
-        bench.stream.gemm(x, DeviceArray(bench.weights, offset, shape, self.form), y, self.layout)
+        return DeviceArray(allocation, offset, shape, self.form)
 
     def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
         """Some columns of the weight at `offset` bytes: [K, len(columns)]."""
@@ -101,26 +105,34 @@ class Gemm:
 
 @dataclass(frozen=True)
 class OwnGemm(Gemm):
-    """Our CUDA C kernels for half weights, which read x as fp32."""
+    """As steps multiply, where x is fp32: up to 8 rows of half weights by our CUDA C kernels."""
 
     @property
     def x_format(self) -> WeightFormat:
         """The format of x."""
         return WeightFormat.FP32
 
+    @property
+    def activations(self) -> Activations:
+        """What x is rounded to."""
+        return Activations.FLOAT
+
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
-        """See Gemm."""
-        weights: Any = bench.weights
-        matrix = self.matrix
-        weight = FloatWeight(weights.address + offset, self.form, self.layout, matrix.columns, matrix.inner)
-        _multiply_rows(bench, x, weight, y)
+        """See Gemm. The scratch memory is behind y."""
+        w = self.placed(bench.weights, offset)
+        blocks = w.blocks if isinstance(w, DeviceBlocks) else None
+        form = blocks.format if blocks else self.form
+        nbytes = scratch_bytes(self.rows, self.matrix.columns, self.matrix.inner, form, blocks)
+        scratch = DeviceArray(y.allocation, y.offset_bytes + aligned(y.nbytes), (1, nbytes), WeightFormat.INT8)
+        assert scratch.offset_bytes + nbytes <= bench.results.nbytes
+        bench.stream.multiply(x, w, y, self.layout, scratch, self.activations)
 
 
 @dataclass(frozen=True)
 class OwnBlocks(OwnGemm):
-    """Our CUDA C kernels for weights in blocks of `block` numbers of `bits`, each with an fp16 scale.
+    """Weights in blocks of `block` numbers of `bits`, each with an fp16 scale.
 
-    With `int8_rows`, x is quantised on the device first, which is not timed.
+    With `int8_rows`, up to 8 rows of x are rounded to int8 first, which takes a part of the time.
     """
 
     bits: int = 8
@@ -135,21 +147,16 @@ class OwnBlocks(OwnGemm):
     @property
     def weight_bytes(self) -> int:
         """Bytes of numbers and scales."""
-        return self._number_bytes + self.matrix.columns * self._blocks * 2
+        return self.matrix.columns * self._stored.column_bytes(self.matrix.inner)
 
-    def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
+    @property
+    def activations(self) -> Activations:
+        """See OwnGemm."""
+        return Activations.INT8 if self.int8_rows else Activations.FLOAT
+
+    def placed(self, allocation: DeviceAllocation, offset: int) -> DeviceWeight:
         """See Gemm."""
-        weights: Any = bench.weights
-        numbers, form = weights.address + offset, BlockFormat(self.bits, self.block, WeightFormat.FP16)
-        scales = numbers + self._number_bytes
-        weight = BlockWeight(numbers, scales, 0, form, self.matrix.columns, self.matrix.inner)
-        if not self.int8_rows:
-            _multiply_rows(bench, x, weight, y)
-            return
-        stream: Any = bench.stream
-        rows, behind = self._quantised(y)
-        stream.quantise_rows(x, rows)
-        _multiply_rows(bench, rows, weight, y, behind)
+        return DeviceBlocks(allocation, offset, self.matrix.columns, self.matrix.inner, self._stored)
 
     def multiplied_x(self) -> Float64:
         """See Gemm. Quantised as the kernel does it: in fp32, to the nearest of 255 steps of each block."""
@@ -163,16 +170,6 @@ class OwnBlocks(OwnGemm):
         quantised = np.rint(blocks * (1 / scales)).astype(np.float64) * scales
         cut: Float64 = quantised.reshape(self.rows, -1)[:, : self.matrix.inner]
         return cut
-
-    def _quantised(self, y: DeviceArray) -> tuple[Int8Rows, int]:
-        """Where the quantised x is, behind y, and the offset of what comes after it."""
-        numbers_bytes, scales_bytes = Int8Rows.sizes_bytes(self.rows, self.matrix.inner, self.block)
-        results: Any = y.allocation
-        numbers = y.offset_bytes + aligned(y.nbytes)
-        scales = numbers + aligned(numbers_bytes)
-        base = results.address
-        rows = Int8Rows(base + numbers, base + scales, self.rows, self.block, self.matrix.inner)
-        return rows, scales + aligned(scales_bytes)
 
     def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
         """See Gemm. Numbers are unsigned around the middle, the lower half of a byte first."""
@@ -189,30 +186,37 @@ class OwnBlocks(OwnGemm):
         return weight
 
     @property
+    def _stored(self) -> BlockFormat:
+        return BlockFormat(self.bits, self.block, WeightFormat.FP16)
+
+    @property
     def _blocks(self) -> int:
-        return -(-self.matrix.inner // self.block)
+        return self._stored.blocks(self.matrix.inner)
 
     @property
     def _number_bytes(self) -> int:
-        return self.matrix.columns * self._blocks * self.block * self.bits // 8
+        return self.matrix.columns * self._stored.number_bytes(self.matrix.inner)
 
 
 def cases(
-    form: WeightFormat, kernel: str, own: bool, shape: Shape, rows: Sequence[int], values: HostArray
+    form: WeightFormat, library: str, own: bool, shape: Shape, rows: Sequence[int], values: HostArray
 ) -> Iterator[Gemm]:
-    """Everything to measure with weights in a float format, and with the blocks that fp16 scales belong to."""
+    """Everything to measure with weights in a float format, and with the blocks that fp16 scales belong to.
+
+    `library` is whose GEMM is measured alone, "" where there is none, and `own` whether the device has other kernels.
+    """
+    kernel = "CUDA C" if library else "modelled"
     for matrix in matrices(shape):
         for count in rows:
             for layout in Layout:
-                yield Gemm(kernel, matrix, form, layout, count, values)
-                if own and form is not WeightFormat.FP32:
-                    yield OwnGemm("CUDA C", matrix, form, layout, count, values)
+                if library:
+                    yield Gemm(library, matrix, form, layout, count, values)
+                if own and not (library and form is WeightFormat.FP32):
+                    yield OwnGemm(kernel, matrix, form, layout, count, values)
             if own and form is WeightFormat.FP16:
                 for bits in (8, 4):
                     for int8_rows in (False, True):
-                        yield OwnBlocks(
-                            "CUDA C", matrix, form, Layout.NK, count, values, bits=bits, int8_rows=int8_rows
-                        )
+                        yield OwnBlocks(kernel, matrix, form, Layout.NK, count, values, bits=bits, int8_rows=int8_rows)
 
 
 def to_stored(values: npt.NDArray[np.float32], form: WeightFormat) -> HostArray:
@@ -230,16 +234,3 @@ def to_float64(stored: Any, form: WeightFormat) -> Float64:
         return widened
     exact: Float64 = stored.astype(np.float64)
     return exact
-
-
-def _multiply_rows(
-    bench: Bench, x: DeviceArray | Int8Rows, weight: Any, y: DeviceArray, behind: int | None = None
-) -> None:
-    """Through the CUDA device, with scratch memory behind y, or at the offset `behind`."""
-    stream: Any = bench.stream
-    device: Any = bench.device
-    nbytes = device.kernels.scratch_bytes(y.shape[0], weight)
-    offset = behind or y.offset_bytes + aligned(y.nbytes)
-    assert offset + nbytes <= bench.results.nbytes
-    scratch = DeviceArray(y.allocation, offset, (1, nbytes // 4), WeightFormat.FP32) if nbytes else None
-    stream.multiply_rows(x, weight, y, scratch)

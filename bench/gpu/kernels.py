@@ -73,9 +73,9 @@ def _readings(
     try:
         bench.fill(pinned)
         if job.modelled:
-            not_measured["CUDA C kernels"] = "they run on a GPU only"
-        kernel = "modelled GEMM" if job.modelled else "cuBLAS"
-        for case in cases(form, kernel, not job.modelled, job.sizes.layer, job.sizes.rows, values):
+            not_measured["cuBLAS, CUDA C kernels"] = "they run on a GPU only"
+        library, own = "" if job.modelled else "cuBLAS", device.input_format(WeightFormat.FP16) is WeightFormat.FP32
+        for case in cases(form, library, own, job.sizes.layer, job.sizes.rows, values):
             try:
                 yield _measure(bench, case, job.sizes.repetitions, pinned, roof)
             except Exception as error:

@@ -94,7 +94,7 @@ SIZES: Mapping[str, Sizes] = {
         context_tokens=64,
         threads=1,
         calibrates_well=False,
-        tests=("-k", "simulated and fp16", "tests/device/test_gemm.py"),
+        tests=("-k", "simulated and fp16", "tests/device/test_multiply.py"),
         timeline_model=("tiny", "fp16"),
     ),
 }

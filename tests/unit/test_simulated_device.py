@@ -11,6 +11,7 @@ from offload.devices.base import DeviceArray, DeviceBlocks
 from offload.devices.happens_before import Access, AccessHistory, StreamOrderError
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_memory import DeviceMisuseError
+from offload.devices.simulated_multiply import rounded_to_int8
 from offload.devices.simulated_rates import SimulatedRates
 from offload.devices.virtual_clock import VirtualClock
 from offload.errors import OutOfDeviceMemoryError
@@ -117,6 +118,14 @@ def test_halfway_values_are_rounded_to_even_in_bf16(device: SimulatedDevice) -> 
     expected = to_float64(to_stored(x, WeightFormat.BF16), WeightFormat.BF16)
     assert list(expected[:3, 0]) == [1, 1 + 2**-6, -1 - 2**-7]
     assert np.array_equal(multiply(device, stream, x, one), expected)
+
+
+def test_tiny_activations_are_rounded_to_no_nan() -> None:
+    """A block whose scale is so small that its inverse is infinite, with zeros in it; and a block of zeros."""
+    x = np.zeros((1, 32), np.float32)
+    x[0, 3] = 1e-39
+    with np.errstate(all="ignore"):
+        assert np.all(np.abs(rounded_to_int8(x, 16)) < 1e-37)
 
 
 def test_scratch_memory_is_poisoned_and_scales_that_never_came_are_nan(device: SimulatedDevice) -> None:
