@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def read_golden(path: Path) -> Golden:
     )
 
 
+@cache
 def open_settings(model: Path) -> OpenedModel:
-    """Open a model with its default context."""
+    """Open a model with its default context; once, so it is not for files that change."""
     return open_for_run(RunSettings(model=model))
 
 

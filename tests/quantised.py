@@ -46,8 +46,9 @@ def seen(x: npt.NDArray[np.float32], block: int, activations: Activations) -> Ar
     padded[:, :k] = x
     blocks = padded.reshape(m, -1, block)
     largest = np.abs(blocks).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    rounded = np.rint(blocks * inverse).astype(np.float64) * (largest / np.float32(127))
+    scales = largest / np.float32(127)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    rounded = np.rint(blocks * inverse).astype(np.float64) * scales
     return rounded.reshape(m, -1)[:, :k]
 
 

@@ -54,8 +54,9 @@ def round_block(typing: Any, x: Any, values: Any, scales: Any, sums: Any, index:
         maximum = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{lanes}f32")
         top = builder.call(maximum, [largest])
         tiny = builder.fcmp_ordered("<", top, q.F32(2.0**-119))  # whose inverse is infinite
-        inverse = builder.select(tiny, q.F32(0), builder.fdiv(q.F32(127), top))
-        scale = builder.select(tiny, q.F32(0), builder.fdiv(top, q.F32(127)))
+        scale = builder.fdiv(top, q.F32(127))
+        inverse = builder.select(tiny, q.F32(0), builder.fdiv(q.F32(1), scale))
+        scale = builder.select(tiny, q.F32(0), scale)
         scale = builder.fadd(scale, q.sum_of(builder, poison))
         factor, shift = q.splat(builder, inverse, lanes), ir.Constant(q.vector(q.F32, lanes), [magic] * lanes)
         words, bias = q.vector(q.I32, lanes), ir.Constant(q.vector(q.I32, lanes), [0x4B400000] * lanes)

@@ -15,11 +15,10 @@ from bench.gpu.device_time import Bench
 from bench.gpu.gemm_cases import Matrix
 from bench.gpu.nvml_library import Nvml, PeakMemory
 from offload.devices.cuda import CudaDevice
-from offload.devices.cuda_kernels import CudaKernels
 from offload.errors import DeviceUnavailableError
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.gpu_kit.jobs import a_job
-from tests.kernels.host_shim import HostLauncher
+from tests.kernels.emulated_nvrtc import EmulatedNvrtc
 
 
 class Emulated(EmulatedCupy):
@@ -38,9 +37,8 @@ class Emulated(EmulatedCupy):
         monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
         numbers = dict.fromkeys(("major", "minor", "multiProcessorCount", "l2CacheSize", "asyncEngineCount"), 7)
         runtime = sys.modules["cupy.cuda.runtime"]
-        monkeypatch.setattr(
-            runtime, "getDeviceProperties", lambda ordinal: {"name": b"Emulated GPU", **numbers}, raising=False
-        )
+        properties = {**runtime.getDeviceProperties(0), "name": b"Emulated GPU", **numbers}
+        monkeypatch.setattr(runtime, "getDeviceProperties", lambda ordinal: properties, raising=False)
 
 
 @pytest.fixture
@@ -56,18 +54,17 @@ def test_the_environment_of_a_cuda_device(emulated: Emulated, tmp_path: Path) ->
     assert found["gpu"]["cuda_driver"] == 12_040
     text = "\n".join(environment.markdown(found))
     assert "compute capability 7.7" in text
-    assert "int4: no device kernel" in text
+    assert "int4: CuPy's bindings of NVRTC cannot be imported" in text
 
 
-def test_kernels_on_a_cuda_device_are_exact_cublas_and_our_own(
-    emulated: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_on_a_cuda_device_are_exact_cublas_and_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row of x in the matrices of one size: our kernels are compiled for the CPU, one after the other."""
-    monkeypatch.setattr(CudaDevice, "kernels", CudaKernels(HostLauncher(), processors=4))
+    emulated = Emulated()
+    EmulatedNvrtc().install(monkeypatch, emulated, tmp_path)
     monkeypatch.setattr(kernels, "matrices", lambda shape: (Matrix("m", 128, 48),))
     monkeypatch.setattr(gemm_cases, "matrices", kernels.matrices)
     found = kernels.run(a_job(tmp_path, "cuda"), lambda found: None)
-    assert set(found["not_measured"]) == {"int8", "int4"}
+    assert found["not_measured"] == {}
     assert all(reading["error"] < 2e-7 for reading in found["readings"])
     counts = Counter(reading["kernel"] for reading in found["readings"])
     assert counts == {"cuBLAS": 3 * 2 * 2, "CUDA C": 2 * (2 * 2 + 4)}
@@ -75,12 +72,24 @@ def test_kernels_on_a_cuda_device_are_exact_cublas_and_our_own(
     assert "0 of 28 results are off" in "\n".join(kernels.markdown(found))
 
 
-def test_a_kernel_that_fails_is_named_and_the_others_are_measured(emulated: Emulated, tmp_path: Path) -> None:
-    """The emulation has no compiler."""
+def test_without_a_compiler_the_library_alone_is_measured(emulated: Emulated, tmp_path: Path) -> None:
     found = kernels.run(a_job(tmp_path, "cuda"), lambda found: None)
     assert {reading["kernel"] for reading in found["readings"]} == {"cuBLAS"}
-    assert "CUDA C, int4, blocks of 64, q_proj, 1 rows" in found["not_measured"]
-    assert "- CUDA C, fp16 KN, q_proj, 1 rows and 79 more: not measured, " in "\n".join(kernels.markdown(found))
+    assert set(found["not_measured"]) == {"int8", "int4"}
+
+
+def test_a_kernel_that_fails_is_named_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("as it was told to")
+
+    monkeypatch.setattr(gemm_cases.OwnBlocks, "queue", fail)
+    found = kernels.run(a_job(tmp_path, "simulated"), lambda found: None)
+    assert all("blocks" not in reading["weights"] for reading in found["readings"])
+    assert "modelled, int4, blocks of 64, q_proj, 1 rows" in found["not_measured"]
+    failed = "- modelled, int8, blocks of 64, q_proj, 1 rows and 39 more: not measured, RuntimeError: as it was told to"
+    assert failed in kernels.markdown(found)
 
 
 def test_the_roof_counts_bytes_read_and_bytes_written(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:

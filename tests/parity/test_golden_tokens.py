@@ -1,19 +1,24 @@
-"""Every placement of every Linear gives the golden tokens of real models, and logits within a stated bound."""
+"""Every placement of every Linear gives the golden tokens of real models, and logits within a stated bound.
+
+Models that are trained get every placement. Exports of them store the same Linears in other ways: each gets the
+placement with columns in all three places, which reads them in every way, and one of the others, by turn.
+"""
 
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hybrid.config import DEMO_MODEL
+from hybrid.runtime.engine import Engine
 from offload.devices.scratch import MAX_ROWS
 from offload.plan import HostTier
 from tests.engines import (
     PLACEMENTS,
     SHARED_MODELS,
-    Golden,
     Placement,
     engine_on_cpu,
     engine_on_simulated,
@@ -36,7 +41,10 @@ _FP16_BOUND = 0.05
 _ROUNDED_BOUND = 0.3
 
 
-def _cases() -> Iterator[tuple[str, Path, Path, float]]:
+Case = tuple[str, Path, Path, float]  # name, model, golden tokens, bound on the logits
+
+
+def _cases() -> Iterator[Case]:
     yield "demo", DEMO_MODEL, DEMO_GOLDEN, _FP16_BOUND
     for name in ("stories260K", "babyllama-tok105-1M"):
         folder = SHARED_MODELS / name
@@ -55,50 +63,58 @@ def _cases() -> Iterator[tuple[str, Path, Path, float]]:
 CASES = list(_cases())
 
 
-@pytest.fixture(params=CASES, ids=[case[0] for case in CASES])
-def case(request: pytest.FixtureRequest) -> tuple[Path, Golden, float]:
-    _, folder, golden, bound = request.param
-    if not golden.is_file():
-        pytest.skip(f"{golden} is absent")
-    return folder, read_golden(golden), bound
-
-
-def test_the_cpu_alone(case: tuple[Path, Golden, float]) -> None:
-    folder, golden, bound = case
-    with closing(engine_on_cpu(open_settings(folder))) as engine:
-        ids, first = greedy(engine, golden.prompt_ids, min(_TOKENS, len(golden.greedy_ids)))
+def _check(engine: Engine, case: Case, tokens: int = _TOKENS, chunk: int | None = None) -> None:
+    _, folder, path, bound = case
+    golden = read_golden(path)
+    with closing(engine):
+        ids, first = greedy(engine, golden.prompt_ids, min(tokens, len(golden.greedy_ids)), chunk)
     assert ids == golden.greedy_ids[: len(ids)]
     if "qdq" not in folder.name:  # multiplied exactly here; in ort.json with rounded activations
         assert np.abs(first - golden.first_step_logits).max() < bound
 
 
+def _placed() -> Iterator[Any]:
+    """Cases with the placements they get."""
+    others = [placement for placement in PLACEMENTS if placement.name != "three ways"]
+    for number, case in enumerate(CASES):
+        for placement in PLACEMENTS:
+            is_export = case[2].name == "ort.json"
+            if not is_export or placement.name == "three ways" or placement is others[number % len(others)]:
+                yield pytest.param(case, placement, id=f"{case[0]}-{placement.name}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_the_cpu_alone(case: Case) -> None:
+    _skip_if_absent(case)
+    _check(engine_on_cpu(open_settings(case[1])), case)
+
+
+@pytest.mark.parametrize(("case", "placement"), list(_placed()))
+def test_the_simulated_device(case: Case, placement: Placement) -> None:
+    _skip_if_absent(case)
+    # A device multiplies more rows than that as fp16, and that too tips roundings to int8.
+    chunk = MAX_ROWS if case[3] == _ROUNDED_BOUND else None
+    _check(engine_on_simulated(open_settings(case[1]), placement), case, chunk=chunk)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 @pytest.mark.parametrize(("every", "piece_bytes"), [(1, 8 << 20), (2, 3000)])
 def test_weights_read_from_the_file_at_every_step(
-    case: tuple[Path, Golden, float], every: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+    case: Case, every: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that can be, or every other one; whole, and piece by piece."""
+    _skip_if_absent(case)
     monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
-    folder, golden, bound = case
-    opened = open_settings(folder)
-    with closing(engine_with_files(opened, every)) as engine:
-        in_files = [p.linear.name for p in engine.plan.placements if p.tier is HostTier.FILE]
-        ids, first = greedy(engine, golden.prompt_ids, min(_FEW_TOKENS, len(golden.greedy_ids)))
+    opened = open_settings(case[1])
+    engine = engine_with_files(opened, every)
+    in_files = [p.linear.name for p in engine.plan.placements if p.tier is HostTier.FILE]
     assert in_files == [linear.spec.name for linear in opened.linears[::every] if not linear.spec.host_only_reason]
-    assert ids == golden.greedy_ids[: len(ids)]
-    if "qdq" not in folder.name:
-        assert np.abs(first - golden.first_step_logits).max() < bound
+    _check(engine, case, _FEW_TOKENS)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
-def test_the_simulated_device(case: tuple[Path, Golden, float], placement: Placement) -> None:
-    folder, golden, bound = case
-    # A device multiplies more rows than that as fp16, and that too tips roundings to int8.
-    chunk = MAX_ROWS if bound == _ROUNDED_BOUND else None
-    with closing(engine_on_simulated(open_settings(folder), placement)) as engine:
-        ids, first = greedy(engine, golden.prompt_ids, min(_TOKENS, len(golden.greedy_ids)), chunk)
-    assert ids == golden.greedy_ids[: len(ids)]
-    if "qdq" not in folder.name:
-        assert np.abs(first - golden.first_step_logits).max() < bound
+def _skip_if_absent(case: Case) -> None:
+    if not case[2].is_file():
+        pytest.skip(f"{case[2]} is absent")
 
 
 def test_golden_models_are_found_or_said_to_be_absent() -> None:

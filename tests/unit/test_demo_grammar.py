@@ -83,7 +83,7 @@ def _double(words: list[str], rng: random.Random) -> list[str]:
 @pytest.mark.parametrize("mutate", [_drop, _swap, _double])
 def test_damaged_sentences_do_not_parse(grammar: ModuleType, sentences: list[str], mutate) -> None:
     rng = random.Random(11)
-    damaged = [" ".join(mutate(sentence.split(), rng)) for sentence in sentences]
+    damaged = [" ".join(mutate(sentence.split(), rng)) for sentence in sentences[::3]]  # parsing all takes seconds
     assert sum(map(grammar.parses, damaged)) <= 0.02 * len(damaged)
 
 

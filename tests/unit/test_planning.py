@@ -37,9 +37,9 @@ LINEAR_BYTES = 2 * (22 * LAYER_PARAMETERS + 2048 * 32000)
 CACHE_BYTES_PER_TOKEN = 22 * 2 * 4 * 64 * 4  # layers, keys and values, heads, head size, fp32
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "tinyllama"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tinyllama"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(TINYLLAMA))
     return path
@@ -52,51 +52,58 @@ def plan_json(folder: Path, cuda: str, **changes: Any) -> dict[str, Any]:
     return content
 
 
-def test_the_keys_of_a_plan(folder: Path) -> None:
-    content = plan_json(folder, "6")
-    assert list(content) == [
+@pytest.fixture(scope="module")
+def roomy(folder: Path) -> dict[str, Any]:
+    return plan_json(folder, "6")
+
+
+@pytest.fixture(scope="module")
+def tight(folder: Path) -> dict[str, Any]:
+    return plan_json(folder, "0.5")
+
+
+def test_the_keys_of_a_plan(roomy: dict[str, Any]) -> None:
+    assert list(roomy) == [
         "model", "machine", "budget_bytes", "ram_budget_bytes", "chunk_tokens", "prefill_tokens", "ring", "vram_bytes",
         "ram_bytes", "linears", "predicted", "at_depths", "prefill", "bound_s", "advice", "notes", "warnings",
     ]  # fmt: skip
-    assert (content["model"], content["machine"]["name"]) == ("tinyllama", "colab-t4")
-    assert content["budget_bytes"] == 6 * GIB
-    assert list(content["ring"]) == ["slots", "slot_bytes"]
-    assert list(content["vram_bytes"]) == ["context", "workspace", "staging", "activations", "weights"]
-    assert list(content["ram_bytes"]) == [
+    assert (roomy["model"], roomy["machine"]["name"]) == ("tinyllama", "colab-t4")
+    assert roomy["budget_bytes"] == 6 * GIB
+    assert list(roomy["ring"]) == ["slots", "slot_bytes"]
+    assert list(roomy["vram_bytes"]) == ["context", "workspace", "staging", "activations", "weights"]
+    assert list(roomy["ram_bytes"]) == [
         "host weights", "read-ahead buffers", "pinned weights", "other weights", "kv cache", "activations",
         "interpreter and libraries", "staging",
     ]  # fmt: skip
-    assert list(content["linears"][0]) == [
+    assert list(roomy["linears"][0]) == [
         "name", "shape", "format", "layout", "bytes", "kind", "layer", "host_format", "tier",
         "resident", "streamed", "host", "prefill_stop", "reason",
     ]  # fmt: skip
-    assert list(content["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
+    assert list(roomy["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
 
 
-def test_a_model_that_fits_is_resident_whole(folder: Path) -> None:
-    content = plan_json(folder, "6")
-    linears = content["linears"]
+def test_a_model_that_fits_is_resident_whole(roomy: dict[str, Any]) -> None:
+    linears = roomy["linears"]
     assert len(linears) == 22 * 7 + 1
     assert sum(linear["bytes"] for linear in linears) == LINEAR_BYTES
     assert all(linear["resident"] == [0, linear["shape"][1]] for linear in linears)
-    assert content["vram_bytes"]["weights"] == LINEAR_BYTES  # every size is a multiple of the alignment
-    assert sum(content["vram_bytes"].values()) <= 6 * GIB
-    assert content["ram_bytes"]["host weights"] == content["ram_bytes"]["pinned weights"] == 0
-    assert content["ram_bytes"]["kv cache"] == 2048 * CACHE_BYTES_PER_TOKEN
+    assert roomy["vram_bytes"]["weights"] == LINEAR_BYTES  # every size is a multiple of the alignment
+    assert sum(roomy["vram_bytes"].values()) <= 6 * GIB
+    assert roomy["ram_bytes"]["host weights"] == roomy["ram_bytes"]["pinned weights"] == 0
+    assert roomy["ram_bytes"]["kv cache"] == 2048 * CACHE_BYTES_PER_TOKEN
 
 
-def test_half_a_gigabyte_is_filled_and_not_exceeded(folder: Path) -> None:
-    content = plan_json(folder, "0.5")
-    used = sum(content["vram_bytes"].values())
+def test_half_a_gigabyte_is_filled_and_not_exceeded(tight: dict[str, Any], roomy: dict[str, Any]) -> None:
+    used = sum(tight["vram_bytes"].values())
     assert GIB // 2 - 16 * 2 * 2048 * 155 * 3 < used <= GIB // 2  # less than a tile of each Linear is left over
     parts = ("resident", "streamed", "host")
-    sizes = {part: sum(_part_bytes(linear, part) for linear in content["linears"]) for part in parts}
+    sizes = {part: sum(_part_bytes(linear, part) for linear in tight["linears"]) for part in parts}
     assert sum(sizes.values()) == LINEAR_BYTES
-    assert sizes["streamed"] == content["ram_bytes"]["pinned weights"] > 0
-    assert sizes["host"] == content["ram_bytes"]["host weights"]
-    assert content["predicted"]["decode_step_s"] > plan_json(folder, "6")["predicted"]["decode_step_s"]
+    assert sizes["streamed"] == tight["ram_bytes"]["pinned weights"] > 0
+    assert sizes["host"] == tight["ram_bytes"]["host weights"]
+    assert tight["predicted"]["decode_step_s"] > roomy["predicted"]["decode_step_s"]
     kinds: dict[str, set[int]] = {}
-    for linear in content["linears"]:
+    for linear in tight["linears"]:
         kinds.setdefault(linear["kind"], set()).add(linear["resident"][1])
     assert len(kinds) == 8
     assert all(max(stops) - min(stops) <= 16 for stops in kinds.values())  # layers differ by a tile at most
@@ -115,10 +122,10 @@ def test_no_budget_keeps_everything_on_the_host(folder: Path) -> None:
 
 
 def test_the_context_is_reserved_as_asked_and_within_the_model(folder: Path) -> None:
-    assert plan_json(folder, "6", context_tokens=100)["ram_bytes"]["kv cache"] == 100 * CACHE_BYTES_PER_TOKEN
+    assert plan_json(folder, "0", context_tokens=100)["ram_bytes"]["kv cache"] == 100 * CACHE_BYTES_PER_TOKEN
     for tokens, mention in ((4096, "at most 2048 positions"), (0, "between 1 and"), (1 << 23, "between 1 and")):
         with pytest.raises(UsageError, match=mention):
-            plan_json(folder, "6", context_tokens=tokens)
+            plan_json(folder, "0", context_tokens=tokens)
 
 
 def test_estimated_rates_and_clamped_budgets_are_told(folder: Path) -> None:
@@ -127,8 +134,8 @@ def test_estimated_rates_and_clamped_budgets_are_told(folder: Path) -> None:
     assert any("asked for 64.00 GiB" in note for note in notes)
 
 
-def test_the_same_settings_give_the_same_bytes(folder: Path) -> None:
-    assert json.dumps(plan_json(folder, "1.3")) == json.dumps(plan_json(folder, "1.3"))
+def test_the_same_settings_give_the_same_bytes(folder: Path, tight: dict[str, Any]) -> None:
+    assert json.dumps(plan_json(folder, "0.5")) == json.dumps(tight)
 
 
 def test_a_folder_without_a_model_is_an_error_of_ours(tmp_path: Path) -> None:

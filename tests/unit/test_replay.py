@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hybrid.runtime.target import find_profile
 from offload.cost_model import LevelCost, StepCost, StepShape, Workload, step_cost
 from offload.modelled_step import run_modelled
-from offload.placing import NO_RING, PlanRequest, Shares, place
+from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, fits, place, place_linears
 from offload.plan import Plan, StreamRing
 from offload.planner import make_plan
 from offload.replay import replay
@@ -122,13 +122,16 @@ def test_a_plan_is_never_slower_than_what_other_programs_do(machine: str, budget
     order = [linear.name for linear in request.linears]
     ring = StreamRing(4, 4 * MIB)
 
-    def prefix(count: int) -> Plan:
-        return place(request, lambda linear: Shares(1.0 if order.index(linear.name) < count else 0.0))
+    def shares_of_prefix(count: int) -> SharesOf:
+        return lambda linear: Shares(1.0 if order.index(linear.name) < count else 0.0)
 
-    fits = [count for count in range(0, len(order), 7) if prefix(count).total_vram_bytes <= request.budget_bytes]
+    def is_within(count: int) -> bool:
+        return fits(request, place_linears(request, shares_of_prefix(count)), NO_RING)
+
+    most = max(count for count in range(0, len(order), 7) if is_within(count))
     others = {
         "all on the host": place(request, lambda _: Shares()),
-        "whole layers first": prefix(max(fits)),
+        "whole layers first": place(request, shares_of_prefix(most)),
         "stream all": place(request, lambda _: Shares(0.0, 1.0), ring),
     }
     for name, other in others.items():

@@ -64,7 +64,7 @@ def test_any_ids_stream_to_the_text_that_the_library_gives(tokenizer: JsonTokeni
     assert text == tokenizer.decode(ids)
     if tokenizer.byte_errors == "replace" or "\ufffd" not in text:
         expected = tokenizer._backend.decode(ids, skip_special_tokens=True)
-        assert text in (expected, expected.removeprefix(" "))  # a lone byte 20 at the start is stripped there
+        assert text.removeprefix(" ") == expected.removeprefix(" ")  # a lone byte 20 at the start is stripped there
 
 
 @given(text=TEXT)
