@@ -12,14 +12,20 @@ from hybrid.runtime.target import find_profile
 from offload.specs import WeightFormat
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import greedy, read_golden
+from tests.kernels.emulated_nvrtc import EmulatedNvrtc
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("megabytes", [2.5, 64])
 def test_cuda_gives_the_golden_tokens_within_its_budget(
-    megabytes: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    megabytes: float, kernels: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    EmulatedCupy().install(monkeypatch)
+    """With kernels of our own, and with cuBLAS alone."""
+    if kernels:
+        EmulatedNvrtc().install(monkeypatch, EmulatedCupy(), tmp_path)
+    else:
+        EmulatedCupy().install(monkeypatch)
     golden = read_golden(DEMO_GOLDEN)
     budget = f"{megabytes + _fixed_mib()}MiB"
     machine = _slow_cpu(tmp_path / "slow-cpu.json")
