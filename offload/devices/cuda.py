@@ -93,8 +93,10 @@ class CudaDevice:
 
     def supports(self, weight_format: WeightFormat) -> str:
         """See Device. GEMMs and kernels were tried when the device was opened."""
-        if not weight_format.is_float:  # many rows are multiplied as fp16
-            return self.without_kernels or self._refused[WeightFormat.FP16]
+        if not weight_format.is_float:
+            if self.without_kernels:
+                return f"{weight_format} takes kernels of our own: {self.without_kernels}"
+            return self._refused[WeightFormat.FP16]  # which many rows are multiplied in
         if (
             weight_format is WeightFormat.BF16 and self.kernels is not None
         ):  # many rows are multiplied as fp32, if need be

@@ -14,7 +14,7 @@ from offload.specs import BlockFormat, WeightFormat
 MAX_ROWS = 8  # rows of x that our own kernels take
 PANEL_BYTES = 16 * 2**20
 SPLIT_BYTES = 2 * 2**20
-SPLIT_FEATURES = 128  # a split has at least so many rows of K
+SPLIT_FEATURES = 256  # a split has at least so many rows of K
 _PANEL_TILE = 8  # columns: the rows of a [K, N] panel then begin at multiples of 16 bytes
 
 

@@ -12,14 +12,20 @@ from hybrid.runtime.target import find_profile
 from offload.specs import WeightFormat
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import greedy, read_golden
+from tests.kernels.emulated_nvrtc import EmulatedNvrtc
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
 
+@pytest.mark.parametrize(("kernels", "tokens"), [(True, 4), (False, 20)])
 @pytest.mark.parametrize("megabytes", [2.5, 64])
 def test_cuda_gives_the_golden_tokens_within_its_budget(
-    megabytes: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    megabytes: float, kernels: bool, tokens: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    EmulatedCupy().install(monkeypatch)
+    """With kernels of our own, which take their time on a CPU, and with cuBLAS alone."""
+    if kernels:
+        EmulatedNvrtc().install(monkeypatch, EmulatedCupy(), tmp_path)
+    else:
+        EmulatedCupy().install(monkeypatch)
     golden = read_golden(DEMO_GOLDEN)
     budget = f"{megabytes + _fixed_mib()}MiB"
     machine = _slow_cpu(tmp_path / "slow-cpu.json")
@@ -29,8 +35,8 @@ def test_cuda_gives_the_golden_tokens_within_its_budget(
         assert plan.total_vram_bytes <= plan.budget_bytes
         host = sum(len(placement.host) for placement in plan.placements)
         assert (host == 0) == (megabytes > 10)
-        ids, _ = greedy(engine, golden.prompt_ids, 20)
-    assert ids == golden.greedy_ids[:20]
+        ids, _ = greedy(engine, golden.prompt_ids, tokens)
+    assert ids == golden.greedy_ids[:tokens]
 
 
 def _slow_cpu(path: Path) -> Path:
