@@ -7,6 +7,7 @@ low-level calls are positional integers, and pointers are addresses.
 import ctypes
 import functools
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, HostArray, Span
 from offload.devices.cuda_calls import CudaCalls
 from offload.devices.cuda_compiler import CudaCompiler
 from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, Int8Rows, Weight
 from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
 from offload.devices.gemm_probe import gemm_is_exact
+from offload.devices.vram_meter import VramMeter
 from offload.errors import (
     PINNED_RAM,
     DeviceLostError,
@@ -29,7 +30,7 @@ from offload.errors import (
     OutOfDeviceMemoryError,
     PinningError,
 )
-from offload.specs import ColumnRange, Layout, WeightFormat
+from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _CUDA_R_32F = 0
@@ -186,24 +187,20 @@ class CudaDevice:
         check_driver(self.runtime, ordinal)
         self.cublas = import_cublas()
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
-        used_before_bytes = nvml.used_bytes(pci_bus_id)
+        self.vram = VramMeter(pci_bus_id, self._used_bytes)
         try:
             self._cupy.cuda.Device(ordinal).use()
-            free_bytes, total_bytes = self.runtime.memGetInfo()  # creates the context, if that did not
-        except self.runtime.CUDARuntimeError as error:
+            free_bytes, _ = self.runtime.memGetInfo()  # creates the context, if that did not
+            self._properties = self.runtime.getDeviceProperties(ordinal)
+            self.name: str = self._properties["name"].decode()
+            self._calls = CudaCalls(self.name, self._cupy, self.cublas)
+            self.call = self._calls.call
+            # A process has one context for each GPU, so only its first device sees what that takes.
+            context_bytes = _context_bytes.setdefault(pci_bus_id, self.vram.used_bytes())
+        except (self.runtime.CUDARuntimeError, DeviceLostError, OutOfDeviceMemoryError) as error:
+            self.vram.close()
             raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
-        self._properties = self.runtime.getDeviceProperties(ordinal)
-        self.name: str = self._properties["name"].decode()
-        used_after_bytes = nvml.used_bytes(pci_bus_id)
-        if used_before_bytes is None or used_after_bytes is None:
-            context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
-        else:
-            context_bytes = max(0, used_after_bytes - used_before_bytes)
-        # A process has one context for each GPU, so only its first device sees what that takes.
-        context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
-        self._calls = CudaCalls(self.name, self._cupy, self.cublas)
-        self.call = self._calls.call
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
@@ -215,6 +212,7 @@ class CudaDevice:
         try:
             self.cublas_handle = self.cublas.create()
         except self.cublas.CUBLASError as error:
+            self.vram.close()
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
         try:
             self._unsupported = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
@@ -229,13 +227,17 @@ class CudaDevice:
         """See Device. The float formats were tried when the device was opened."""
         return self._unsupported.get(weight_format, f"no device kernel multiplies {weight_format} yet")
 
+    def warm_up(self, linears: Sequence[LinearSpec], chunk_tokens: int) -> None:
+        """See Device. Every GEMM was tried when the device was opened."""
+
     def memory(self) -> DeviceMemory:
         """See Device."""
         free_bytes, total_bytes = self.call(self.runtime.memGetInfo)
         return DeviceMemory(free_bytes, total_bytes)
 
     def allocate(self, nbytes: int) -> CudaAllocation:
-        """See Device."""
+        """See Device. Raises OverBudgetError for what would lift this process above `vram.limit_bytes`."""
+        self.vram.check(nbytes)
         allocation = CudaAllocation(self.call(self.runtime.malloc, nbytes, asked_bytes=nbytes), nbytes)
         self._allocations[allocation.address] = allocation
         return allocation
@@ -322,6 +324,7 @@ class CudaDevice:
         if self.cublas_handle:
             self._calls.give_back(self.cublas.destroy, self.cublas_handle)
             self.cublas_handle = 0
+        self.vram.close()
         if not self._calls.lost_why:
             self._calls.handles.clear()
 
@@ -344,6 +347,10 @@ class CudaDevice:
         stream = self.call(lambda: self._cupy.cuda.Stream(non_blocking=True))
         self._calls.handles.append(stream)
         return stream
+
+    def _used_bytes(self) -> int:
+        memory = self.memory()
+        return memory.total_bytes - memory.free_bytes
 
     def _elapsed_s(self, began: Any, ended: Any) -> float:
         elapsed_ms: float = self.call(self._cupy.cuda.get_elapsed_time, began, ended)
