@@ -154,7 +154,8 @@ def load(
             on_bytes=progress.on_bytes,
             host_weights=host_weights,
         )
-        _check_budget(vram, runner)
+        if vram is not None and any(placement.on_device for placement in placements):
+            _check_budget(vram, runner)
         return runner
 
     with ExitStack() as undo:
@@ -186,11 +187,10 @@ def load(
     )
 
 
-def _check_budget(vram: VramMeter | None, runner: LinearRunner) -> None:
-    """Raises OverBudgetError, with `runner` closed, when it was loaded and more is in use than may be."""
+def _check_budget(vram: VramMeter, runner: LinearRunner) -> None:
+    """Raises OverBudgetError, with `runner` closed, when more is in use now that it is loaded than may be."""
     try:
-        if vram is not None:
-            vram.check()
+        vram.check()
     except BaseException:
         runner.close()
         raise
