@@ -4,6 +4,7 @@ The emulation counts what the process takes; NVML, where it answers, says so.
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from tests.device.emulated_driver import EmulatedDriver
 from tests.engines import greedy, read_golden
 from tests.fake_nvml import MY_PID, FakeNvml, NVMLError
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
+from tests.unit.test_status_line import Terminal
 
 GOLDEN = read_golden(DEMO_GOLDEN)
 TOKENS = 8
@@ -255,6 +257,18 @@ def test_verbose_sums_up_what_the_gpu_did(
         "bus in 3.91 MiB/s, at most 3.91 MiB/s · out 1.95 KiB/s, at most 1.95 KiB/s"
         " · utilisation not told (Not Supported)"
     )
+
+
+def test_verbose_shows_the_gpu_at_work_on_a_terminal(
+    nvml: FakeNvml, needs: Needs, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert cli.main(command(needs, machine)) == 0
+    assert "- · VRAM" not in terminal.shown()
+    assert cli.main(command(needs, machine, "--verbose")) == 0
+    terminal.hang_up()
+    assert re.search(r"- · VRAM 1\d\.\d\d MiB", terminal.shown())
 
 
 @pytest.mark.parametrize("device", ["cpu", "simulated"])
