@@ -142,7 +142,7 @@ def run(
         text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
-        finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON)
+        finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON, verbose)
         if op_times and recording is not None and stats is None:
             say(report.op_times_text(recording.op_times(), width(sys.stderr)).rstrip("\n"))
         if recording is not None:

@@ -1,15 +1,20 @@
 """`hybrid run`: one prompt, its completions on standard output, what they took on standard error."""
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from hybrid import report
 from hybrid.console import ctrl_c_stops, emit, say
 from hybrid.errors import UsageError
+from hybrid.gpu_text import now_text, summary_text
 from hybrid.recording import Recording
+from hybrid.runtime.engine import Engine
+from hybrid.status_line import StatusLine
 from hybrid.text.beam import beam_search
-from hybrid.text.generate import StopReason, generate_several, text_of
+from hybrid.text.generate import Generation, StopReason, generate_several, text_of
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
@@ -38,8 +43,10 @@ class Request:
             raise UsageError(f"--n {self.count}: without a --temperature above 0 all completions would be the same")
 
 
-def complete(model: TextModel, request: Request, recording: Recording | None, as_json: bool) -> bool:
-    """Write the completions, then what they took; False when Ctrl-C ended them."""
+def complete(
+    model: TextModel, request: Request, recording: Recording | None, as_json: bool, verbose: bool = False
+) -> bool:
+    """Write the completions, then what they took; False when Ctrl-C ended them. `verbose` watches a GPU at work."""
     if request.beams > 1:
         _search(model, request)
         return True
@@ -50,20 +57,40 @@ def complete(model: TextModel, request: Request, recording: Recording | None, as
     for number, generation in enumerate(generations):
         if number:
             emit("\n")
-        with ctrl_c_stops(generation):
+        with ctrl_c_stops(generation), _live(model.engine, generation, verbose) as status:
             pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
-            _write(pieces)
+            _write(_updating(status, pieces))
         truth = compare(generation.stats, model.engine)
         memory = model.engine.memory()
         if as_json:
             times = recording.op_times() if recording and number == 0 else None
-            say(json.dumps(report.stats_json(generation, model.engine.plan, memory, truth, times)))
+            say(json.dumps(report.stats_json(generation, model.engine, memory, truth, times)))
         else:
             say(report.closing_line(generation.stats, memory, truth))
+            if verbose and model.engine.monitor is not None:
+                say(summary_text(model.engine.monitor))
         if generation.stats.stop_reason is StopReason.INTERRUPTED:
             finished = False
             break
     return finished
+
+
+def _live(engine: Engine, generation: Generation, verbose: bool) -> AbstractContextManager[StatusLine | None]:
+    """The line that shows a GPU at work."""
+    monitor = engine.monitor
+    if not verbose or monitor is None:
+        return nullcontext()
+    return StatusLine(
+        sys.stderr, lambda: f"{report.rate(generation.stats.decode_tokens_per_s)} · {now_text(monitor.read())}"
+    )
+
+
+def _updating(status: StatusLine | None, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces, with the line kept up to date in between."""
+    for piece in pieces:
+        yield piece
+        if status is not None:
+            status.update()
 
 
 def _search(model: TextModel, request: Request) -> None:

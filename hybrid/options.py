@@ -191,7 +191,9 @@ OpTimes = Annotated[bool, typer.Option("--op-times", help="Show which operators 
 DrawFile = Annotated[
     Path | None, typer.Option("--draw", metavar="FILE.png", help="Also draw where each layer's weights go.")
 ]
-ShowPlacement = Annotated[bool, typer.Option("--verbose", help="Show where each weight went.")]
+ShowPlacement = Annotated[
+    bool, typer.Option("--verbose", help="Show where each weight went, and what the GPU does meanwhile.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")]
 ShowLinears = Annotated[bool, typer.Option("--verbose", help="Show each Linear and why it is there.")]
 PrintConfig = Annotated[

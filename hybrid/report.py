@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hybrid.gpu_text import gpu_json, vram_text
 from offload.op_times import OpTime, OpTimes
 from offload.plan import HostTier, Plan
 from offload.units import format_bytes, format_seconds
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
     from hybrid.runtime.engine import Engine
+    from hybrid.runtime.memory import MemoryUse
     from hybrid.text.generate import Generation, GenerationStats
     from hybrid.truth import Truth
 
@@ -73,14 +75,14 @@ def opening_line(engine: "Engine", asked: str | None) -> str:
     return " · ".join(parts)
 
 
-def closing_line(stats: "GenerationStats", memory: dict[str, int], truth: "Truth | None") -> str:
+def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | None") -> str:
     """What the run took."""
     decode = f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}"
     if truth is not None:
         decode += f" (predicted {rate(truth.predicted.decode_tokens_per_s).removesuffix(' tokens/s')})"
     parts = [f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}", decode]
-    if budget := memory.get("vram_budget_bytes"):
-        parts.append(f"VRAM peak {format_bytes(memory['vram_peak_bytes'])} of {format_bytes(budget)}")
+    if memory.get("vram_budget_bytes"):
+        parts.append(vram_text(memory))
     if ram := memory.get("ram_peak_bytes"):
         cap = memory.get("ram_cap_bytes")
         parts.append(f"RAM peak {format_bytes(ram)}" + (f" of {format_bytes(cap)}" if cap else ""))
@@ -90,16 +92,19 @@ def closing_line(stats: "GenerationStats", memory: dict[str, int], truth: "Truth
 
 
 def stats_json(
-    generation: "Generation", plan: Plan, memory: dict[str, int], truth: "Truth | None", times: OpTimes | None
+    generation: "Generation", engine: "Engine", memory: "MemoryUse", truth: "Truth | None", times: OpTimes | None
 ) -> dict[str, Any]:
     """What the run took, for programs. What was not measured is null.
 
     `decode_depth` is how many tokens the cache held in a decode step, a mean, and `predicted_depth` how many the
     prediction is for; `measured_over_predicted` is of the median step, where enough of them ran on no simulated device.
+    `memory` is a `MemoryUse`. `gpu` is what the driver told of a GPU since the model was loaded: null, or metrics that
+    are null or have their `last` sample, `mean`, `peak` and number of `samples` (`busy` and `memory_busy` from 0 to 1,
+    `received_bytes_per_s` and `sent_bytes_per_s` over the bus), and why some are `not_told`.
     `op_times`, with --op-times, is an `OpTimes`: its `host` rows add up to the step, its `inside` rows are part of
     their islands, its `device` rows ran beside them.
     """
-    stats = generation.stats
+    stats, plan = generation.stats, engine.plan
     return {
         "prompt_tokens": stats.prompt_tokens,
         "generated_tokens": stats.generated_tokens,
@@ -116,6 +121,7 @@ def stats_json(
         "predicted_depth": plan.predicted.depth,
         "measured_over_predicted": None if truth is None else truth.measured_over_predicted,
         "memory": dict(memory),
+        "gpu": gpu_json(engine.monitor),
         "plan": plan_totals(plan),
         "op_times": None if times is None else asdict(times),
         "warnings": list(plan.warnings),

@@ -89,6 +89,7 @@ class DeviceWork:
         if self._pieces[True]:
             self._ring = WeightRing(device, self.compute, plan.ring.slots, plan.ring.slot_bytes)
             stack.callback(self._ring.close)
+        self.store.reserve()
         stack.callback(self.compute.synchronize)  # called first: nothing is freed while in use
 
     def _only_prefill(

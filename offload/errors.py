@@ -6,6 +6,7 @@ OffloadError                    base
 ├── DeviceUnavailableError      no usable GPU; says why
 ├── DeviceLostError             a device that worked and will not again in this process
 ├── OutOfDeviceMemoryError      an allocation that did not fit; carries asked, in use and limit
+│   └── OverBudgetError         one that the device has room for, but the budget has not
 ├── PinningError                memory of ours that the device cannot read in place
 └── ProfileError                a device profile that cannot be read
 """
@@ -49,6 +50,15 @@ class OutOfDeviceMemoryError(OffloadError, MemoryError):
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
         self.pinned = where == PINNED_RAM
+
+
+class OverBudgetError(OutOfDeviceMemoryError):
+    """Memory that the budget does not allow: what the process was measured to take leaves too little of it."""
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much less would have done."""
+        return self.used_bytes + self.asked_bytes - self.limit_bytes
 
 
 class PinningError(OffloadError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from offload.errors import DeviceLostError, OutOfDeviceMemoryError
+from offload.errors import DeviceLostError, OutOfDeviceMemoryError, OverBudgetError
 from offload.kernels.host import FloatArray
 from offload.placing import PlanRequest
 from offload.plan import Plan
@@ -16,12 +16,14 @@ from offload.planner import make_plan
 from offload.runner import LinearRunner
 from offload.units import MIB, format_bytes
 
+DRIVER = "driver"  # the name of what it takes more than it was asked for, in a plan
 _UNKNOWN_BYTES = 32 * MIB  # what a library wanted that does not say; cuBLAS's workspace takes as much
 
 
 class ShrinkingPlan:
     """The plan in force, and how it becomes smaller; `plan.warnings` then has a line for each time.
 
+    What the driver takes more than it was asked for is counted in without a warning: a note says so.
     `budget_bytes` is the budget at the beginning, `peak_vram_bytes` the most that any plan so far took.
     """
 
@@ -33,18 +35,23 @@ class ShrinkingPlan:
         self._planner = planner
         self._refusals = 0
         self._lines: tuple[str, ...] = ()
+        self._driver_bytes = 0  # what it takes more than it was asked for
 
     def shrink(self, failure: OutOfDeviceMemoryError | DeviceLostError) -> str:
         """Plan again, without a lost device or with less by what was asked for; gives the line that says so.
 
         Where the device says that a part of what was asked for is free, only what is missing is taken away: one block
         holds all resident weights. The least that is taken away doubles every time, so that it comes to an end, with
-        all on the host.
+        all on the host. The line is empty where the run keeps its budget, and only something has to be counted in.
         """
         if isinstance(failure, DeviceLostError):
             return self._plan_again(0, f"the GPU is lost ({failure})", "")
-        less_bytes = max(_missing_bytes(failure), MIB << self._refusals)
+        least_bytes = MIB << self._refusals
         self._refusals += 1
+        if isinstance(failure, OverBudgetError):
+            self._count_in(failure.limit_bytes - self.plan.total_vram_bytes + max(failure.missing_bytes, least_bytes))
+            return self._plan_again(self._request.budget_bytes, self._driver_note(), "")
+        less_bytes = max(_missing_bytes(failure), least_bytes)
         what = _refused(failure)
         pinned_bytes = self.plan.ram_bytes.get("pinned weights", 0)
         if failure.pinned and pinned_bytes:
@@ -59,16 +66,29 @@ class ShrinkingPlan:
         """Add a line to the plan in force; the next one is made without it."""
         self.plan = replace(self.plan, notes=(*self.plan.notes, line), warnings=(*self.plan.warnings, line))
 
+    def _count_in(self, more_bytes: int) -> None:
+        """Plan with so much more that the driver takes."""
+        self._driver_bytes += more_bytes
+        fixed = self._request.fixed_vram_bytes
+        fixed = {**fixed, DRIVER: fixed.get(DRIVER, 0) + more_bytes}
+        self._request = replace(self._request, fixed_vram_bytes=fixed)
+
+    def _driver_note(self) -> str:
+        return f"the GPU's driver takes up to {format_bytes(self._driver_bytes)} more than it was asked for"
+
     def _plan_again(self, budget_bytes: int, what: str, now: str) -> str:
+        """Gives `what` happened and what becomes of the run `now`; nothing while that is empty."""
         self._request = replace(self._request, budget_bytes=budget_bytes)
         plan = self._planner(self._request)
         if not any(placement.on_device for placement in plan.placements):
             self._request = replace(self._request, budget_bytes=0)
             plan = self._planner(self._request)
             now = "the run goes on without it"
-        line = f"{what}: {now}"
-        self._lines += (line,)
-        self.plan = replace(plan, notes=(*plan.notes, *self._lines), warnings=(*plan.warnings, *self._lines))
+        line = f"{what}: {now}" if now else ""
+        self._lines += (line,) if line else ()
+        counted = (self._driver_note(),) if self._driver_bytes and plan.budget_bytes else ()
+        notes = (*plan.notes, *counted, *self._lines)
+        self.plan = replace(plan, notes=notes, warnings=(*plan.warnings, *self._lines))
         self.peak_vram_bytes = max(self.peak_vram_bytes, plan.total_vram_bytes)
         return line
 
@@ -115,7 +135,7 @@ class RecoveringLinears:
                 self._runner.run(level, inputs, outputs)
                 return
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
-                self.on_warning(self.plans.shrink(failure))
+                self._shrink(failure)
             # Not in the handler: until its end, the frames of the error keep the old weights alive.
             self.close()
             gc.collect()
@@ -137,5 +157,9 @@ class RecoveringLinears:
                     self.plans.warn(runner.warning)
                 return
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
-                self.on_warning(self.plans.shrink(failure))
+                self._shrink(failure)
             gc.collect()  # an error that has passed an ExitStack keeps its frames, and what they hold, in a cycle
+
+    def _shrink(self, failure: OutOfDeviceMemoryError | DeviceLostError) -> None:
+        if line := self.plans.shrink(failure):
+            self.on_warning(line)

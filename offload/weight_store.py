@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.column_reads import HostWeight, read_blocks, read_rows
-from offload.devices.base import Device, DeviceArray, DeviceBlocks, DeviceWeight, aligned
+from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, aligned
 from offload.file_reads import READERS, run_parallel
 from offload.packing import (
     ColumnMatrix,
@@ -29,14 +29,13 @@ PINNED_BLOCK_BYTES = 256 * 2**20  # the driver finds many blocks more easily tha
 
 
 class WeightStore:
-    """The device columns of a set of placements: allocated at once, filled by `load`."""
+    """The device columns of a set of placements: `reserve` and then `load` them."""
 
     def __init__(self, device: Device, placements: Sequence[LinearPlacement], slot_bytes: int) -> None:
-        """Reserve device memory and pinned RAM. Raises OutOfDeviceMemoryError, with nothing left reserved."""
+        """Reserve pinned RAM. Raises OutOfDeviceMemoryError, with nothing left reserved."""
         self.resident = resident_matrices(placements)
         self._device = device
         self._placements = tuple(placements)
-        # Pinned RAM first: it goes away by itself when the allocation of device memory fails.
         streamed, sizes = [], []
         for matrix in streamed_matrices(placements):
             for part in split_columns(matrix.columns, matrix.column_bytes, slot_bytes):
@@ -48,9 +47,17 @@ class WeightStore:
             Piece(matrix, (data[: matrix.nbytes],))
             for matrix, data in zip(streamed, _pinned(device, sizes), strict=True)
         )
-        nbytes = resident_bytes(placements)
-        self._memory = device.allocate(nbytes) if nbytes else None
+        self._memory: DeviceAllocation | None = None
         self.weights: list[DeviceWeight] = []  # of the resident matrices
+
+    def reserve(self) -> None:
+        """Reserve device memory for what is resident. Raises OutOfDeviceMemoryError.
+
+        It should come after all other memory, whatever takes any: a device that holds a budget then measures what is
+        left for it.
+        """
+        nbytes = resident_bytes(self._placements)
+        self._memory = self._device.allocate(nbytes) if nbytes else None
         offset_bytes = 0
         for matrix in self.resident:
             assert self._memory is not None

@@ -16,6 +16,7 @@ from hybrid.config import RunSettings
 from hybrid.errors import ContextFullError
 from hybrid.graph.graph import Graph
 from hybrid.model.decoder import Decoder
+from hybrid.runtime.memory import MemoryUse
 from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
@@ -70,6 +71,7 @@ class FakeEngine:
         self.plan = small_plan()
         self.target = "a bench top"
         self.simulated = False
+        self.monitor = None
         graph = Graph("fake", (), (), (), {}, {})
         self.decoder = Decoder("fake", Path(), graph, "llama", VOCAB, 0, (EOS,), BOS, (), False)
 
@@ -92,8 +94,13 @@ class FakeEngine:
         self.step = max(0, self.step - (self.position - length))
         self.position = length
 
-    def memory(self) -> dict[str, int]:
-        return {"vram_peak_bytes": 6 * 2**20, "vram_budget_bytes": 8 * 2**20, "ram_peak_bytes": 3 * 2**30}
+    def memory(self) -> MemoryUse:
+        return {
+            "vram_peak_bytes": 6 * 2**20,
+            "vram_peak_source": "process",
+            "vram_budget_bytes": 8 * 2**20,
+            "ram_peak_bytes": 3 * 2**30,
+        }
 
     def close(self) -> None:
         self.closed = True

@@ -6,11 +6,15 @@
  *   STUB_GPUS        number of GPUs, default 1
  *   STUB_REFUSES     names of functions that answer "not supported", in any order
  *   STUB_INIT        result of the initialisation, default 0
+ *   STUB_PROCESSES   how it knows the processes on a GPU: "listed", "untold" (without their memory), default none
  */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7 };
+
+static const unsigned long long NOT_AVAILABLE = -1ull;
 
 typedef struct {
     unsigned long long total, free, used;
@@ -82,5 +86,51 @@ int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) {
     ANSWER_UNLESS_REFUSED;
     *major = 7;
     *minor = 5;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **handle) {
+    ANSWER_UNLESS_REFUSED;
+    if (strcmp(id, "0000:01:00.0")) return INVALID_ARGUMENT;
+    *handle = (void *)1;
+    return SUCCESS;
+}
+
+typedef struct {
+    unsigned pid;
+    unsigned long long used;
+    unsigned instance, compute_instance;
+} Process;
+
+/* Init of the machine, with 5 GiB, and whoever asks, with 3. */
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *processes) {
+    (void)handle;
+    ANSWER_UNLESS_REFUSED;
+    const char *known = setting("STUB_PROCESSES", "");
+    if (!*known) {
+        *count = 0;
+        return SUCCESS;
+    }
+    unsigned room = *count;
+    *count = 2;
+    if (!processes || room < 2) return INSUFFICIENT_SIZE;
+    int told = !strcmp(known, "listed");
+    processes[0] = (Process){1, 5ull << 30, 0, 0};
+    processes[1] = (Process){(unsigned)getpid(), told ? 3ull << 30 : NOT_AVAILABLE, 0, 0};
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
+    (void)handle;
+    ANSWER_UNLESS_REFUSED;
+    rates[0] = 43; /* of the GPU, then of its memory */
+    rates[1] = 21;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPcieThroughput(void *handle, unsigned counter, unsigned *kilobytes) {
+    (void)handle;
+    ANSWER_UNLESS_REFUSED;
+    *kilobytes = counter ? 9000 : 100; /* received; sent */
     return SUCCESS;
 }

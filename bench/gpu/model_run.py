@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from hybrid.config import RunSettings
+from hybrid.gpu_text import gpu_json
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.loading import open_engine
 
@@ -36,7 +37,10 @@ def measure(settings: RunSettings, prompt_tokens: int, decode_tokens: int) -> di
             "predicted_prefill_s": plan.prefill.step_s * prompt_tokens / plan.prefill.tokens,
             "bytes": dict(zip(_PLACES, map(round, columns), strict=True)),
             "budget_bytes": memory["vram_budget_bytes"],
-            "plan_vram_bytes": memory["vram_peak_bytes"],
+            "plan_vram_bytes": memory["vram_planned_bytes"],
+            "vram_peak_bytes": memory["vram_peak_bytes"],
+            "vram_peak_source": memory["vram_peak_source"],
+            "gpu": gpu_json(engine.monitor),
             "plan_vram": dict(plan.vram_bytes),
             "estimated": bool(plan.machine.get("estimated")),
             "device_used_bytes": max((used for used in device_used_bytes if used is not None), default=None),

@@ -11,9 +11,10 @@ from hybrid.model.decoder import Decoder
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import array_of
 from hybrid.runtime.kv_cache import KvCache
-from hybrid.runtime.memory import MemoryWatch
+from hybrid.runtime.memory import MemoryUse, MemoryWatch
 from hybrid.runtime.step_inputs import StepInputs
 from offload.devices.base import Device
+from offload.gpu_monitor import GpuMonitor
 from offload.plan import Plan
 from offload.recovery import RecoveringLinears
 from offload.telemetry import DECODE, Timeline, step
@@ -42,6 +43,7 @@ class Engine:
         target: str,
         memory: MemoryWatch,
         timeline: Timeline | None = None,
+        monitor: GpuMonitor | None = None,
     ) -> None:
         self.decoder = decoder
         self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
@@ -53,6 +55,7 @@ class Engine:
         self._linears = linears
         self._device = device
         self.target = target
+        self.monitor = monitor  # of a CUDA device
         self._timeline = timeline
         self._memory = memory
         linears.on_warning = lambda line: self.on_warning(line)
@@ -90,9 +93,9 @@ class Engine:
             self._cache.trim(length)
             self.position = length
 
-    def memory(self) -> dict[str, int]:
-        """Bytes in use and at the peak: VRAM of the plan and of the device, RAM of this process."""
-        return self._memory.read(self._linears.plans)
+    def memory(self) -> MemoryUse:
+        """Bytes in use and at the peak: VRAM as measured, RAM of this process."""
+        return self._memory.read(self._linears.plans, self.monitor.vram if self.monitor else None, self.simulated)
 
     @property
     def simulated(self) -> bool:
@@ -101,6 +104,8 @@ class Engine:
 
     def close(self) -> None:
         """Give back what the device holds. The engine cannot be used afterwards."""
+        if self.monitor is not None:
+            self.monitor.close()
         self._linears.close()
         if self._device is not None:
             self._device.close()

@@ -10,6 +10,7 @@ from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
 from hybrid.runtime.attention import AttentionBinder
 from hybrid.runtime.cgroups import read_limits
+from hybrid.runtime.device_opener import DeviceOpener
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
@@ -20,12 +21,12 @@ from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request, pla
 from hybrid.runtime.quantisation import HostQuantisation, stored_weight
 from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
-from hybrid.runtime.target import GpuFacts, Target, choose_target
+from hybrid.runtime.target import choose_target
 from hybrid.runtime.threads import default_threads
 from offload.column_reads import HostWeight
-from offload.device_profile import DeviceProfile
 from offload.devices.base import Device, HostArray
-from offload.errors import DeviceUnavailableError
+from offload.devices.vram_meter import VramMeter
+from offload.gpu_monitor import GpuMonitor
 from offload.host_attention import HostAttention
 from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
@@ -65,7 +66,7 @@ def open_engine(
     progress.on_stage("Opening the model", 0)
     opened = open_for_run(settings)
     _check_has_weights(opened)
-    opener = _DeviceOpener()
+    opener = DeviceOpener(opened, lambda: progress.on_stage("Warming up the GPU", 0))
     target = choose_target(settings, opener.look)
     device = opener.open(target)
     try:
@@ -76,7 +77,8 @@ def open_engine(
             device.close()
             device = None
         outside = linears_outside(opened.linears, plans.plan)
-        return load(opened, plans, outside, device, threads, progress, timeline, target.why)
+        vram = opener.vram if device is not None else None
+        return load(opened, plans, outside, device, threads, progress, timeline, target.why, vram)
     except BaseException:
         if device is not None:
             device.close()
@@ -115,11 +117,12 @@ def load(
     progress: Progress | None = None,
     timeline: Timeline | None = None,
     target: str = "",
+    vram: VramMeter | None = None,
 ) -> Engine:
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
 
     They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
-    Linears run outside or onnxruntime cannot attend.
+    Linears run outside or onnxruntime cannot attend. `vram` measures a CUDA device.
     """
     memory = MemoryWatch()
     progress = _watched(progress or Progress(), memory)
@@ -144,7 +147,7 @@ def load(
         all_bytes = sum(placement.linear.weight_bytes for placement in placements)
         progress.on_stage("Loading weights", all_bytes - file_bytes(placements))
         host_weights = _host_weights(placements, weights, quantised, progress)
-        return LinearRunner(
+        runner = LinearRunner(
             levels=levels,
             plan=plan,
             weights=stored,
@@ -154,6 +157,9 @@ def load(
             on_bytes=progress.on_bytes,
             host_weights=host_weights,
         )
+        if vram is not None and any(placement.on_device for placement in placements):
+            _check_budget(vram, runner)
+        return runner
 
     with ExitStack() as undo:
         linears = RecoveringLinears(plans, load_linears)
@@ -175,8 +181,22 @@ def load(
             AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
         )
         executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
+        monitor = None if vram is None else GpuMonitor(vram)
+        if monitor is not None:
+            monitor.start()
         undo.pop_all()
-    return Engine(decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, memory, timeline)
+    return Engine(
+        decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, memory, timeline, monitor
+    )
+
+
+def _check_budget(vram: VramMeter, runner: LinearRunner) -> None:
+    """Raises OverBudgetError, with `runner` closed, when more is in use now that it is loaded than may be."""
+    try:
+        vram.check()
+    except BaseException:
+        runner.close()
+        raise
 
 
 def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
@@ -191,41 +211,6 @@ def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
         progress.on_bytes(nbytes)
 
     return Progress(on_stage, on_bytes)
-
-
-class _DeviceOpener:
-    """Starts a CUDA device to look at it, and keeps it for the run."""
-
-    def __init__(self) -> None:
-        self._cuda: Device | None = None
-
-    def look(self, ordinal: int, _: DeviceProfile) -> GpuFacts:
-        """What the device says of itself, its fixed costs measured. Raises DeviceUnavailableError."""
-        from offload.devices import nvml
-        from offload.devices.cuda import CudaDevice
-
-        try:
-            device = self._cuda = CudaDevice(ordinal)
-        except DeviceUnavailableError:
-            nvml.gpu(ordinal)  # where no driver answers, that is the truer reason
-            raise
-        memory, fixed = device.memory(), device.fixed_bytes
-        # What this process has taken already is part of its budget.
-        return GpuFacts(device.name, memory.free_bytes + sum(fixed.values()), memory.total_bytes, fixed)
-
-    def open(self, target: Target) -> Device | None:
-        """The device of the target; None for the CPU."""
-        if target.device == "cuda":
-            return self._cuda
-        if target.device == "cpu":
-            return None
-        from offload.devices.simulated import SimulatedDevice
-        from offload.devices.simulated_rates import SimulatedRates
-
-        gpu = target.profile.gpu
-        assert gpu is not None
-        # The budget is the simulated device's memory, so that a plan that breaks it fails.
-        return SimulatedDevice(target.budget.nbytes, gpu.context_bytes, gpu.workspace_bytes, SimulatedRates.of(gpu))
 
 
 def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:

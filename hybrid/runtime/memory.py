@@ -2,13 +2,38 @@
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from typing import TypedDict
 
+from offload.devices.vram_meter import VramMeter
+from offload.errors import OffloadError
 from offload.recovery import ShrinkingPlan
 
 _SAMPLE_S = 0.02
 _STATUS = Path("/proc/self/status")
+
+
+class MemoryUse(TypedDict, total=False):
+    """Bytes in use and at the peak, by name.
+
+    `vram_peak_source` says who measured VRAM, as `VramSource` has it; it is "plan" where nothing could be measured, and
+    "modelled" for a simulated device, which takes what the plan says. RAM counts mapped files too; `ram_cap_bytes` is
+    there when --ram set it.
+    """
+
+    vram_budget_bytes: int
+    vram_planned_bytes: int
+    vram_bytes: int
+    vram_peak_bytes: int
+    vram_peak_source: str
+    ram_bytes: int
+    ram_anonymous_bytes: int
+    ram_peak_bytes: int
+    ram_anonymous_peak_bytes: int
+    ram_file_peak_bytes: int
+    ram_cap_bytes: int
 
 
 class MemoryWatch:
@@ -28,25 +53,34 @@ class MemoryWatch:
             self._update(_status())
             self._next_s = monotonic() + _SAMPLE_S
 
-    def read(self, plans: ShrinkingPlan) -> dict[str, int]:
-        """Bytes by name. RAM counts mapped files too; VRAM is what plans have allocated, all of it at load.
-
-        `ram_cap_bytes` is there when --ram set it.
-        """
+    def read(self, plans: ShrinkingPlan, vram: VramMeter | None = None, modelled: bool = False) -> MemoryUse:
+        """What is in use. `vram` measures the device; without it, VRAM is what the plans take."""
         status = _status()
         self._update(status)
         plan = plans.plan
-        cap = {"ram_cap_bytes": plan.ram_budget_bytes} if plan.ram_is_asked and plan.ram_budget_bytes else {}
-        return {
-            "vram_budget_bytes": plans.budget_bytes,
-            "vram_peak_bytes": plans.peak_vram_bytes,
-            "ram_bytes": status.get("VmRSS", 0),
-            "ram_anonymous_bytes": status.get("RssAnon", 0),
-            "ram_peak_bytes": status.get("VmHWM") or _peak_bytes(),
-            "ram_anonymous_peak_bytes": self._peaks["RssAnon"],
-            "ram_file_peak_bytes": self._peaks["RssFile"],
-            **cap,
-        }
+        use = MemoryUse(
+            vram_budget_bytes=plans.budget_bytes,
+            vram_planned_bytes=plans.peak_vram_bytes,
+            vram_bytes=plan.total_vram_bytes,
+            vram_peak_bytes=plans.peak_vram_bytes,
+            vram_peak_source="modelled" if modelled else "plan",
+            ram_bytes=status.get("VmRSS", 0),
+            ram_anonymous_bytes=status.get("RssAnon", 0),
+            ram_peak_bytes=status.get("VmHWM") or _peak_bytes(),
+            ram_anonymous_peak_bytes=self._peaks["RssAnon"],
+            ram_file_peak_bytes=self._peaks["RssFile"],
+        )
+        if plan.ram_is_asked and plan.ram_budget_bytes:
+            use["ram_cap_bytes"] = plan.ram_budget_bytes
+        if vram is not None:
+            with suppress(OffloadError):  # a lost device: what was read before stands
+                vram.used_bytes()
+            use |= {
+                "vram_bytes": vram.last_bytes,
+                "vram_peak_bytes": vram.peak_bytes,
+                "vram_peak_source": str(vram.source),
+            }
+        return use
 
     def _update(self, status: dict[str, int]) -> None:
         for field, peak in self._peaks.items():

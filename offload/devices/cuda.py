@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices import nvml
 from offload.devices.base import DeviceAllocation, DeviceMemory, Span
 from offload.devices.cuda_calls import CudaCalls
 from offload.devices.cuda_compiler import CudaCompiler
@@ -24,6 +23,7 @@ from offload.devices.cuda_libraries import check_driver, import_compiler, import
 from offload.devices.cuda_stream import CudaAllocation, CudaEvent, CudaStream
 from offload.devices.cuda_warm_up import run_once
 from offload.devices.gemm_probe import gemm_is_exact, kernels_are_exact
+from offload.devices.vram_meter import VramMeter
 from offload.errors import (
     PINNED_RAM,
     DeviceLostError,
@@ -48,24 +48,20 @@ class CudaDevice:
         check_driver(self.runtime, ordinal)
         self.cublas = import_cublas()
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
-        used_before_bytes = nvml.used_bytes(pci_bus_id)
+        self.vram = VramMeter(pci_bus_id, self._used_bytes)
         try:
             self._cupy.cuda.Device(ordinal).use()
-            free_bytes, total_bytes = self.runtime.memGetInfo()  # creates the context, if that did not
-        except self.runtime.CUDARuntimeError as error:
+            free_bytes, _ = self.runtime.memGetInfo()  # creates the context, if that did not
+            self._properties = self.runtime.getDeviceProperties(ordinal)
+            self.name: str = self._properties["name"].decode()
+            self._calls = CudaCalls(self.name, self._cupy, self.cublas)
+            self.call = self._calls.call
+            # A process has one context for each GPU, so only its first device sees what that takes.
+            context_bytes = _context_bytes.setdefault(pci_bus_id, self.vram.used_bytes())
+        except (self.runtime.CUDARuntimeError, DeviceLostError, OutOfDeviceMemoryError) as error:
+            self.vram.close()
             raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
-        self._properties = self.runtime.getDeviceProperties(ordinal)
-        self.name: str = self._properties["name"].decode()
-        used_after_bytes = nvml.used_bytes(pci_bus_id)
-        if used_before_bytes is None or used_after_bytes is None:
-            context_bytes = total_bytes - free_bytes  # an upper bound: others' memory is in it
-        else:
-            context_bytes = max(0, used_after_bytes - used_before_bytes)
-        # A process has one context for each GPU, so only its first device sees what that takes.
-        context_bytes = _context_bytes.setdefault(pci_bus_id, context_bytes)
 
-        self._calls = CudaCalls(self.name, self._cupy, self.cublas)
-        self.call = self._calls.call
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
         self._trace_base: Any = None
@@ -77,6 +73,7 @@ class CudaDevice:
         try:
             self.cublas_handle = self.cublas.create()
         except self.cublas.CUBLASError as error:
+            self.vram.close()
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
         self.kernels: CudaKernels | None = None
         self.bf16_as_fp32 = False  # since no GEMM takes bf16
@@ -125,7 +122,8 @@ class CudaDevice:
         return DeviceMemory(free_bytes, total_bytes)
 
     def allocate(self, nbytes: int) -> CudaAllocation:
-        """See Device."""
+        """See Device. Raises OverBudgetError for what would lift this process above `vram.limit_bytes`."""
+        self.vram.check(nbytes)
         allocation = CudaAllocation(self.call(self.runtime.malloc, nbytes, asked_bytes=nbytes), nbytes)
         self._allocations[allocation.address] = allocation
         return allocation
@@ -205,6 +203,7 @@ class CudaDevice:
         if self.cublas_handle:
             self._calls.give_back(self.cublas.destroy, self.cublas_handle)
             self.cublas_handle = 0
+        self.vram.close()
         if not self._calls.lost_why:
             self._calls.handles.clear()
 
@@ -231,6 +230,10 @@ class CudaDevice:
         stream = self.call(lambda: self._cupy.cuda.Stream(non_blocking=True))
         self._calls.handles.append(stream)
         return stream
+
+    def _used_bytes(self) -> int:
+        memory = self.memory()
+        return memory.total_bytes - memory.free_bytes
 
     def _elapsed_s(self, began: Any, ended: Any) -> float:
         elapsed_ms: float = self.call(self._cupy.cuda.get_elapsed_time, began, ended)

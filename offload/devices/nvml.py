@@ -1,5 +1,6 @@
 """What the driver's management library says about a GPU; the only importer of pynvml."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,19 +66,68 @@ def gpu(ordinal: int) -> GpuMemory:
         pynvml.nvmlShutdown()
 
 
-def used_bytes(pci_bus_id: str) -> int | None:
-    """Memory in use on a GPU by every process together; None where NVML cannot tell."""
-    try:
-        pynvml = _start()
-    except DeviceUnavailableError:
-        return None
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+class NvmlGpu:
+    """One GPU that is asked again and again. Raises DeviceUnavailableError where there is no NVML, or not this GPU.
+
+    Every question may be refused on its own: then its answer is None from there on, and `refusals` has the reason, by
+    the name of the question. Any thread may ask.
+    """
+
+    def __init__(self, pci_bus_id: str) -> None:
+        self.refusals: dict[str, str] = {}
+        self._pynvml = pynvml = _start()
+        self._errors = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)
+        try:
+            self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
+        except self._errors as error:
+            self.close()
+            raise DeviceUnavailableError(f"the NVIDIA driver does not tell about GPU {pci_bus_id} ({error})") from None
+
+    def used_bytes(self) -> int | None:
+        """Memory in use by every process together."""
+        memory = self._ask("memory", self._pynvml.nvmlDeviceGetMemoryInfo, self._handle)
+        return None if memory is None else int(memory.used)
+
+    def process_bytes(self) -> int | None:
+        """Memory in use by this process: its context and everything in it.
+
+        In a container the driver may know this process by another number or not show it; under WDDM (and WSL) it does
+        not tell what one process takes.
+        """
+        processes = self._ask("process memory", self._pynvml.nvmlDeviceGetComputeRunningProcesses, self._handle)
+        if processes is None:
+            return None
+        own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+        if not own:
+            self.refusals["process memory"] = "the driver does not list this process"
+        elif own[0] is None:
+            self.refusals["process memory"] = "the driver does not tell it by process"
+        return None if not own or own[0] is None else int(own[0])
+
+    def utilisation(self) -> tuple[float, float] | None:
+        """The shares of time, 0 to 1, in which a kernel ran and in which its memory was read or written, lately."""
+        rates = self._ask("utilisation", self._pynvml.nvmlDeviceGetUtilizationRates, self._handle)
+        return None if rates is None else (rates.gpu / 100, rates.memory / 100)
+
+    def pcie_bytes_per_s(self) -> tuple[float, float] | None:
+        """What the GPU receives and sends over the bus; the driver counts for 20 ms each, and the caller waits."""
+        counters = (self._pynvml.NVML_PCIE_UTIL_RX_BYTES, self._pynvml.NVML_PCIE_UTIL_TX_BYTES)
+        function = self._pynvml.nvmlDeviceGetPcieThroughput
+        kilobytes = [self._ask("PCIe throughput", function, self._handle, counter) for counter in counters]
+        return None if None in kilobytes else (kilobytes[0] * 1e3, kilobytes[1] * 1e3)
+
+    def close(self) -> None:
+        """Nothing can be asked afterwards."""
+        self._pynvml.nvmlShutdown()
+
+    def _ask(self, question: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        if question in self.refusals:
+            return None
+        try:
+            return function(*arguments)
+        except self._errors as error:
+            self.refusals[question] = str(error)
+            return None
 
 
 def _start() -> Any:

@@ -67,7 +67,7 @@ def test_stdout_is_the_completion_and_nothing_else(
         err[1],
     ]
     assert err[1].startswith("prefill ")
-    assert err[1].endswith("VRAM peak 6.00 MiB of 8.00 MiB · RAM peak 3.00 GiB · end of text")
+    assert err[1].endswith("VRAM peak 6.00 MiB of 8.00 MiB (this process, NVML) · RAM peak 3.00 GiB · end of text")
     assert engine.closed
 
 
@@ -122,6 +122,7 @@ def test_stats_json_is_the_last_line(engine: FakeEngine, model: Path, capsys: py
         "predicted_depth",
         "measured_over_predicted",
         "memory",
+        "gpu",
         "plan",
         "op_times",
         "warnings",

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.devices import nvml
 from offload.devices.base import DeviceArray
 from offload.devices.cuda import CudaDevice
-from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
+from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError, OverBudgetError
 from offload.specs import Layout, WeightFormat
 from tests.device.emulated_cupy import EmulatedCupy
+from tests.fake_nvml import FakeNvml, NVMLError
 
 
 @pytest.fixture
@@ -250,18 +250,43 @@ def test_close_frees_everything_once(emulated: EmulatedCupy) -> None:
     assert [name for name, _ in emulated.calls].count("destroy") == 1
 
 
-def test_context_is_measured_by_nvml_where_it_can(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([1_000, 5_000, 5_000, 5_000])
-    monkeypatch.setattr(nvml, "used_bytes", lambda bus: next(readings))
-    assert CudaDevice().fixed_bytes == {"context": 4_000, "workspace": 0}
-    assert CudaDevice().fixed_bytes == {"context": 4_000, "workspace": 0}, "it is there only once"
+@pytest.mark.parametrize(("listed", "context_bytes"), [(True, 4_000), (False, 4_000)])
+def test_context_is_measured_by_nvml_where_it_can(
+    emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch, listed: bool, context_bytes: int
+) -> None:
+    nvml = FakeNvml(lambda: 4_000 if emulated.entered else 0, others_bytes=1_000).install(monkeypatch)
+    if not listed:
+        nvml.pids.clear()
+    emulated.malloc(7_000)  # somebody's: CUDA counts it
+    emulated.entered = 0
+    device = CudaDevice()
+    assert device.fixed_bytes == {"context": context_bytes, "workspace": 0}
+    assert CudaDevice().fixed_bytes == {"context": context_bytes, "workspace": 0}, "it is there only once"
+    device.close()
+    assert nvml.started == 1
 
 
 def test_context_without_nvml_is_an_upper_bound(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "used_bytes", lambda bus: None)
+    FakeNvml().install(monkeypatch).refused["init"] = NVMLError(9)
     emulated.malloc(7_000)  # somebody's: it counts as ours
     assert CudaDevice().fixed_bytes["context"] == 7_000
 
 
-def test_nvml_without_a_driver_says_nothing() -> None:
-    assert nvml.used_bytes("ffff:ff:1f.0") is None
+def test_a_device_that_does_not_start_leaves_nvml_shut_down(
+    emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml().install(monkeypatch)
+    emulated.fault = lambda name: 2 if name == "memGetInfo" else 0
+    with pytest.raises(DeviceUnavailableError, match="CUDA device 0 does not start"):
+        CudaDevice()
+    assert nvml.started == 0
+
+
+def test_what_would_lift_the_process_above_its_budget_is_not_asked_of_the_driver(emulated: EmulatedCupy) -> None:
+    device = CudaDevice()
+    device.vram.limit_bytes = 5 << 20
+    device.allocate(3 << 20)  # counts as two granules of 2 MiB
+    with pytest.raises(OverBudgetError) as error:
+        device.allocate(3 << 20)
+    assert error.value.missing_bytes == 2 << 20
+    assert [len(block) for block in emulated.blocks.values()] == [3 << 20]

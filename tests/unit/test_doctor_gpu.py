@@ -1,7 +1,6 @@
 """Drivers, GPUs and CUDA: the real pynvml against a stub of the driver, and what is concluded from its answers."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from hybrid.doctor.findings import Finding, Level
 from hybrid.doctor.gpu import examine_cuda, examine_driver
 from hybrid.doctor.versions import FindVersion
 from offload.devices.nvml import Driver, GpuSeen
+from tests.nvml_stub import build_stub
 from tests.unit.test_doctor import versions
 
 ROOT = Path(__file__).parents[2]
@@ -41,13 +41,7 @@ print(json.dumps({s.title: [[str(f.level), f.text, f.mend] for f in s.findings] 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the stub under the driver's name."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler (cc) to build tests/nvml_stub.c with")
-    folder = tmp_path_factory.mktemp("nvml")
-    source, library = ROOT / "tests" / "nvml_stub.c", folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True)
-    return folder
+    return build_stub(tmp_path_factory.mktemp("nvml"))
 
 
 def examined(stub: Path, **settings: str) -> dict[str, list[list[str]]]:

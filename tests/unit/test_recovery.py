@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
+from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError, OverBudgetError
 from offload.placing import PlanRequest, Shares, place
 from offload.plan import Plan
 from offload.planner import make_plan
 from offload.recovery import ShrinkingPlan
-from offload.units import GIB, MIB
+from offload.units import GIB, MIB, format_bytes
 from tests.unit.test_planner import request, spec
 
 # 64 Linears of 1024 x 4096 fp16, 8 MiB each: 512 MiB; FIXED and the activations take some more.
@@ -96,3 +96,39 @@ def test_a_lost_device_is_not_planned_with_again() -> None:
 
 def resident_columns(plan: Plan) -> int:
     return sum(len(placement.resident) for placement in plan.placements)
+
+
+def over_budget(plans: ShrinkingPlan, more_bytes: int) -> OverBudgetError:
+    """The device was measured to take so much more than the plan, with a block of 300 MiB yet to come."""
+    used_bytes = plans.plan.total_vram_bytes + more_bytes - 300 * MIB
+    return OverBudgetError(300 * MIB, used_bytes, GIB, DEVICE_MEMORY)
+
+
+def test_what_the_driver_takes_is_counted_in_quietly() -> None:
+    """Of a budget of 1 GiB the plan leaves some free, so only a part of it is missing."""
+    plans = ShrinkingPlan(request(LINEARS, GIB))
+    first = plans.plan
+    free_bytes = GIB - first.total_vram_bytes
+    assert plans.shrink(over_budget(plans, free_bytes + 100 * MIB)) == ""
+    assert plans.plan.vram_bytes["driver"] == free_bytes + 100 * MIB
+    assert GIB - 10 * MIB < plans.plan.total_vram_bytes <= GIB == plans.plan.budget_bytes
+    assert first.vram_bytes["weights"] - 110 * MIB < plans.plan.vram_bytes["weights"]
+    assert plans.plan.warnings == ()
+    assert plans.plan.notes[-1] == (
+        f"the GPU's driver takes up to {format_bytes(free_bytes + 100 * MIB)} more than it was asked for"
+    )
+    line = plans.shrink(refused(100 * MIB))
+    assert plans.plan.warnings == (line,)
+    assert plans.plan.notes[-2].startswith("the GPU's driver takes up to"), "it is still so"
+
+
+def test_a_driver_that_takes_more_and_more_comes_to_an_end() -> None:
+    plans = ShrinkingPlan(request(LINEARS, GIB))
+    said = []
+    while any(placement.on_device for placement in plans.plan.placements):
+        said.append(plans.shrink(OverBudgetError(0, plans.plan.total_vram_bytes + 1, GIB, DEVICE_MEMORY)))
+    assert 2 < len(said) < 25
+    assert set(said[:-1]) == {""}
+    assert said[-1].endswith(" more than it was asked for: the run goes on without it")
+    assert plans.plan.warnings == (said[-1],)
+    assert plans.plan.total_vram_bytes == 0
