@@ -54,7 +54,7 @@ def test_the_environment_of_a_cuda_device(emulated: Emulated, tmp_path: Path) ->
     assert found["gpu"]["cuda_driver"] == 12_040
     text = "\n".join(environment.markdown(found))
     assert "compute capability 7.7" in text
-    assert "int4: CuPy's bindings of NVRTC cannot be imported" in text
+    assert "int4 takes kernels of our own: CuPy's bindings of NVRTC cannot be imported" in text
 
 
 def test_kernels_on_a_cuda_device_are_exact_cublas_and_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
