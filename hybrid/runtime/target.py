@@ -74,10 +74,11 @@ def look_in_profile(_: int, profile: DeviceProfile) -> GpuFacts:
 
 
 def look_through_driver(ordinal: int, _: DeviceProfile) -> GpuFacts:
-    """The GPU as the driver reports it, without starting CUDA, so that what a context takes is not known."""
+    """The GPU as the driver reports it, without a context, so that what one takes is not known."""
     from offload.devices import nvml
+    from offload.devices.cuda_ordinals import pci_bus_id
 
-    gpu = nvml.gpu(ordinal)  # the driver's order; CUDA may number its visible devices otherwise
+    gpu = nvml.gpu(ordinal, pci_bus_id(ordinal))
     return GpuFacts(gpu.name, gpu.free_bytes, gpu.total_bytes, {})
 
 

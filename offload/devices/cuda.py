@@ -46,7 +46,7 @@ class CudaDevice:
     def __init__(self, ordinal: int = 0) -> None:
         self._cupy, self.runtime = import_cupy()
         check_driver(self.runtime, ordinal)
-        self.cublas = import_cublas()
+        self.cublas = import_cublas(self.runtime)
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
         self.vram = VramMeter(pci_bus_id, self._used_bytes)
         try:

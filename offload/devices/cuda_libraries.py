@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from offload.devices.cuda_errors import NO_DEVICE
+from offload.devices.cuda_ordinals import no_such_device
 from offload.errors import DeviceUnavailableError
-
-_NO_DEVICE = 100  # cudaError_t
 
 
 def import_cupy() -> tuple[Any, Any]:
@@ -24,14 +24,18 @@ def import_cupy() -> tuple[Any, Any]:
     return cupy, runtime
 
 
-def import_cublas() -> Any:
-    """CuPy's bindings of cuBLAS. Raises DeviceUnavailableError."""
+def import_cublas(runtime: Any) -> Any:
+    """CuPy's bindings of cuBLAS. Raises DeviceUnavailableError.
+
+    CuPy takes only the cuBLAS of the CUDA that it was built for, so that of another CUDA beside it is as good as none.
+    """
     try:
         from cupy_backends.cuda.libs import cublas
     except (ImportError, OSError) as error:
+        major = runtime.runtimeGetVersion() // 1000
         raise DeviceUnavailableError(
-            f"the cuBLAS library cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
-            f" 'cupy-cuda13x[ctk]' brings it): {one_line(error)}"
+            f"the cuBLAS library of CUDA {major} cannot be loaded (pip install 'cupy-cuda{major}x[ctk]' brings it):"
+            f" {one_line(error)}"
         ) from error
     return cublas
 
@@ -69,11 +73,11 @@ def check_driver(runtime: Any, ordinal: int) -> None:
     try:
         devices = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
-        if error.status == _NO_DEVICE:
-            raise DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)") from error
+        if error.status == NO_DEVICE:
+            raise no_such_device(ordinal, 0) from error
         raise DeviceUnavailableError(f"CUDA does not start: {one_line(error)}") from error
     if not 0 <= ordinal < devices:
-        raise DeviceUnavailableError(f"there is no CUDA device {ordinal}: {devices} are visible")
+        raise no_such_device(ordinal, devices)
 
 
 def _version(number: int) -> str:

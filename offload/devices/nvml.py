@@ -50,14 +50,19 @@ def driver() -> Driver:
         pynvml.nvmlShutdown()
 
 
-def gpu(ordinal: int) -> GpuMemory:
-    """The GPU with this number, in the driver's order. Raises DeviceUnavailableError with the reason."""
+def gpu(ordinal: int, pci_bus_id: str | None = None) -> GpuMemory:
+    """The GPU at this place of the bus, else that with this number in the driver's order.
+
+    Raises DeviceUnavailableError with the reason.
+    """
     pynvml = _start()
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        if ordinal >= count:
+        if pci_bus_id is not None:
+            handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
+        elif ordinal < (count := pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(ordinal)
+        else:
             raise DeviceUnavailableError(f"there is no GPU {ordinal}; the driver sees {count}")
-        handle = pynvml.nvmlDeviceGetHandleByIndex(ordinal)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return GpuMemory(str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
     except pynvml.NVMLError as error:

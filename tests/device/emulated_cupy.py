@@ -64,6 +64,7 @@ class EmulatedCupy:
             "unifiedAddressing": 1,
             "canMapHostMemory": 1,
         }
+        self.asked_of: set[int] = set()  # ordinals
         self.fault: Callable[[str], int] = lambda name: 0  # the status that a call is to fail with
         self.broken = 0  # the sticky error
         self.entered = 0  # how often anything was called
@@ -255,8 +256,8 @@ class EmulatedCupy:
             driverGetVersion=lambda: self.driver,
             runtimeGetVersion=lambda: self.built_for,
             getDeviceCount=self.getDeviceCount,
-            deviceGetPCIBusId=lambda ordinal: "0000:00:00.0",
-            getDeviceProperties=lambda ordinal: self.properties,
+            deviceGetPCIBusId=lambda ordinal: self.asked_of.add(ordinal) or "0000:00:00.0",
+            getDeviceProperties=lambda ordinal: self.asked_of.add(ordinal) or self.properties,
             memGetInfo=self.memGetInfo,
             malloc=self.malloc,
             free=self.free,
@@ -278,7 +279,7 @@ class EmulatedCupy:
         cuda.__dict__.update(
             runtime=runtime,
             driver=driver,
-            Device=lambda ordinal: SimpleNamespace(use=lambda: None),
+            Device=lambda ordinal: SimpleNamespace(use=lambda: self.asked_of.add(ordinal)),
             Stream=Stream,
             Event=Event,
             get_elapsed_time=elapsed_ms,

@@ -63,13 +63,24 @@ def test_an_older_minor_version_of_the_driver_will_do(emulated: EmulatedCupy) ->
 
 
 def test_says_which_devices_there_are(emulated: EmulatedCupy) -> None:
-    with pytest.raises(DeviceUnavailableError, match="no CUDA device 1: 1 are visible"):
+    with pytest.raises(DeviceUnavailableError, match=r"no CUDA device 1: only CUDA device 0 is visible \(see CUDA_"):
         CudaDevice(1)
+    emulated.devices = 3
+    with pytest.raises(DeviceUnavailableError, match="no CUDA device 7: CUDA devices 0 to 2 are visible"):
+        CudaDevice(7)
+
+
+def test_every_question_is_about_the_device_that_was_asked_for(emulated: EmulatedCupy) -> None:
+    emulated.devices = 3
+    CudaDevice(2)
+    assert emulated.asked_of == {2}
 
 
 def test_says_that_cublas_is_missing(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when there is one of another CUDA, which CuPy leaves alone."""
     monkeypatch.delattr(sys.modules["cupy_backends.cuda.libs"], "cublas")
-    with pytest.raises(DeviceUnavailableError, match="cuBLAS library cannot be loaded"):
+    emulated.driver = emulated.built_for = 13_020
+    with pytest.raises(DeviceUnavailableError, match=r"cuBLAS library of CUDA 13 cannot .*'cupy-cuda13x\[ctk\]'"):
         CudaDevice()
 
 

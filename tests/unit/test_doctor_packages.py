@@ -42,6 +42,11 @@ def test_each_extra_is_fine(find_version: FindVersion) -> None:
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'hybrid-run[cu12]'",
         ),
         (
+            versions(onnxruntime_gpu="1.26.0", cupy_cuda12x="14.0.1", cupy_cuda13x="14.0.1"),
+            "cupy-cuda12x and cupy-cuda13x are both installed and overwrite each other",
+            "pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install 'hybrid-run[cu12]'",
+        ),
+        (
             versions(onnxruntime="1.23.2"),
             "onnxruntime 1.23.2: must be 1.24 or newer",
             "pip install --upgrade 'onnxruntime>=1.24'",
