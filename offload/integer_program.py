@@ -8,7 +8,7 @@ degenerate, and optimal vertices bunch the streamed columns together and stall t
     t >= 0           the time of one level
 
     minimise S subject to, for every kind and for the step,
-    t >= z * trip + r * gpu + s * (gpu + launches)            the device's side
+    t >= z * trip + r * resident + s * streamed               the device's side
     t >= (1 - r - s) * host + immovable host columns          the host's side
     e >= s * bus - t - what comes before the level            a level's pieces that have to be in the ring already
     e <= ring
@@ -36,15 +36,15 @@ class GroupKind:
     """Groups that are placed alike. Times are of one group with all its movable columns in one place."""
 
     count: int
-    nbytes: float  # movable, as stored
-    host_nbytes: float  # the same columns as the host keeps them
+    nbytes: float  # movable, as stored, and as resident columns are
+    host_nbytes: float  # the same columns as streamed and host ones are kept
     before_s: float  # islands and attention before the level
     host_s: float
     immovable_s: float
-    gpu_s: float
+    resident_s: float
+    streamed_s: float  # launches of the pieces included
     trip_s: float
     bus_s: float
-    pieces_s: float  # launches of the pieces' GEMMs
     least_streamed: float = 0.0
     fixed_resident: float | None = None
 
@@ -96,7 +96,8 @@ class _Program:
         self._most: list[float] = []
         self.time = self._row({self._size - 2: 1.0})
         gigabytes = [kind.count * kind.nbytes / 1e9 for kind in kinds]
-        streamed = {count + i: 1e-3 * nbytes for i, nbytes in enumerate(gigabytes)}
+        host = [kind.count * kind.host_nbytes / 1e9 for kind in kinds]
+        streamed = {count + i: 1e-3 * nbytes for i, nbytes in enumerate(host)}
         touches = {2 * count + i: 1e-6 * kind.count for i, kind in enumerate(kinds)}
         self.hurry = self._row({self._size - 3: 1e3} | streamed | touches)
         self._lower, self._upper = np.zeros(self._size), np.ones(self._size)
@@ -104,7 +105,7 @@ class _Program:
         self._upper[-3] = limits.ring_s
         for i, kind in enumerate(kinds):
             self._level(i, kind)
-        self._shared(kinds, limits, gigabytes)
+        self._shared(kinds, limits, gigabytes, host)
 
     def minimise(self, objective: "np.ndarray", most_s: float | None = None) -> "np.ndarray | None":  # type: ignore[type-arg]
         """The variables at the minimum of `objective`, with S at most `most_s`; None when there is none."""
@@ -133,11 +134,13 @@ class _Program:
             self._upper[r] = self._upper[s] = 0.0
         self._lower[s] = kind.least_streamed
         self._at_most({r: 1.0, s: 1.0, z: -1.0}, 0.0)
-        self._at_most({z: kind.trip_s, r: kind.gpu_s, s: kind.gpu_s + kind.pieces_s, t: -1.0}, 0.0)
+        self._at_most({z: kind.trip_s, r: kind.resident_s, s: kind.streamed_s, t: -1.0}, 0.0)
         self._at_most({r: -kind.host_s, s: -kind.host_s, t: -1.0}, -kind.host_s - kind.immovable_s)
         self._at_most({s: kind.bus_s, t: -1.0, self._size - 3: -1.0}, kind.before_s)
 
-    def _shared(self, kinds: Sequence[GroupKind], limits: Limits, gigabytes: Sequence[float]) -> None:
+    def _shared(
+        self, kinds: Sequence[GroupKind], limits: Limits, gigabytes: Sequence[float], host: Sequence[float]
+    ) -> None:
         count, step, file = self._count, self._size - 2, self._size - 1
         kinds_by_number = list(enumerate(kinds))
         before_s = limits.start_s + sum(kind.count * kind.before_s for kind in kinds)
@@ -145,11 +148,10 @@ class _Program:
         self._at_most({count + i: kind.count * kind.bus_s for i, kind in kinds_by_number} | {step: -1.0}, 0.0)
         self._at_most({i: gigabytes[i] for i in range(count)}, limits.vram_bytes / 1e9)
         if limits.pinned_bytes is not None:
-            self._at_most({count + i: gigabytes[i] for i in range(count)}, limits.pinned_bytes / 1e9)
-        # Bytes in RAM: all host columns, less the resident ones, and the streamed ones as they are stored.
-        host = [kind.count * kind.host_nbytes / 1e9 for kind in kinds]
+            self._at_most({count + i: host[i] for i in range(count)}, limits.pinned_bytes / 1e9)
+        # Bytes in RAM: all but those of the resident columns; streamed ones take what host ones do.
         all_host = sum(host) + limits.immovable_bytes / 1e9
-        in_ram = {i: -host[i] for i in range(count)} | {count + i: gigabytes[i] - host[i] for i in range(count)}
+        in_ram = {i: -host[i] for i in range(count)}
         ram_rate = limits.ram_bytes_per_s / 1e9
         self._at_most(in_ram | {step: -ram_rate}, -all_host)
         self._at_most({file: 1.0, step: -limits.disk_bytes_per_s / 1e9}, 0.0)

@@ -1,13 +1,13 @@
 """Groups of Linears that look alike, as the integer programme sees them, and its answer as shares of every Linear."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from offload.cost_model import Workload, gemm_s, host_s, step_cost
+from offload.cost_model import Workload, gemm_s, host_s, launches, resident_format, step_cost, streamed_format
 from offload.integer_program import GroupKind, Limits, Solution, solve
 from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears
 from offload.plan import LinearPlacement, StreamRing, by_group
-from offload.specs import LinearSpec
+from offload.specs import BlockFormat, LinearSpec, WeightFormat
 
 _Key = tuple[object, ...]
 
@@ -26,8 +26,8 @@ class Kinds:
         before_s: dict[_Key, float] = {}
         for members, level in zip(by_group(on_host), cost.levels, strict=True):
             key: _Key = tuple(
-                (p.linear.kind, p.linear.in_features, p.linear.out_features, p.linear.format, p.linear.layout)
-                for p in members
+                (q.kind, q.in_features, q.out_features, q.format, q.layout, q.blocks)
+                for q in (p.linear for p in members)
             )
             self._groups.setdefault(key, []).append(members)
             self._key_of[members[0].linear.group] = key
@@ -84,28 +84,33 @@ class Kinds:
         movable = [p for p in members if request.movable(p.linear)]
         immovable = [p for p in members if not request.movable(p.linear)]
         nbytes = sum(p.linear.weight_bytes for p in movable)
+        host_nbytes = sum(p.linear.out_features * p.host_column_bytes for p in movable)
         streams = ring.slots > 0
 
         def on_host_s(placements: Sequence[LinearPlacement]) -> float:
             return sum(host_s(cpu, p, p.linear.out_features, rows, streams) for p in placements)
 
+        def on_device_s(stored: Callable[[LinearPlacement], WeightFormat | BlockFormat]) -> float:
+            return sum(gemm_s(gpu, stored(p), p.linear.out_features, p.linear.in_features, rows) for p in movable)
+
         columns = sum(p.linear.out_features for p in movable)
         traffic_s = rows * (
-            members[0].linear.in_features * 2 / gpu.bus_bytes_per_s + columns * 4 / gpu.bus_back_bytes_per_s
+            members[0].linear.in_features * 4 / gpu.bus_bytes_per_s + columns * 4 / gpu.bus_back_bytes_per_s
         )
-        pieces = nbytes / ring.slot_bytes if streams else 0.0
+        pieces = host_nbytes / ring.slot_bytes if streams else 0.0
+        launches_a_piece = max((launches(streamed_format(p), rows) for p in movable), default=0)
         wanted = given(movable[0].linear) if given and movable else None
         return GroupKind(
             count=len(groups),
             nbytes=nbytes,
-            host_nbytes=sum(p.linear.out_features * p.host_column_bytes for p in movable),
+            host_nbytes=host_nbytes,
             before_s=self._before_s[key],
             host_s=on_host_s(movable),
             immovable_s=on_host_s(immovable),
-            gpu_s=sum(gemm_s(gpu, p.linear.format, p.linear.weight_bytes, rows) for p in movable),
+            resident_s=on_device_s(resident_format),
+            streamed_s=on_device_s(streamed_format) + pieces * launches_a_piece * gpu.launch_s,
             trip_s=gpu.round_trip_s + gpu.launch_s + traffic_s,
-            bus_s=nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
-            pieces_s=pieces * gpu.launch_s,
+            bus_s=host_nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
             least_streamed=wanted.streamed if wanted else 0.0,
             fixed_resident=wanted.resident if wanted else None,
         )

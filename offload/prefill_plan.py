@@ -47,8 +47,8 @@ def prefill_phase(
 
 
 def _streamable(request: PlanRequest, linear: LinearSpec) -> bool:
-    """Host columns are streamed as they are stored only, and from RAM: split [K, N] weights stay in their file."""
-    return request.host_format is None and linear.layout is Layout.NK
+    """Whether its host columns lie one by one in memory of ours: those of a float [K, N] weight share its pages."""
+    return linear.layout is Layout.NK or request.kept_format(linear) is not linear.format
 
 
 def _step_s(

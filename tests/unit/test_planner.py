@@ -272,7 +272,7 @@ def test_host_columns_of_float_weights_are_kept_as_asked() -> None:
 def test_rounding_of_activations_is_told_for_half_weights_only() -> None:
     for weight_format, told in (("fp16", True), ("bf16", True), ("fp32", False)):
         plan = make_plan(request([spec("a", 64, 64, weight_format)], GIB))
-        assert any("activations are rounded" in note for note in plan.notes) is told
+        assert any("tokens round activations to 16 bits" in note for note in plan.notes) is told
 
 
 def test_the_ring_can_be_given() -> None:
