@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from offload.cost_model import Workload, gemm_s, host_s, launches, resident_format, step_cost, streamed_format
-from offload.integer_program import GroupKind, Limits, Solution, solve
-from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears
+from offload.integer_program import GroupKind, Limits, Programme
+from offload.integer_program import Shares as KindShares
+from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears, vram_bytes
 from offload.plan import LinearPlacement, StreamRing, by_group
-from offload.specs import BlockFormat, LinearSpec, WeightFormat
+from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
 
 _Key = tuple[object, ...]
 
@@ -34,10 +35,15 @@ class Kinds:
             before_s[key] = before_s.get(key, 0.0) + level.islands_s + level.attention_s
         self._before_s = {key: total / len(self._groups[key]) for key, total in before_s.items()}
 
-    def solve(
-        self, vram_bytes: float, ring: StreamRing, resident: SharesOf | None = None, ram_bytes: float | None = None
-    ) -> Solution | None:
-        """The best shares with so much VRAM for resident columns; None when nothing is within the limits.
+    def programme(
+        self,
+        vram_bytes: float,
+        ring: StreamRing,
+        resident: SharesOf | None = None,
+        ram_bytes: float | None = None,
+        least_activation_bytes: int = 0,
+    ) -> Programme:
+        """The programme with so much VRAM for resident columns and activations.
 
         With `resident` the resident shares and at least the streamed ones are given. `ram_bytes` may be taken by host
         and streamed columns; host columns beyond it are read from files.
@@ -61,12 +67,13 @@ class Kinds:
             ram_bytes_per_s=request.profile.cpu.ram_bytes_per_s,
             disk_bytes_per_s=request.profile.cpu.disk_bytes_per_s,
             start_s=request.profile.cpu.step_s,
+            least_activation_bytes=least_activation_bytes,
         )
-        return solve(kinds, limits)
+        return Programme(kinds, limits)
 
-    def shares(self, solution: Solution) -> SharesOf:
+    def shares(self, solution: KindShares) -> SharesOf:
         """The shares of every Linear."""
-        by_key = dict(zip(self._groups, solution.shares, strict=True))
+        by_key = dict(zip(self._groups, solution, strict=True))
 
         def of(linear: LinearSpec) -> Shares:
             resident, streamed = by_key[self._key_of[linear.group]]
@@ -111,6 +118,19 @@ class Kinds:
             streamed_s=on_device_s(streamed_format) + pieces * launches_a_piece * gpu.launch_s,
             trip_s=gpu.round_trip_s + gpu.launch_s + traffic_s,
             bus_s=host_nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
+            activation_bytes=vram_bytes(request, _resident(movable), NO_RING)["activations"],
             least_streamed=wanted.streamed if wanted else 0.0,
             fixed_resident=wanted.resident if wanted else None,
         )
+
+
+def _resident(placements: Sequence[LinearPlacement]) -> list[LinearPlacement]:
+    """The placements with all columns resident."""
+    ranges = [
+        (ColumnRange(0, p.linear.out_features), ColumnRange(p.linear.out_features, p.linear.out_features))
+        for p in placements
+    ]
+    return [
+        replace(p, resident=whole, streamed=none, host=none)
+        for p, (whole, none) in zip(placements, ranges, strict=True)
+    ]
