@@ -29,7 +29,6 @@ from dataclasses import dataclass
 import numpy as np
 
 _SLACK = 1e-3  # of the best time, which the second solve gives up for a ring that seldom has to be full
-Shares = tuple[tuple[float, float], ...]  # resident and streamed, for each kind of group
 _GAP = 1e-4  # relative, between the best solution found and the bound
 
 
@@ -67,6 +66,14 @@ class Limits:
     least_activation_bytes: float = 0.0  # of VRAM, whatever is on the device
 
 
+@dataclass(frozen=True)
+class Solution:
+    """Fractions for each kind of group, and a time below which no placement within the limits comes."""
+
+    shares: tuple[tuple[float, float], ...]  # resident, streamed
+    bound_s: float
+
+
 class Programme:
     """Variables in this order: r, s, z, t for every kind; then e, a in GB, S and the file bytes, in GB."""
 
@@ -88,15 +95,17 @@ class Programme:
             self._level(i, kind)
         self._shared(kinds, limits, gigabytes, host)
 
-    def bound_s(self) -> float | None:
-        """The time of the best fractions, below which no placement comes; None when nothing is within the limits."""
-        fastest = self._minimise(self._row({self._size - 2: 1.0}))
-        return None if fastest is None else float(fastest[-2])
+    def fastest(self) -> Solution | None:
+        """The fractions of the shortest step; None when nothing is within the limits."""
+        x = self._minimise(self._row({self._size - 2: 1.0}))
+        return None if x is None else Solution(self._shares(x), float(x[-2]))
 
-    def solve(self, bound_s: float) -> Shares:
-        """Fractions about as good as the best, which take `bound_s`."""
-        x = self._minimise(self._hurry, most_s=bound_s * (1 + _SLACK) + 1e-9)
-        assert x is not None, "the best fractions are among those that are about as good"
+    def smoothest(self, fastest: Solution) -> Solution:
+        """Fractions about as good that ask least of the ring; the same where rounding in the solver leaves no others."""
+        x = self._minimise(self._hurry, most_s=fastest.bound_s * (1 + _SLACK) + 1e-9)
+        return fastest if x is None else Solution(self._shares(x), fastest.bound_s)
+
+    def _shares(self, x: "np.ndarray") -> tuple[tuple[float, float], ...]:  # type: ignore[type-arg]
         resident, streamed = np.clip(x[: self._count], 0, 1), np.clip(x[self._count : 2 * self._count], 0, 1)
         return tuple((round(float(r), 9), round(float(s), 9)) for r, s in zip(resident, streamed, strict=True))
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from offload.cost_model import Workload, gemm_s, host_s, launches, resident_format, step_cost, streamed_format
-from offload.integer_program import GroupKind, Limits, Programme
-from offload.integer_program import Shares as KindShares
+from offload.integer_program import GroupKind, Limits, Programme, Solution
 from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears, vram_bytes
 from offload.plan import LinearPlacement, StreamRing, by_group
 from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
@@ -71,9 +70,9 @@ class Kinds:
         )
         return Programme(kinds, limits)
 
-    def shares(self, solution: KindShares) -> SharesOf:
+    def shares(self, solution: Solution) -> SharesOf:
         """The shares of every Linear."""
-        by_key = dict(zip(self._groups, solution, strict=True))
+        by_key = dict(zip(self._groups, solution.shares, strict=True))
 
         def of(linear: LinearSpec) -> Shares:
             resident, streamed = by_key[self._key_of[linear.group]]

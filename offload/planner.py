@@ -122,18 +122,18 @@ class _Search:
         for ring in (NO_RING, *_RINGS) if streams else (NO_RING,):
             room_bytes = request.budget_bytes - fixed_bytes - self._counted(ring).nbytes
             programme = kinds.programme(room_bytes, ring, ram_bytes=ram_bytes, least_activation_bytes=least_bytes)
-            bound_s = programme.bound_s()
-            if bound_s is not None:
-                programmes.append((bound_s, ring, programme))
+            fastest = programme.fastest()
+            if fastest is not None:
+                programmes.append((fastest, ring, programme))
         found: list[_Candidate] = []
-        for bound_s, ring, programme in sorted(programmes, key=lambda entry: entry[0]):
-            if bound_s >= known_s * _TIE:
+        for fastest, ring, programme in sorted(programmes, key=lambda entry: entry[0].bound_s):
+            if fastest.bound_s >= known_s * _TIE:
                 break
-            candidate = self._fit(kinds.shares(programme.solve(bound_s)), ring)
+            candidate = self._fit(kinds.shares(programme.smoothest(fastest)), ring)
             found.append(candidate)
             if candidate.fits:
                 known_s = min(known_s, candidate.step_s)
-        return found, min((bound_s for bound_s, _, _ in programmes), default=None)
+        return found, min((fastest.bound_s for fastest, _, _ in programmes), default=None)
 
     def _fit(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
         """The shares, made smaller by what rounding and alignment took too much, or larger where that is faster."""

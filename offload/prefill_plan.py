@@ -31,10 +31,10 @@ def prefill_phase(
     rings = (ring,) if ring.slots else _RINGS
     used = next((one for one in rings if fits(request, all_streamed, one)), rings[-1])
     programme = kinds.programme(inf, used, resident=shares)
-    bound_s = programme.bound_s()
-    if bound_s is None:
+    fastest = programme.fastest()
+    if fastest is None:
         return shares, ring, 0
-    wanted = kinds.shares(programme.solve(bound_s))
+    wanted = kinds.shares(programme.smoothest(fastest))
 
     def both(linear: LinearSpec) -> Shares:
         return replace(shares(linear), prefill=wanted(linear).streamed if _streamable(request, linear) else 0.0)
