@@ -101,7 +101,7 @@ class Programme:
         return None if x is None else Solution(self._shares(x), float(x[-2]))
 
     def smoothest(self, fastest: Solution) -> Solution:
-        """Fractions about as good that ask least of the ring; the same where rounding in the solver leaves no others."""
+        """Fractions about as good that ask least of the ring; the same where the solver finds none."""
         x = self._minimise(self._hurry, most_s=fastest.bound_s * (1 + _SLACK) + 1e-9)
         return fastest if x is None else Solution(self._shares(x), fastest.bound_s)
 
