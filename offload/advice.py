@@ -13,7 +13,7 @@ _WORTH_TELLING = 1.01
 
 
 def with_advice(request: PlanRequest, plan: Plan) -> Plan:
-    """`plan` with what one more GiB of VRAM and 8-bit host columns would buy, where it is more than nothing."""
+    """`plan` with what one more GiB of VRAM, and 8 bits outside it, would buy, where it is more than nothing."""
     return replace(plan, advice=tuple(_advice(request, plan)))
 
 

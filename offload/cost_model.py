@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
+from offload.devices.scratch import MAX_ROWS
 from offload.plan import HostTier, LinearPlacement, StreamRing, by_group
 from offload.ram_tiers import file_bytes
-from offload.specs import WeightFormat
+from offload.specs import BlockFormat, WeightFormat
 
 _QUERIES_A_PASS = 8  # queries that one pass of attention over the cache serves
 ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
@@ -91,20 +92,44 @@ def step_cost(
         )
         for members, (islands_s, attention_s) in zip(groups, alone, strict=True)
     )
-    streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.linear.column_bytes for p in placements)
-    host_bytes = sum(len(p.host_in(work.prefill)) * p.host_column_bytes for p in placements)
+    not_resident = sum((p.linear.out_features - len(p.resident)) * p.host_column_bytes for p in placements)
     return StepCost(
         start_s=profile.cpu.step_s,
         levels=levels,
-        ram_s=(streamed_bytes + host_bytes) / profile.cpu.ram_bytes_per_s,
+        ram_s=not_resident / profile.cpu.ram_bytes_per_s,
         disk_s=file_bytes(placements) / profile.cpu.disk_bytes_per_s,
     )
 
 
-def gemm_s(gpu: GpuRates, weight_format: WeightFormat, nbytes: float, rows: int) -> float:
-    """Seconds of GEMMs over `nbytes` of device weights with `rows` rows of x, without launches."""
-    flops = 2 * rows * nbytes / (weight_format.itemsize_bytes if weight_format.is_float else 1)
-    return max(nbytes / gpu.vram_bytes_per_s, flops / gpu.flops_per_s)
+def gemm_s(gpu: GpuRates, stored: WeightFormat | BlockFormat, columns: int, in_features: int, rows: int) -> float:
+    """Seconds to multiply `rows` rows of x with columns in device memory, without launches.
+
+    More than MAX_ROWS rows meet weights in blocks as fp16, which is written to memory first.
+    """
+    elements = columns * in_features
+    flops_s = 2 * rows * elements / gpu.flops_per_s
+    if not isinstance(stored, BlockFormat):
+        return max(elements * stored.itemsize_bytes / gpu.vram_bytes_per_s, flops_s)
+    blocks_s = columns * stored.column_bytes(in_features) / gpu.vram_bytes_per_s
+    if rows <= MAX_ROWS:
+        return max(blocks_s, flops_s)
+    panel_s = elements * WeightFormat.FP16.itemsize_bytes / gpu.vram_bytes_per_s
+    return blocks_s + panel_s + max(panel_s, flops_s)
+
+
+def launches(stored: WeightFormat | BlockFormat, rows: int) -> int:
+    """Kernels that multiply `rows` rows of x with columns that lie together."""
+    return 2 if isinstance(stored, BlockFormat) and rows > MAX_ROWS else 1
+
+
+def resident_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
+    """How resident columns are stored."""
+    return placement.linear.blocks or placement.linear.format
+
+
+def streamed_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
+    """How streamed columns are kept."""
+    return placement.host_blocks or placement.host_format
 
 
 def host_s(cpu: CpuRates, placement: LinearPlacement, columns: int, rows: int, beside_bus: bool) -> float:
@@ -135,26 +160,33 @@ def _level_cost(
     device_columns = sum(len(p.resident) + len(p.streamed_in(work.prefill)) for p in members)
     if not device_columns or gpu is None:
         return LevelCost(islands_s, attention_s, on_host, False, 0.0, 0.0, 0, 0.0, 0.0)
-    x_bytes = work.rows * members[0].linear.in_features * 2
+    x_bytes = work.rows * members[0].linear.in_features * 4
     y_bytes = work.rows * device_columns * 4
-    resident_s = sum(gemm_s(gpu, p.linear.format, len(p.resident) * p.linear.column_bytes, work.rows) for p in members)
-    if resident_s:
-        resident_s += gpu.launch_s
-    streamed = [(p, len(p.streamed_in(work.prefill)) * p.linear.column_bytes) for p in members]
-    streamed_bytes = sum(nbytes for _, nbytes in streamed)
+    streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.host_column_bytes for p in members)
     pieces = -(-int(streamed_bytes) // ring.slot_bytes) if streamed_bytes else 0
-    streamed_s = sum(gemm_s(gpu, p.linear.format, nbytes, work.rows) for p, nbytes in streamed)
+    resident_s, launch_s = _multiply_s(gpu, [(p, resident_format(p), len(p.resident)) for p in members], work.rows)
+    streamed = [(p, streamed_format(p), len(p.streamed_in(work.prefill))) for p in members]
+    streamed_s, piece_launch_s = _multiply_s(gpu, streamed, work.rows)
     return LevelCost(
         islands_s=islands_s,
         attention_s=attention_s,
         host_s=on_host,
         on_device=True,
         trip_s=gpu.round_trip_s + x_bytes / gpu.bus_bytes_per_s + y_bytes / gpu.bus_back_bytes_per_s,
-        resident_s=resident_s,
+        resident_s=launch_s + resident_s,
         pieces=pieces,
         copy_s=gpu.copy_s + streamed_bytes / pieces / gpu.bus_bytes_per_s if pieces else 0.0,
-        gemm_s=gpu.launch_s + streamed_s / pieces if pieces else 0.0,
+        gemm_s=piece_launch_s + streamed_s / pieces if pieces else 0.0,
     )
+
+
+def _multiply_s(
+    gpu: GpuRates, parts: Iterable[tuple[LinearPlacement, WeightFormat | BlockFormat, int]], rows: int
+) -> tuple[float, float]:
+    """Seconds to multiply so many columns of each Linear, stored so; and seconds to launch that."""
+    there = [(stored, columns, p.linear.in_features) for p, stored, columns in parts if columns]
+    seconds = sum(gemm_s(gpu, *part, rows) for part in there)
+    return seconds, gpu.launch_s * max((launches(stored, rows) for stored, _, _ in there), default=0)
 
 
 def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:

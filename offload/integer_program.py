@@ -8,15 +8,16 @@ degenerate, and optimal vertices bunch the streamed columns together and stall t
     t >= 0           the time of one level
 
     minimise S subject to, for every kind and for the step,
-    t >= z * trip + r * gpu + s * (gpu + launches)            the device's side
+    t >= z * trip + r * resident + s * streamed               the device's side
     t >= (1 - r - s) * host + immovable host columns          the host's side
     e >= s * bus - t - what comes before the level            a level's pieces that have to be in the ring already
     e <= ring
     S >= sum of levels;  S >= sum of s * bus;  S >= RAM bytes / RAM rate;  S >= file bytes / disk rate
-    resident bytes <= VRAM;  streamed bytes <= pinned limit;  host + streamed - file bytes <= RAM
+    a >= z * activations;  resident bytes + a <= VRAM;  streamed bytes <= pinned limit
+    host + streamed - file bytes <= RAM
 
-A second solve keeps S and asks least of the ring: streamed columns go where there is time for them, and equal
-questions have equal answers.
+A second solve gives up a thousandth of S and asks least of the ring: streamed columns go where there is time for
+them, so that the replay hardly stalls, and equal questions have equal answers.
 """
 
 import os
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SLACK = 1e-6  # of the best time, which the second solve may give up
+_SLACK = 1e-3  # of the best time, which the second solve gives up for a ring that seldom has to be full
 _GAP = 1e-4  # relative, between the best solution found and the bound
 
 
@@ -36,15 +37,16 @@ class GroupKind:
     """Groups that are placed alike. Times are of one group with all its movable columns in one place."""
 
     count: int
-    nbytes: float  # movable, as stored
-    host_nbytes: float  # the same columns as the host keeps them
+    nbytes: float  # movable, as stored, and as resident columns are
+    host_nbytes: float  # the same columns as streamed and host ones are kept
     before_s: float  # islands and attention before the level
     host_s: float
     immovable_s: float
-    gpu_s: float
+    resident_s: float
+    streamed_s: float  # launches of the pieces included
     trip_s: float
     bus_s: float
-    pieces_s: float  # launches of the pieces' GEMMs
+    activation_bytes: float  # of VRAM, when any column is on the device
     least_streamed: float = 0.0
     fixed_resident: float | None = None
 
@@ -61,52 +63,53 @@ class Limits:
     ram_bytes_per_s: float
     disk_bytes_per_s: float
     start_s: float  # before the first level
+    least_activation_bytes: float = 0.0  # of VRAM, whatever is on the device
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Fractions for each kind of group, and a time below which no such placement comes."""
+    """Fractions for each kind of group, and a time below which no placement within the limits comes."""
 
     shares: tuple[tuple[float, float], ...]  # resident, streamed
     bound_s: float
 
 
-def solve(kinds: Sequence[GroupKind], limits: Limits) -> Solution | None:
-    """The best fractions; None when nothing is within the limits."""
-    program = _Program(kinds, limits)
-    first = program.minimise(program.time)
-    if first is None:
-        return None
-    best_s = first[-2]
-    second = program.minimise(program.hurry, most_s=best_s * (1 + _SLACK) + 1e-9)
-    x = first if second is None else second
-    count = len(kinds)
-    resident, streamed = np.clip(x[:count], 0, 1), np.clip(x[count : 2 * count], 0, 1)
-    shares = tuple((round(float(r), 9), round(float(s), 9)) for r, s in zip(resident, streamed, strict=True))
-    return Solution(shares, float(best_s))
-
-
-class _Program:
-    """Variables in this order: r, s, z, t for every kind; then e, S and the file bytes, in GB."""
+class Programme:
+    """Variables in this order: r, s, z, t for every kind; then e, a in GB, S and the file bytes, in GB."""
 
     def __init__(self, kinds: Sequence[GroupKind], limits: Limits) -> None:
         self._count = count = len(kinds)
-        self._size = 4 * count + 3
+        self._size = 4 * count + 4
         self._rows: list[np.ndarray] = []  # type: ignore[type-arg]
         self._most: list[float] = []
-        self.time = self._row({self._size - 2: 1.0})
         gigabytes = [kind.count * kind.nbytes / 1e9 for kind in kinds]
-        streamed = {count + i: 1e-3 * nbytes for i, nbytes in enumerate(gigabytes)}
+        host = [kind.count * kind.host_nbytes / 1e9 for kind in kinds]
+        streamed = {count + i: 1e-3 * nbytes for i, nbytes in enumerate(host)}
         touches = {2 * count + i: 1e-6 * kind.count for i, kind in enumerate(kinds)}
-        self.hurry = self._row({self._size - 3: 1e3} | streamed | touches)
+        self._hurry = self._row({self._size - 4: 1e3} | streamed | touches)
         self._lower, self._upper = np.zeros(self._size), np.ones(self._size)
         self._upper[3 * count :] = np.inf
-        self._upper[-3] = limits.ring_s
+        self._upper[-4] = limits.ring_s
+        self._lower[-3] = limits.least_activation_bytes / 1e9
         for i, kind in enumerate(kinds):
             self._level(i, kind)
-        self._shared(kinds, limits, gigabytes)
+        self._shared(kinds, limits, gigabytes, host)
 
-    def minimise(self, objective: "np.ndarray", most_s: float | None = None) -> "np.ndarray | None":  # type: ignore[type-arg]
+    def fastest(self) -> Solution | None:
+        """The fractions of the shortest step; None when nothing is within the limits."""
+        x = self._minimise(self._row({self._size - 2: 1.0}))
+        return None if x is None else Solution(self._shares(x), float(x[-2]))
+
+    def smoothest(self, fastest: Solution) -> Solution:
+        """Fractions about as good that ask least of the ring; the same where the solver finds none."""
+        x = self._minimise(self._hurry, most_s=fastest.bound_s * (1 + _SLACK) + 1e-9)
+        return fastest if x is None else Solution(self._shares(x), fastest.bound_s)
+
+    def _shares(self, x: "np.ndarray") -> tuple[tuple[float, float], ...]:  # type: ignore[type-arg]
+        resident, streamed = np.clip(x[: self._count], 0, 1), np.clip(x[self._count : 2 * self._count], 0, 1)
+        return tuple((round(float(r), 9), round(float(s), 9)) for r, s in zip(resident, streamed, strict=True))
+
+    def _minimise(self, objective: "np.ndarray", most_s: float | None = None) -> "np.ndarray | None":  # type: ignore[type-arg]
         """The variables at the minimum of `objective`, with S at most `most_s`; None when there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second; not every plan needs it
 
@@ -133,23 +136,25 @@ class _Program:
             self._upper[r] = self._upper[s] = 0.0
         self._lower[s] = kind.least_streamed
         self._at_most({r: 1.0, s: 1.0, z: -1.0}, 0.0)
-        self._at_most({z: kind.trip_s, r: kind.gpu_s, s: kind.gpu_s + kind.pieces_s, t: -1.0}, 0.0)
+        self._at_most({z: kind.trip_s, r: kind.resident_s, s: kind.streamed_s, t: -1.0}, 0.0)
         self._at_most({r: -kind.host_s, s: -kind.host_s, t: -1.0}, -kind.host_s - kind.immovable_s)
-        self._at_most({s: kind.bus_s, t: -1.0, self._size - 3: -1.0}, kind.before_s)
+        self._at_most({s: kind.bus_s, t: -1.0, self._size - 4: -1.0}, kind.before_s)
+        self._at_most({z: kind.activation_bytes / 1e9, self._size - 3: -1.0}, 0.0)
 
-    def _shared(self, kinds: Sequence[GroupKind], limits: Limits, gigabytes: Sequence[float]) -> None:
+    def _shared(
+        self, kinds: Sequence[GroupKind], limits: Limits, gigabytes: Sequence[float], host: Sequence[float]
+    ) -> None:
         count, step, file = self._count, self._size - 2, self._size - 1
         kinds_by_number = list(enumerate(kinds))
         before_s = limits.start_s + sum(kind.count * kind.before_s for kind in kinds)
         self._at_most({3 * count + i: float(kind.count) for i, kind in kinds_by_number} | {step: -1.0}, -before_s)
         self._at_most({count + i: kind.count * kind.bus_s for i, kind in kinds_by_number} | {step: -1.0}, 0.0)
-        self._at_most({i: gigabytes[i] for i in range(count)}, limits.vram_bytes / 1e9)
+        self._at_most({i: gigabytes[i] for i in range(count)} | {self._size - 3: 1.0}, limits.vram_bytes / 1e9)
         if limits.pinned_bytes is not None:
-            self._at_most({count + i: gigabytes[i] for i in range(count)}, limits.pinned_bytes / 1e9)
-        # Bytes in RAM: all host columns, less the resident ones, and the streamed ones as they are stored.
-        host = [kind.count * kind.host_nbytes / 1e9 for kind in kinds]
+            self._at_most({count + i: host[i] for i in range(count)}, limits.pinned_bytes / 1e9)
+        # Bytes in RAM: all but those of the resident columns; streamed ones take what host ones do.
         all_host = sum(host) + limits.immovable_bytes / 1e9
-        in_ram = {i: -host[i] for i in range(count)} | {count + i: gigabytes[i] - host[i] for i in range(count)}
+        in_ram = {i: -host[i] for i in range(count)}
         ram_rate = limits.ram_bytes_per_s / 1e9
         self._at_most(in_ram | {step: -ram_rate}, -all_host)
         self._at_most({file: 1.0, step: -limits.disk_bytes_per_s / 1e9}, 0.0)

@@ -1,13 +1,13 @@
 """Groups of Linears that look alike, as the integer programme sees them, and its answer as shares of every Linear."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from offload.cost_model import Workload, gemm_s, host_s, step_cost
-from offload.integer_program import GroupKind, Limits, Solution, solve
-from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears
+from offload.cost_model import Workload, gemm_s, host_s, launches, resident_format, step_cost, streamed_format
+from offload.integer_program import GroupKind, Limits, Programme, Solution
+from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears, vram_bytes
 from offload.plan import LinearPlacement, StreamRing, by_group
-from offload.specs import LinearSpec
+from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
 
 _Key = tuple[object, ...]
 
@@ -26,18 +26,23 @@ class Kinds:
         before_s: dict[_Key, float] = {}
         for members, level in zip(by_group(on_host), cost.levels, strict=True):
             key: _Key = tuple(
-                (p.linear.kind, p.linear.in_features, p.linear.out_features, p.linear.format, p.linear.layout)
-                for p in members
+                (q.kind, q.in_features, q.out_features, q.format, q.layout, q.blocks)
+                for q in (p.linear for p in members)
             )
             self._groups.setdefault(key, []).append(members)
             self._key_of[members[0].linear.group] = key
             before_s[key] = before_s.get(key, 0.0) + level.islands_s + level.attention_s
         self._before_s = {key: total / len(self._groups[key]) for key, total in before_s.items()}
 
-    def solve(
-        self, vram_bytes: float, ring: StreamRing, resident: SharesOf | None = None, ram_bytes: float | None = None
-    ) -> Solution | None:
-        """The best shares with so much VRAM for resident columns; None when nothing is within the limits.
+    def programme(
+        self,
+        vram_bytes: float,
+        ring: StreamRing,
+        resident: SharesOf | None = None,
+        ram_bytes: float | None = None,
+        least_activation_bytes: int = 0,
+    ) -> Programme:
+        """The programme with so much VRAM for resident columns and activations.
 
         With `resident` the resident shares and at least the streamed ones are given. `ram_bytes` may be taken by host
         and streamed columns; host columns beyond it are read from files.
@@ -61,8 +66,9 @@ class Kinds:
             ram_bytes_per_s=request.profile.cpu.ram_bytes_per_s,
             disk_bytes_per_s=request.profile.cpu.disk_bytes_per_s,
             start_s=request.profile.cpu.step_s,
+            least_activation_bytes=least_activation_bytes,
         )
-        return solve(kinds, limits)
+        return Programme(kinds, limits)
 
     def shares(self, solution: Solution) -> SharesOf:
         """The shares of every Linear."""
@@ -84,28 +90,46 @@ class Kinds:
         movable = [p for p in members if request.movable(p.linear)]
         immovable = [p for p in members if not request.movable(p.linear)]
         nbytes = sum(p.linear.weight_bytes for p in movable)
+        host_nbytes = sum(p.linear.out_features * p.host_column_bytes for p in movable)
         streams = ring.slots > 0
 
         def on_host_s(placements: Sequence[LinearPlacement]) -> float:
             return sum(host_s(cpu, p, p.linear.out_features, rows, streams) for p in placements)
 
+        def on_device_s(stored: Callable[[LinearPlacement], WeightFormat | BlockFormat]) -> float:
+            return sum(gemm_s(gpu, stored(p), p.linear.out_features, p.linear.in_features, rows) for p in movable)
+
         columns = sum(p.linear.out_features for p in movable)
         traffic_s = rows * (
-            members[0].linear.in_features * 2 / gpu.bus_bytes_per_s + columns * 4 / gpu.bus_back_bytes_per_s
+            members[0].linear.in_features * 4 / gpu.bus_bytes_per_s + columns * 4 / gpu.bus_back_bytes_per_s
         )
-        pieces = nbytes / ring.slot_bytes if streams else 0.0
+        pieces = host_nbytes / ring.slot_bytes if streams else 0.0
+        launches_a_piece = max((launches(streamed_format(p), rows) for p in movable), default=0)
         wanted = given(movable[0].linear) if given and movable else None
         return GroupKind(
             count=len(groups),
             nbytes=nbytes,
-            host_nbytes=sum(p.linear.out_features * p.host_column_bytes for p in movable),
+            host_nbytes=host_nbytes,
             before_s=self._before_s[key],
             host_s=on_host_s(movable),
             immovable_s=on_host_s(immovable),
-            gpu_s=sum(gemm_s(gpu, p.linear.format, p.linear.weight_bytes, rows) for p in movable),
+            resident_s=on_device_s(resident_format),
+            streamed_s=on_device_s(streamed_format) + pieces * launches_a_piece * gpu.launch_s,
             trip_s=gpu.round_trip_s + gpu.launch_s + traffic_s,
-            bus_s=nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
-            pieces_s=pieces * gpu.launch_s,
+            bus_s=host_nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
+            activation_bytes=vram_bytes(request, _resident(movable), NO_RING)["activations"],
             least_streamed=wanted.streamed if wanted else 0.0,
             fixed_resident=wanted.resident if wanted else None,
         )
+
+
+def _resident(placements: Sequence[LinearPlacement]) -> list[LinearPlacement]:
+    """The placements with all columns resident."""
+    ranges = [
+        (ColumnRange(0, p.linear.out_features), ColumnRange(p.linear.out_features, p.linear.out_features))
+        for p in placements
+    ]
+    return [
+        replace(p, resident=whole, streamed=none, host=none)
+        for p, (whole, none) in zip(placements, ranges, strict=True)
+    ]

@@ -19,7 +19,7 @@ CHUNK_TOKENS = 256  # the most tokens of one prefill step
 NO_RING = StreamRing(0, 0)
 _TILE_COLUMNS = 16
 _SLOTS, _MOST_SLOT_BYTES = 4, 4 * MIB
-_ROUNDED = "on the GPU, activations are rounded to the weights' 16-bit type before each multiply"
+_ROUNDED = "on the GPU, steps of more than 8 tokens round activations to 16 bits before each multiply"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PlanRequest:
     ram_budget_bytes: int | None = None  # all that `Plan.ram_bytes` may add up to
     ram_is_asked: bool = False
     depth: int = DEFAULT_DEPTH
-    host_format: WeightFormat | None = None  # what float host columns are quantised to on load
+    host_format: WeightFormat | None = None  # what float columns that are not resident are quantised to on load
     pinned_limit_bytes: int | None = None  # the most streamed columns may take
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -63,7 +63,18 @@ class PlanRequest:
 
     def movable(self, linear: LinearSpec) -> bool:
         """Whether its columns may be on the device."""
-        return not linear.host_only_reason and linear.format not in self.unsupported
+        ours = linear.format.is_float or linear.blocks is not None
+        return ours and not linear.host_only_reason and linear.format not in self.unsupported
+
+    def streamable(self, linear: LinearSpec) -> bool:
+        """Whether they may be streamed too: as the host keeps them."""
+        return self.movable(linear) and self.kept_format(linear) not in self.unsupported
+
+    def kept_format(self, linear: LinearSpec) -> WeightFormat:
+        """What its streamed and host columns are kept as."""
+        if self.host_format is None or linear.host_only_reason or not linear.format.is_float:
+            return linear.format
+        return self.host_format
 
 
 def place(request: PlanRequest, shares: SharesOf, ring: StreamRing | None = None, prefill_tokens: int = 0) -> Plan:
@@ -78,7 +89,7 @@ def place(request: PlanRequest, shares: SharesOf, ring: StreamRing | None = None
     ram = ram_bytes(placements, fixed_ram_bytes(request, placements))
     in_files = file_warnings(placements)
     warnings = (*request.warnings, *_warnings(request, on_device), *in_files)
-    rounds = on_device and any(linear.format.is_float and linear.format != "fp32" for linear in request.linears)
+    rounds = any({p.linear.format, p.host_format} != {WeightFormat.FP32} for p in placements if p.on_device)
     return Plan(
         model=request.model,
         machine=request.profile.to_json(),
@@ -159,7 +170,7 @@ def ring_for(placements: Sequence[LinearPlacement]) -> StreamRing:
     largest = max((packed_stream_bytes(group) for group in by_group(placements)), default=0)
     if largest == 0:
         return NO_RING
-    columns = [aligned(round(p.linear.column_bytes)) for p in placements if len(p.streamed)]
+    columns = [aligned(round(p.host_column_bytes)) for p in placements if len(p.streamed)]
     return StreamRing(_SLOTS, min(largest, max([_MOST_SLOT_BYTES, *columns])))
 
 
@@ -177,8 +188,10 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares, numb
     resident = streamed = prefill = 0
     if request.movable(linear):
         resident = _whole_tiles(columns, shares.resident, number)
-        streamed = max(resident, _whole_tiles(columns, shares.resident + shares.streamed, number))
-        prefill = max(streamed, _whole_tiles(columns, shares.resident + shares.prefill, number))
+        streamed = prefill = resident
+        if request.streamable(linear):
+            streamed = max(resident, _whole_tiles(columns, shares.resident + shares.streamed, number))
+            prefill = max(streamed, _whole_tiles(columns, shares.resident + shares.prefill, number))
         reason = _reason(request, columns, resident, streamed)
     return LinearPlacement(
         linear=linear,
@@ -186,15 +199,9 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares, numb
         streamed=ColumnRange(resident, streamed),
         host=ColumnRange(streamed, columns),
         reason=reason,
-        host_format=_host_format(request, linear),
+        host_format=request.kept_format(linear),
         prefill_stop=prefill if prefill > streamed else 0,
     )
-
-
-def _host_format(request: PlanRequest, linear: LinearSpec) -> WeightFormat:
-    if request.host_format is None or linear.host_only_reason or not linear.format.is_float:
-        return linear.format
-    return request.host_format
 
 
 def _whole_tiles(columns: int, share: float, number: int) -> int:

@@ -44,12 +44,8 @@ class LinearPlacement:
 
         if self.prefill_stop and not self.streamed.stop <= self.prefill_stop <= self.linear.out_features:
             raise ValueError(f"{self.linear.name}: prefill cannot stream up to column {self.prefill_stop}")
-        as_stored = self.tier is HostTier.RAM and self.host_format is self.linear.format
-        if self.prefill_stop > self.streamed.stop and not as_stored:
-            raise ValueError(
-                f"{self.linear.name}: prefill cannot stream host columns that are kept as {self.host_format}"
-                f" in {self.tier}, only those in RAM as {self.linear.format}"
-            )
+        if self.prefill_stop > self.streamed.stop and self.tier is HostTier.FILE:
+            raise ValueError(f"{self.linear.name}: prefill cannot stream host columns of tier {self.tier}")
 
     @property
     def host_blocks(self) -> BlockFormat | None:

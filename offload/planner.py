@@ -1,12 +1,13 @@
 """Decide where the columns go: candidates, the integer programme's among them, are replayed; the fastest one wins."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import inf
 
+from offload.fitting import grow, largest_part, shrink
 from offload.kinds import Kinds
-from offload.packing import packed_stream_bytes, working_memory
+from offload.packing import packed_stream_bytes
 from offload.placing import (
-    CHUNK_TOKENS,
     NO_RING,
     PlanRequest,
     Shares,
@@ -19,16 +20,33 @@ from offload.placing import (
     vram_bytes,
 )
 from offload.plan import LinearPlacement, Plan, StreamRing
-from offload.prefill_plan import prefill_phase
+from offload.prefill_plan import LEAST_RING, may_stream, prefill_phase, streaming_all
 from offload.ram_tiers import check_ram
-from offload.specs import LinearSpec
 from offload.units import MIB
 
-_SEARCH_STEPS = 20
-# Small slots and few: what is queued for the bus when activations come is in their way.
-_RINGS = tuple(StreamRing(slots, slot_mib * MIB) for slot_mib in (1, 2, 4) for slots in (4, 16))
+_RINGS = (StreamRing(4, MIB), StreamRing(4, 2 * MIB), StreamRing(4, 4 * MIB), StreamRing(16, 4 * MIB))
 _SIMPLE_RING = StreamRing(4, 4 * MIB)
-_WORTH = 0.98  # a placement that does more has to be this much faster
+_WORTH = 0.98  # what uses the device has to be this much faster than all on the host
+_TIE = 0.999  # what does more has to be this much faster than what does less
+_PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much faster, where decode loses 1 - _WORTH
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """The fastest placement within the budgets, as the replay has it.
+
+    Within a thousandth never slower there than everything on the host, filling VRAM layer by layer, filling it with
+    an equal share of every Linear, or streaming all that it does not hold; unless prefill is faster by a quarter for
+    what decode loses, a fiftieth at most.
+    Raises RamBudgetError when all of them need more RAM than there may be.
+    """
+    best, plan = _planned(_Search(request, for_prefill=False), inf)
+    if request.budget_bytes and may_stream(request):
+        other, faster = _planned(_Search(request, for_prefill=True), best.step_s / _WORTH)
+        gains = faster.prefill.step_s < plan.prefill.step_s * _PREFILL_WORTH
+        if other.fits and gains and other.step_s * _WORTH <= best.step_s:
+            plan = replace(faster, bound_s=plan.bound_s)
+    check_ram(plan.ram_bytes, plan.ram_budget_bytes)
+    return plan
 
 
 @dataclass(frozen=True)
@@ -40,125 +58,132 @@ class _Candidate:
     fits: bool
 
 
-def make_plan(request: PlanRequest) -> Plan:
-    """The fastest placement within the budgets, as the replay has it.
-
-    Never slower there than everything on the host, filling VRAM layer by layer, filling it with an equal share of
-    every Linear, or streaming all that it does not hold.
-    Raises RamBudgetError when all of them need more RAM than there may be.
-    """
-    best = _candidate(request, lambda _: Shares(), NO_RING)
-    bound_s: float | None = None
-    if request.budget_bytes and any(request.movable(linear) for linear in request.linears):
-        for shares, ring in _simple(request):
-            best = _faster(best, _candidate(request, shares, ring))
-        kinds = Kinds(request)
-        overhead_bytes, weights_ram_bytes = _overhead_bytes(request), _weights_ram_bytes(request)
-        for ring in (NO_RING, *_RINGS):
-            room = request.budget_bytes - overhead_bytes - ring.nbytes
-            solution = kinds.solve(room, ring, ram_bytes=weights_ram_bytes) if room > 0 else None
-            if solution is None:
-                continue
-            bound_s = solution.bound_s if bound_s is None else min(bound_s, solution.bound_s)
-            if solution.bound_s >= best.step_s:
-                continue
-            fitted = _fit(request, kinds.shares(solution), ring)
-            best = _faster(best, fitted)
+def _planned(search: "_Search", known_s: float) -> tuple[_Candidate, Plan]:
+    best, bound_s = search.best(known_s)
+    request = search.request
     shares, ring, prefill_tokens = prefill_phase(request, best.shares, best.ring, best.placements)
-    plan = place(request, shares, ring, prefill_tokens)
-    check_ram(plan.ram_bytes, plan.ram_budget_bytes)
-    return replace(plan, bound_s=bound_s)
+    return best, replace(place(request, shares, ring, prefill_tokens), bound_s=bound_s)
 
 
-def _faster(best: _Candidate, other: _Candidate) -> _Candidate:
-    """`other` where it fits and is worth it; later candidates do more."""
-    is_worth_it = not best.fits or other.step_s < best.step_s * _WORTH
-    return other if other.fits and is_worth_it else best
+class _Search:
+    """For the fastest placement; `for_prefill` leaves room for all that prefill may stream."""
+
+    def __init__(self, request: PlanRequest, for_prefill: bool) -> None:
+        self.request = request
+        self._for_prefill = for_prefill
+
+    def best(self, known_s: float) -> tuple[_Candidate, float | None]:
+        """The fastest placement, where one is faster than `known_s`; and the lowest bound."""
+        request = self.request
+        on_host = self._candidate(lambda _: Shares(), NO_RING)
+        if not request.budget_bytes or not any(request.movable(linear) for linear in request.linears):
+            return on_host, None
+        candidates = [self._candidate(shares, ring) for shares, ring in self._simple()]
+        known_s = min([known_s, *(c.step_s for c in (on_host, *candidates) if c.fits)])
+        solved, bound_s = self._solved(known_s)
+        fitting = [candidate for candidate in (*candidates, *solved) if candidate.fits]
+        if not fitting:
+            return on_host, bound_s
+        least_s = min(candidate.step_s for candidate in fitting)
+        best = next(candidate for candidate in fitting if candidate.step_s * _TIE <= least_s)
+        is_worth_it = not on_host.fits or best.step_s < on_host.step_s * _WORTH
+        return best if is_worth_it else on_host, bound_s
+
+    def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:
+        """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""
+        share = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part), NO_RING))
+        yield (lambda _: Shares(share)), NO_RING
+        movable = [linear.name for linear in self.request.linears if self.request.movable(linear)]
+        count = self._largest_count(movable)
+        first = frozenset(movable[:count])
+        yield (lambda linear: Shares(1.0 if linear.name in first else 0.0)), NO_RING
+        streams = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part, 1.0 - part), _SIMPLE_RING))
+        if self.request.pinned_limit_bytes is None and streams > 0:
+            yield (lambda _: Shares(streams, 1.0 - streams)), _SIMPLE_RING
+
+    def _largest_count(self, names: list[str]) -> int:
+        """How many Linears, in order, fit the budget whole."""
+        low, high = 0, len(names)
+        while low < high:
+            middle = (low + high + 1) // 2
+            held = frozenset(names[:middle])
+            over = self._excess_bytes(lambda linear, held=held: Shares(1.0 if linear.name in held else 0.0), NO_RING)  # type: ignore[misc]
+            low, high = (middle, high) if over <= 0 else (low, middle - 1)
+        return low
+
+    def _solved(self, known_s: float) -> tuple[list[_Candidate], float | None]:
+        """What the integer programme finds that may be faster than `known_s`; and the lowest of its bounds."""
+        request, kinds, ram_bytes = self.request, Kinds(self.request), self._weights_ram_bytes()
+        whole = place_linears(request, lambda _: Shares(1.0))
+        least_bytes = vram_bytes(request, whole, NO_RING)["activations"] if self._for_prefill else 0
+        fixed_bytes = sum(request.fixed_vram_bytes.values())
+        streams = any(request.streamable(linear) for linear in request.linears)
+        programmes = []
+        for ring in (NO_RING, *_RINGS) if streams else (NO_RING,):
+            room_bytes = request.budget_bytes - fixed_bytes - self._counted(ring).nbytes
+            programme = kinds.programme(room_bytes, ring, ram_bytes=ram_bytes, least_activation_bytes=least_bytes)
+            fastest = programme.fastest()
+            if fastest is not None:
+                programmes.append((fastest, ring, programme))
+        found: list[_Candidate] = []
+        for fastest, ring, programme in sorted(programmes, key=lambda entry: entry[0].bound_s):
+            if fastest.bound_s >= known_s * _TIE:
+                break
+            candidate = self._fit(kinds.shares(programme.smoothest(fastest)), ring)
+            found.append(candidate)
+            if candidate.fits:
+                known_s = min(known_s, candidate.step_s)
+        return found, min((fastest.bound_s for fastest, _, _ in programmes), default=None)
+
+    def _fit(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
+        """The shares, made smaller by what rounding and alignment took too much, or larger where that is faster."""
+        request = self.request
+
+        def excess_bytes(shares: SharesOf) -> int:
+            return self._excess_bytes(shares, ring)
+
+        def pinned(shares: SharesOf) -> _Candidate:
+            def scaled(part: float) -> SharesOf:
+                return lambda linear: replace(shares(linear), streamed=shares(linear).streamed * part)
+
+            part = largest_part(lambda part: _unpinnable_bytes(request, place_linears(request, scaled(part))))
+            return self._candidate(scaled(part) if part < 1 else shares, ring)
+
+        shrunk = pinned(shrink(shares, excess_bytes))
+        grown = pinned(grow(shares, excess_bytes))
+        return grown if grown.fits and grown.step_s < shrunk.step_s else shrunk
+
+    def _candidate(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
+        request = self.request
+        placements = place_linears(request, shares)
+        if not any(len(placement.streamed) for placement in placements):
+            ring = NO_RING
+        step_s = predict(request, placements, ring, request.depth).decode_step_s
+        counted = place_linears(request, self._counted_shares(shares)) if self._for_prefill else placements
+        is_within = fits(request, counted, self._counted(ring)) and _unpinnable_bytes(request, placements) <= 0
+        return _Candidate(shares, ring, placements, step_s, is_within)
+
+    def _excess_bytes(self, shares: SharesOf, ring: StreamRing) -> int:
+        """How far shares are above the budget of VRAM, negative below."""
+        placements = place_linears(self.request, self._counted_shares(shares))
+        taken = vram_bytes(self.request, placements, self._counted(ring))
+        return sum(taken.values()) - self.request.budget_bytes
+
+    def _counted(self, ring: StreamRing) -> StreamRing:
+        return LEAST_RING if self._for_prefill and not ring.slots else ring
+
+    def _counted_shares(self, shares: SharesOf) -> SharesOf:
+        return streaming_all(self.request, shares) if self._for_prefill else shares
+
+    def _weights_ram_bytes(self) -> int | None:
+        """RAM that is left for host and streamed columns, when every Linear is on the device; None: no limit."""
+        if self.request.ram_budget_bytes is None:
+            return None
+        whole = place_linears(self.request, lambda _: Shares(1.0))
+        return self.request.ram_budget_bytes - sum(fixed_ram_bytes(self.request, whole).values())
 
 
-def _candidate(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Candidate:
-    placements = place_linears(request, shares)
-    if not any(len(placement.streamed) for placement in placements):
-        ring = NO_RING
-    step_s = predict(request, placements, ring, request.depth).decode_step_s
-    is_within = fits(request, placements, ring) and _may_be_pinned(request, placements)
-    return _Candidate(shares, ring, placements, step_s, is_within)
-
-
-def _overhead_bytes(request: PlanRequest) -> int:
-    """VRAM besides ring and resident columns, when every Linear has columns on the device."""
-    whole = place_linears(request, lambda _: Shares(1.0))
-    return sum(request.fixed_vram_bytes.values()) + working_memory(whole, CHUNK_TOKENS).device_bytes
-
-
-def _weights_ram_bytes(request: PlanRequest) -> int | None:
-    """RAM that is left for host and streamed columns, when every Linear has columns on the device; None: no limit."""
-    if request.ram_budget_bytes is None:
-        return None
-    whole = place_linears(request, lambda _: Shares(1.0))
-    return request.ram_budget_bytes - sum(fixed_ram_bytes(request, whole).values())
-
-
-def _simple(request: PlanRequest) -> Iterator[tuple[SharesOf, StreamRing]]:
-    """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""
-    share = _largest(lambda part: _fits(request, lambda _: Shares(part), NO_RING))
-    yield (lambda _: Shares(share)), NO_RING
-    movable = [linear.name for linear in request.linears if request.movable(linear)]
-    count = _largest_count(request, movable)
-    first = frozenset(movable[:count])
-    yield (lambda linear: Shares(1.0 if linear.name in first else 0.0)), NO_RING
-    streams = _largest(lambda part: _fits(request, lambda _: Shares(part, 1.0 - part), _SIMPLE_RING))
-    if request.pinned_limit_bytes is None and streams > 0:
-        yield (lambda _: Shares(streams, 1.0 - streams)), _SIMPLE_RING
-
-
-def _largest_count(request: PlanRequest, names: Sequence[str]) -> int:
-    """How many Linears, in order, fit the budget whole."""
-    low, high = 0, len(names)
-    while low < high:
-        middle = (low + high + 1) // 2
-        held = frozenset(names[:middle])
-        if _fits(request, lambda linear, held=held: Shares(1.0 if linear.name in held else 0.0), NO_RING):  # type: ignore[misc]
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _fit(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> _Candidate:
-    """The shares, made smaller by what rounding to tiles and alignment took too much."""
-
-    def scaled(resident: float, streamed: float) -> SharesOf:
-        def of(linear: LinearSpec) -> Shares:
-            wanted = shares(linear)
-            return replace(wanted, resident=wanted.resident * resident, streamed=wanted.streamed * streamed)
-
-        return of
-
-    resident = _largest(lambda part: _fits(request, scaled(part, 1.0), ring))
-    streamed = _largest(lambda part: _may_be_pinned(request, place_linears(request, scaled(resident, part))))
-    return _candidate(request, scaled(resident, streamed), ring)
-
-
-def _fits(request: PlanRequest, shares: SharesOf, ring: StreamRing) -> bool:
-    placements = place_linears(request, shares)
-    return sum(vram_bytes(request, placements, ring).values()) <= request.budget_bytes
-
-
-def _may_be_pinned(request: PlanRequest, placements: Sequence[LinearPlacement]) -> bool:
+def _unpinnable_bytes(request: PlanRequest, placements: tuple[LinearPlacement, ...]) -> int:
+    """How far streamed columns are beyond their limit."""
     limit_bytes = request.pinned_limit_bytes
-    return limit_bytes is None or packed_stream_bytes(placements) <= limit_bytes
-
-
-def _largest(fits: Callable[[float], bool]) -> float:
-    """The largest part from 0 to 1 that fits."""
-    if fits(1.0):
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(_SEARCH_STEPS):
-        middle = (low + high) / 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    return 0 if limit_bytes is None else packed_stream_bytes(placements) - limit_bytes

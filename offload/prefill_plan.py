@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 from offload.cost_model import Workload, step_cost
 from offload.kinds import Kinds
@@ -11,7 +12,8 @@ from offload.replay import replay
 from offload.specs import Layout, LinearSpec
 from offload.units import MIB
 
-_RING = StreamRing(4, 4 * MIB)
+LEAST_RING = StreamRing(4, MIB)
+_RINGS = (StreamRing(4, 4 * MIB), StreamRing(4, 2 * MIB), LEAST_RING)
 _TOKENS = (256, 128, 64, 32, 16, 8)  # from the longest chunk down
 
 
@@ -22,15 +24,17 @@ def prefill_phase(
 
     The ring and the larger activations of prefill take VRAM: where they do not fit, nothing more is streamed.
     """
-    if not any(placement.on_device for placement in placements) or request.pinned_limit_bytes is not None:
+    if not any(placement.on_device for placement in placements) or not may_stream(request):
         return shares, ring, 0
-    work = Workload(0, CHUNK_TOKENS, prefill=True)
-    used = ring if ring.slots else _RING
-    kinds = Kinds(request, work)
-    solution = kinds.solve(float("inf"), used, resident=shares)
-    if solution is None:
+    kinds = Kinds(request, Workload(0, CHUNK_TOKENS, prefill=True))
+    all_streamed = place_linears(request, streaming_all(request, shares))
+    rings = (ring,) if ring.slots else _RINGS
+    used = next((one for one in rings if fits(request, all_streamed, one)), rings[-1])
+    programme = kinds.programme(inf, used, resident=shares)
+    fastest = programme.fastest()
+    if fastest is None:
         return shares, ring, 0
-    wanted = kinds.shares(solution)
+    wanted = kinds.shares(programme.smoothest(fastest))
 
     def both(linear: LinearSpec) -> Shares:
         return replace(shares(linear), prefill=wanted(linear).streamed if _streamable(request, linear) else 0.0)
@@ -46,9 +50,20 @@ def prefill_phase(
     return (both, used, tokens) if tokens else (shares, ring, 0)
 
 
+def may_stream(request: PlanRequest) -> bool:
+    """Whether prefill may stream host columns at all."""
+    return request.pinned_limit_bytes is None and any(_streamable(request, linear) for linear in request.linears)
+
+
+def streaming_all(request: PlanRequest, shares: SharesOf) -> SharesOf:
+    """The shares with all columns streamed in prefill that may be."""
+    return lambda linear: replace(shares(linear), prefill=1.0 if _streamable(request, linear) else 0.0)
+
+
 def _streamable(request: PlanRequest, linear: LinearSpec) -> bool:
-    """Host columns are streamed as they are stored only, and from RAM: split [K, N] weights stay in their file."""
-    return request.host_format is None and linear.layout is Layout.NK
+    """Whether its host columns lie one by one in memory of ours: those of a float [K, N] weight share its pages."""
+    by_column = linear.layout is Layout.NK or request.kept_format(linear) is not linear.format
+    return by_column and request.streamable(linear)
 
 
 def _step_s(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from offload.devices.base import ALIGNMENT_BYTES
 from offload.disk_stream import PAGE_BYTES, PIECE_BYTES
 from offload.errors import RamBudgetError
 from offload.plan import HostTier, LinearPlacement
@@ -17,6 +18,15 @@ _BLOCK_PARTS = 3  # weights in blocks, their scales and their zero points lie in
 def host_ram_bytes(placement: LinearPlacement) -> int:
     """RAM for the host columns: those columns, but all of a [K, N] weight as stored, whose columns share all pages."""
     return 0 if placement.tier is HostTier.FILE else _kept_bytes(placement)
+
+
+def _given_back_bytes(placement: LinearPlacement) -> int:
+    """RAM that tier FILE gives back: less where streamed columns are no longer quantised."""
+    streamed = len(placement.streamed)
+    if not streamed or placement.host_format is placement.linear.format:
+        return host_ram_bytes(placement)
+    more = streamed * (placement.linear.column_bytes - placement.host_column_bytes)
+    return host_ram_bytes(placement) - round(more) - 2 * ALIGNMENT_BYTES  # they may lie in a matrix more
 
 
 def _kept_bytes(placement: LinearPlacement) -> int:
@@ -37,13 +47,14 @@ def keep_in_ram(
 
     The Linears are spread evenly over the running order, so that reading and multiplying take turns everywhere;
     none of them could go back to RAM. Those that our kernels do not multiply stay in RAM even where they do not fit.
-    FILE Linears keep the format of the file.
+    FILE Linears keep the format of the file, their streamed columns too.
     """
-    sizes = [host_ram_bytes(placement) for placement in placements]
-    over = 0 if budget_bytes is None else sum(sizes) + sum(fixed_bytes.values()) - budget_bytes
+    sizes = [_given_back_bytes(placement) for placement in placements]
+    taken = sum(host_ram_bytes(placement) for placement in placements)
+    over = 0 if budget_bytes is None else taken + sum(fixed_bytes.values()) - budget_bytes
     if over <= 0:
         return tuple(placements)
-    movable = [number for number, p in enumerate(placements) if sizes[number] and not p.linear.host_only_reason]
+    movable = [number for number, p in enumerate(placements) if sizes[number] > 0 and not p.linear.host_only_reason]
     excess = over + _ring_bytes([placements[number] for number in movable])
     chosen = _minimal(_spread(movable, sizes, excess), sizes, excess)
     return tuple(

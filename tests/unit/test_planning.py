@@ -82,14 +82,14 @@ def test_the_keys_of_a_plan(roomy: dict[str, Any]) -> None:
     assert list(roomy["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
 
 
-def test_a_model_that_fits_is_resident_whole(roomy: dict[str, Any]) -> None:
+def test_of_a_model_that_fits_the_host_keeps_what_it_multiplies_meanwhile(roomy: dict[str, Any]) -> None:
     linears = roomy["linears"]
     assert len(linears) == 22 * 7 + 1
     assert sum(linear["bytes"] for linear in linears) == LINEAR_BYTES
-    assert all(linear["resident"] == [0, linear["shape"][1]] for linear in linears)
-    assert roomy["vram_bytes"]["weights"] == LINEAR_BYTES  # every size is a multiple of the alignment
     assert sum(roomy["vram_bytes"].values()) <= 6 * GIB
-    assert roomy["ram_bytes"]["host weights"] == roomy["ram_bytes"]["pinned weights"] == 0
+    assert 0.8 * LINEAR_BYTES < roomy["vram_bytes"]["weights"] <= LINEAR_BYTES
+    assert roomy["vram_bytes"]["weights"] + roomy["ram_bytes"]["host weights"] == LINEAR_BYTES
+    assert roomy["ram_bytes"]["pinned weights"] == 0
     assert roomy["ram_bytes"]["kv cache"] == 2048 * CACHE_BYTES_PER_TOKEN
 
 
