@@ -103,6 +103,7 @@ def test_no_byte_above_the_budget_though_the_driver_rounds_up(
         plan, memory = engine.plan, engine.memory()
         assert 0 < plan.vram_bytes["weights"] <= needs.weights
         assert (plan.vram_bytes["weights"] == needs.weights) == (share >= 1)
+        assert [len(block) for block in driver.blocks.values()][-1] == plan.vram_bytes["weights"], "they come last"
         assert driver.peak_bytes <= budget_bytes
         assert memory["vram_bytes"] == driver.own_bytes
         assert driver.own_bytes <= memory["vram_peak_bytes"] <= driver.peak_bytes
