@@ -202,6 +202,19 @@ def test_a_gpu_that_cannot_be_warmed_up_is_not_used(
     assert nvml.started == 0
 
 
+def test_a_context_that_is_not_used_is_told_all_the_same(
+    driver: EmulatedDriver, nvml: FakeNvml, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a budget that is too small; the context can only be given back by the end of the process."""
+    flags = ["run", "--device", "cuda", "--cuda", "3MiB", "--max-tokens", "1", "--stats", "json", "Once"]
+    assert cli.main(flags) == 0
+    stats = json.loads(capsys.readouterr().err.splitlines()[-1])
+    memory = stats["memory"]
+    assert stats["gpu"] is None
+    assert (memory["vram_planned_bytes"], memory["vram_peak_source"]) == (0, "process")
+    assert memory["vram_peak_bytes"] == driver.context_bytes > memory["vram_budget_bytes"]
+
+
 # What people and programs see.
 
 
