@@ -95,7 +95,7 @@ class Engine:
 
     def memory(self) -> MemoryUse:
         """Bytes in use and at the peak: VRAM as measured, RAM of this process."""
-        return self._memory.read(self._linears.plans, self.monitor.vram if self.monitor else None, self.simulated)
+        return self._memory.read(self._linears.plans, self.simulated)
 
     @property
     def simulated(self) -> bool:

@@ -77,8 +77,7 @@ def open_engine(
             device.close()
             device = None
         outside = linears_outside(opened.linears, plans.plan)
-        vram = opener.vram if device is not None else None
-        return load(opened, plans, outside, device, threads, progress, timeline, target.why, vram)
+        return load(opened, plans, outside, device, threads, progress, timeline, target.why, opener.vram)
     except BaseException:
         if device is not None:
             device.close()
@@ -122,9 +121,10 @@ def load(
     """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
 
     They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
-    Linears run outside or onnxruntime cannot attend. `vram` measures a CUDA device.
+    Linears run outside or onnxruntime cannot attend. `vram` measures a CUDA device, also one that was opened and is
+    not used: its context stays.
     """
-    memory = MemoryWatch()
+    memory = MemoryWatch(vram)
     progress = _watched(progress or Progress(), memory)
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
@@ -181,7 +181,7 @@ def load(
             AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
         )
         executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
-        monitor = None if vram is None else GpuMonitor(vram)
+        monitor = GpuMonitor(vram) if vram is not None and device is not None else None
         if monitor is not None:
             monitor.start()
         undo.pop_all()

@@ -43,7 +43,9 @@ class MemoryWatch:
     is the kernel's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, vram: VramMeter | None = None) -> None:
+        """`vram` measures the device; without it, VRAM is what the plans take."""
+        self._vram = vram
         self._peaks = {"RssAnon": 0, "RssFile": 0}
         self._next_s = 0.0
 
@@ -53,8 +55,8 @@ class MemoryWatch:
             self._update(_status())
             self._next_s = monotonic() + _SAMPLE_S
 
-    def read(self, plans: ShrinkingPlan, vram: VramMeter | None = None, modelled: bool = False) -> MemoryUse:
-        """What is in use. `vram` measures the device; without it, VRAM is what the plans take."""
+    def read(self, plans: ShrinkingPlan, modelled: bool = False) -> MemoryUse:
+        """What is in use; `modelled` where the plans are for a simulated device."""
         status = _status()
         self._update(status)
         plan = plans.plan
@@ -72,7 +74,7 @@ class MemoryWatch:
         )
         if plan.ram_is_asked and plan.ram_budget_bytes:
             use["ram_cap_bytes"] = plan.ram_budget_bytes
-        if vram is not None:
+        if (vram := self._vram) is not None:
             with suppress(OffloadError):  # a lost device: what was read before stands
                 vram.used_bytes()
             use |= {

@@ -103,6 +103,7 @@ def test_no_byte_above_the_budget_though_the_driver_rounds_up(
         plan, memory = engine.plan, engine.memory()
         assert 0 < plan.vram_bytes["weights"] <= needs.weights
         assert (plan.vram_bytes["weights"] == needs.weights) == (share >= 1)
+        assert [len(block) for block in driver.blocks.values()][-1] == plan.vram_bytes["weights"], "they come last"
         assert driver.peak_bytes <= budget_bytes
         assert memory["vram_bytes"] == driver.own_bytes
         assert driver.own_bytes <= memory["vram_peak_bytes"] <= driver.peak_bytes
@@ -199,6 +200,19 @@ def test_a_gpu_that_cannot_be_warmed_up_is_not_used(
     with pytest.raises(DeviceUnavailableError, match="--cuda 1: Emulated GPU cannot be warmed up"):
         open_engine(RunSettings(DEMO_MODEL, cuda="1"))
     assert nvml.started == 0
+
+
+def test_a_context_that_is_not_used_is_told_all_the_same(
+    driver: EmulatedDriver, nvml: FakeNvml, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a budget that is too small; the context can only be given back by the end of the process."""
+    flags = ["run", "--device", "cuda", "--cuda", "3MiB", "--max-tokens", "1", "--stats", "json", "Once"]
+    assert cli.main(flags) == 0
+    stats = json.loads(capsys.readouterr().err.splitlines()[-1])
+    memory = stats["memory"]
+    assert stats["gpu"] is None
+    assert (memory["vram_planned_bytes"], memory["vram_peak_source"]) == (0, "process")
+    assert memory["vram_peak_bytes"] == driver.context_bytes > memory["vram_budget_bytes"]
 
 
 # What people and programs see.
