@@ -76,8 +76,7 @@ def probe() -> dict[str, Any]:
     try:
         device = CudaDevice()
         answer["name"] = device.name
-        formats = [name for name in WeightFormat if name.is_float]
-        answer["unsupported"] = {str(name): reason for name in formats if (reason := device.supports(name))}
+        answer["unsupported"] = {str(name): reason for name in WeightFormat if (reason := device.supports(name))}
     except DeviceUnavailableError as error:
         answer["error"] = str(error)
     libraries = loaded_libraries(Path("/proc/self/maps").read_text(errors="replace"))

@@ -92,12 +92,10 @@ class CudaDevice:
         """See Device. GEMMs and kernels were tried when the device was opened."""
         if not weight_format.is_float:
             if self.without_kernels:
-                return f"{weight_format} takes kernels of our own: {self.without_kernels}"
+                return f"{self.without_kernels} ({weight_format} takes kernels of our own)"
             return self._refused[WeightFormat.FP16]  # which many rows are multiplied in
-        if (
-            weight_format is WeightFormat.BF16 and self.kernels is not None
-        ):  # many rows are multiplied as fp32, if need be
-            return self._refused[WeightFormat.FP32]
+        if weight_format is WeightFormat.BF16 and self.kernels is not None:
+            return self._refused[WeightFormat.FP32]  # likewise, if need be
         return self._refused[weight_format]
 
     def input_format(self, weight_format: WeightFormat) -> WeightFormat:

@@ -140,7 +140,7 @@ def test_the_same_bits_under_every_schedule(launcher: HostLauncher, processors: 
     kernels = CudaKernels(launcher, processors)
     cases: list[Any] = [
         (multiply, FloatOperands.random(WeightFormat.FP16, Layout.NK, 3, 18, 1032)),
-        (multiply, FloatOperands.random(WeightFormat.BF16, Layout.KN, 3, 264, 480)),
+        (multiply, FloatOperands.random(WeightFormat.BF16, Layout.KN, 3, 264, 520)),
         (multiply, BlockOperands.random(BlockFormat(4, 32, WeightFormat.FP16), True, 3, 18, 4096)),
         (multiply_int8, BlockOperands.random(BlockFormat(8, 32, WeightFormat.FP16), True, 3, 18, 2048)),
     ]

@@ -217,6 +217,19 @@ def test_fetch_is_a_copy(device: CudaDevice, nbytes: int) -> None:
     assert np.array_equal(download(device, memory.stream, array)[0], data)
 
 
+def test_fetch_sees_what_the_host_wrote_last(device: CudaDevice) -> None:
+    """No cache on the way keeps what was there before, however small the step."""
+    memory = Memory(device)
+    pinned, back = device.allocate_pinned(4096).view(np.uint32), device.allocate_pinned(4096).view(np.uint32)
+    array = memory.array((1, 1024), FP32)
+    for step in range(20):
+        pinned[:] = step
+        memory.stream.fetch(array, pinned)
+        memory.stream.copy_to_host(back, array)
+        memory.stream.synchronize()
+        assert np.all(back == step)
+
+
 def test_fetch_uses_no_copy_engine(emulated: Emulated) -> None:
     device = CudaDevice()
     memory = Memory(device)
@@ -258,7 +271,7 @@ def test_without_nvrtc_cublas_multiplies_rounded_rows(
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(device.without_kernels)
     assert "\n" not in device.without_kernels
-    assert device.supports(INT8) == f"int8 takes kernels of our own: {device.without_kernels}"
+    assert device.supports(INT8) == f"{device.without_kernels} (int8 takes kernels of our own)"
     memory = Memory(device)
     for form in (FP16, BF16, FP32):
         assert (device.supports(form), device.input_format(form)) == ("", form)
