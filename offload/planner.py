@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from offload.fitting import grow, largest_part, shrink
+from offload.integer_program import Programme, Solution
 from offload.kinds import Kinds
 from offload.packing import packed_stream_bytes
 from offload.placing import (
@@ -34,19 +35,33 @@ _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much fas
 def make_plan(request: PlanRequest) -> Plan:
     """The fastest placement within the budgets, as the replay has it.
 
-    Within a thousandth never slower there than everything on the host, filling VRAM layer by layer, filling it with
-    an equal share of every Linear, or streaming all that it does not hold; unless prefill is faster by a quarter for
-    what decode loses, a fiftieth at most.
+    Never slower there than everything on the host; and never more than a thousandth slower than filling VRAM layer
+    by layer, filling it with an equal share of every Linear, or streaming all that it does not hold. For a prefill
+    that streams, room is kept that may cost decode a fiftieth.
     Raises RamBudgetError when all of them need more RAM than there may be.
     """
-    best, plan = _planned(_Search(request, for_prefill=False), inf)
-    if request.budget_bytes and may_stream(request):
-        other, faster = _planned(_Search(request, for_prefill=True), best.step_s / _WORTH)
-        gains = faster.prefill.step_s < plan.prefill.step_s * _PREFILL_WORTH
-        if other.fits and gains and other.step_s * _WORTH <= best.step_s:
-            plan = replace(faster, bound_s=plan.bound_s)
+    decode = _Search(request, for_prefill=False)
+    programmes = decode.programmes()
+    bound_s = min((fastest.bound_s for fastest, _, _ in programmes), default=None)
+    plan: Plan | None = None
+    if programmes and may_stream(request) and not decode.holds_all():
+        prefill = _Search(request, for_prefill=True)
+        plan = _planned(prefill, prefill.programmes())
+    most_s = plan.predicted.decode_step_s * _WORTH if plan and plan.prefill_tokens else inf
+    if plan is None or bound_s is None or bound_s < most_s:
+        other = _planned(decode, programmes)
+        if plan is None or not _is_worth_it(plan, other):
+            plan = other
     check_ram(plan.ram_bytes, plan.ram_budget_bytes)
-    return plan
+    return replace(plan, bound_s=bound_s)
+
+
+def _is_worth_it(plan: Plan, other: Plan) -> bool:
+    """Whether what `plan` gives to prefill, within the budgets, is worth what decode loses."""
+    if plan.total_vram_bytes > plan.budget_bytes or plan.total_ram_bytes > (plan.ram_budget_bytes or inf):
+        return False
+    gains = plan.prefill.step_s < other.prefill.step_s * _PREFILL_WORTH
+    return gains and plan.predicted.decode_step_s * _WORTH <= other.predicted.decode_step_s
 
 
 @dataclass(frozen=True)
@@ -58,11 +73,13 @@ class _Candidate:
     fits: bool
 
 
-def _planned(search: "_Search", known_s: float) -> tuple[_Candidate, Plan]:
-    best, bound_s = search.best(known_s)
-    request = search.request
-    shares, ring, prefill_tokens = prefill_phase(request, best.shares, best.ring, best.placements)
-    return best, replace(place(request, shares, ring, prefill_tokens), bound_s=bound_s)
+_Programmes = list[tuple[Solution, StreamRing, Programme]]
+
+
+def _planned(search: "_Search", programmes: _Programmes) -> Plan:
+    best = search.best(programmes)
+    shares, ring, prefill_tokens = prefill_phase(search.request, best.shares, best.ring, best.placements)
+    return place(search.request, shares, ring, prefill_tokens)
 
 
 class _Search:
@@ -72,22 +89,23 @@ class _Search:
         self.request = request
         self._for_prefill = for_prefill
 
-    def best(self, known_s: float) -> tuple[_Candidate, float | None]:
-        """The fastest placement, where one is faster than `known_s`; and the lowest bound."""
-        request = self.request
+    def holds_all(self) -> bool:
+        """Whether the budget holds every Linear that may be on the device."""
+        return self._excess_bytes(lambda _: Shares(1.0), NO_RING) <= 0
+
+    def best(self, programmes: _Programmes) -> _Candidate:
+        """The fastest placement, or where it hardly differs, one that does less."""
         on_host = self._candidate(lambda _: Shares(), NO_RING)
-        if not request.budget_bytes or not any(request.movable(linear) for linear in request.linears):
-            return on_host, None
+        if not self._may_use_device():
+            return on_host
         candidates = [self._candidate(shares, ring) for shares, ring in self._simple()]
-        known_s = min([known_s, *(c.step_s for c in (on_host, *candidates) if c.fits)])
-        solved, bound_s = self._solved(known_s)
-        fitting = [candidate for candidate in (*candidates, *solved) if candidate.fits]
+        known_s = min((c.step_s for c in (on_host, *candidates) if c.fits), default=inf)
+        fitting = [c for c in (*candidates, *self._solved(programmes, known_s)) if c.fits]
         if not fitting:
-            return on_host, bound_s
+            return on_host
         least_s = min(candidate.step_s for candidate in fitting)
         best = next(candidate for candidate in fitting if candidate.step_s * _TIE <= least_s)
-        is_worth_it = not on_host.fits or best.step_s < on_host.step_s * _WORTH
-        return best if is_worth_it else on_host, bound_s
+        return on_host if on_host.fits and best.step_s >= on_host.step_s * _WORTH else best
 
     def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:
         """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""
@@ -111,29 +129,39 @@ class _Search:
             low, high = (middle, high) if over <= 0 else (low, middle - 1)
         return low
 
-    def _solved(self, known_s: float) -> tuple[list[_Candidate], float | None]:
-        """What the integer programme finds that may be faster than `known_s`; and the lowest of its bounds."""
-        request, kinds, ram_bytes = self.request, Kinds(self.request), self._weights_ram_bytes()
+    def programmes(self) -> _Programmes:
+        """What the integer programme finds for every ring, fastest first; nothing where no column fits the device."""
+        request = self.request
+        if not self._may_use_device():
+            return []
+        kinds, ram_bytes = Kinds(request), self._weights_ram_bytes()
         whole = place_linears(request, lambda _: Shares(1.0))
         least_bytes = vram_bytes(request, whole, NO_RING)["activations"] if self._for_prefill else 0
         fixed_bytes = sum(request.fixed_vram_bytes.values())
         streams = any(request.streamable(linear) for linear in request.linears)
-        programmes = []
+        found = []
         for ring in (NO_RING, *_RINGS) if streams else (NO_RING,):
             room_bytes = request.budget_bytes - fixed_bytes - self._counted(ring).nbytes
             programme = kinds.programme(room_bytes, ring, ram_bytes=ram_bytes, least_activation_bytes=least_bytes)
             fastest = programme.fastest()
             if fastest is not None:
-                programmes.append((fastest, ring, programme))
-        found: list[_Candidate] = []
-        for fastest, ring, programme in sorted(programmes, key=lambda entry: entry[0].bound_s):
+                found.append((fastest, ring, programme))
+        return sorted(found, key=lambda entry: entry[0].bound_s)
+
+    def _solved(self, programmes: _Programmes, known_s: float) -> Iterator[_Candidate]:
+        """What may be faster than `known_s`."""
+        kinds = Kinds(self.request)
+        for fastest, ring, programme in programmes:
             if fastest.bound_s >= known_s * _TIE:
                 break
             candidate = self._fit(kinds.shares(programme.smoothest(fastest)), ring)
-            found.append(candidate)
+            yield candidate
             if candidate.fits:
                 known_s = min(known_s, candidate.step_s)
-        return found, min((fastest.bound_s for fastest, _, _ in programmes), default=None)
+
+    def _may_use_device(self) -> bool:
+        request = self.request
+        return request.budget_bytes > 0 and any(request.movable(linear) for linear in request.linears)
 
     def _fit(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
         """The shares, made smaller by what rounding and alignment took too much, or larger where that is faster."""
