@@ -101,17 +101,14 @@ def test_the_replay_is_within_a_tenth_of_the_integer_programme_on_a_t4(budget_gi
     assert plan.bound_s * 0.999 <= plan.predicted.decode_step_s <= plan.bound_s * 1.1
 
 
-# Where little is streamed, activations wait behind pieces that are copied ahead; the replay leaves that out.
-@pytest.mark.parametrize(
-    ("budget_gib", "within"), [(0, 0.05), (0.5, 0.05), (2, 0.05), (6, 0.05), (10, 0.1), (12, 0.2), (15, 0.05)]
-)
-def test_a_step_that_is_executed_in_modelled_time_takes_what_the_replay_says(budget_gib: float, within: float) -> None:
+@pytest.mark.parametrize("budget_gib", [0, 0.5, 2, 6, 8, 10, 11, 12, 13, 15])
+def test_a_step_that_is_executed_in_modelled_time_takes_what_the_replay_says(budget_gib: float) -> None:
     plan, request = plan_for(budget_gib), mistral(budget_gib)
     groups: dict[str, list[str]] = {}
     for linear in request.linears:
         groups.setdefault(linear.group, []).append(linear.name)
     made = run_modelled(plan, list(groups.values()), request.step, request.profile, request.depth, rows=(1, 1, 1))
-    assert made.steady_step_s == pytest.approx(plan.predicted.decode_step_s, rel=within)
+    assert made.steady_step_s == pytest.approx(plan.predicted.decode_step_s, rel=0.05)
 
 
 @pytest.mark.parametrize("machine", ["colab-t4", "laptop-6gb", "desktop-24gb"])
