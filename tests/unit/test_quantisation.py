@@ -30,6 +30,6 @@ def test_the_plan_says_what_is_quantised() -> None:
     ]
     assert quantisation_notes(linears, None) == []
     (note,) = quantisation_notes(linears, WeightFormat.INT4)
-    assert "host columns of 2 Linears, lm_head among them, are quantised to int4 on load" in note
+    assert "streamed and host columns of 2 Linears, lm_head among them, are quantised to int4 on load" in note
     (note,) = quantisation_notes(linears[3:], WeightFormat.INT8)
     assert "no Linear of this model has float weights" in note
