@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from offload.devices.base import DeviceAllocation, DeviceMemory, Span
 from offload.devices.cuda_calls import CudaCalls
-from offload.devices.cuda_compiler import CudaCompiler
+from offload.devices.cuda_compiler import BoundLaunch, CudaCompiler
 from offload.devices.cuda_kernels import CudaKernels
 from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
 from offload.devices.cuda_stream import CudaAllocation, CudaEvent, CudaStream
@@ -210,6 +210,15 @@ class CudaDevice:
     def prepare(self, launches: Sequence[Launch]) -> None:
         """Compile and load kernels of our own. Raises DeviceUnavailableError."""
         self.call(self._compiler.prepare, launches)
+
+    def bind(self, launch: Launch, arguments: Sequence[Any], stream: int) -> BoundLaunch:
+        """A launch of a kernel of our own, for `launch`. Raises DeviceUnavailableError."""
+        bound: BoundLaunch = self.call(self._compiler.bind, launch, arguments, stream)
+        return bound
+
+    def launch(self, bound: BoundLaunch) -> None:
+        """Queue a kernel of our own."""
+        self.call(self._compiler.launch, bound)
 
     def tick(self, stream: Any) -> Any:
         """While a trace is on, an event that holds the time on `stream`; else None."""

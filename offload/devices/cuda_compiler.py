@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from offload.kernels.cuda.sources import program
 
 CACHE_FOLDER = Path("~/.cache/hybrid-run/cuda")
 _OPTIONS = ("--std=c++17",)
+
+
+@dataclass(frozen=True)
+class BoundLaunch:
+    """A launch with its arguments, to be queued any number of times."""
+
+    words: tuple[int, ...]  # what cuLaunchKernel takes
+    kept: Any  # the arguments, which one of the words points to
 
 
 class CudaCompiler:
@@ -57,16 +66,23 @@ class CudaCompiler:
 
     def __call__(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None:
         """Queue a launch with ctypes arguments. Raises DeviceUnavailableError when it cannot be compiled or loaded."""
+        self.launch(self.bind(launch, arguments, stream))
+
+    def launch(self, bound: BoundLaunch) -> None:
+        """Queue a launch. The driver copies its arguments before it returns."""
+        self._driver.launchKernel(*bound.words)
+
+    def bind(self, launch: Launch, arguments: Sequence[Any], stream: int) -> BoundLaunch:
+        """A launch on a stream. Raises DeviceUnavailableError when it cannot be compiled or loaded."""
         key = launch.program, launch.kernel
         if key not in self._functions:
             self.prepare([launch])
         function = self._functions[key]
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         x, y = launch.blocks
-        # The driver copies the arguments before it returns.
-        self._driver.launchKernel(
-            function.ptr, x, y, 1, launch.threads, 1, 1, launch.shared_bytes, stream, ctypes.addressof(addresses), 0
-        )
+        grid, block = (x, y, 1), (launch.threads, 1, 1)
+        words = (function.ptr, *grid, *block, launch.shared_bytes, stream, ctypes.addressof(addresses), 0)
+        return BoundLaunch(words, (arguments, addresses))
 
     def prepare(self, launches: Iterable[Launch]) -> None:
         """Compile and load what launches need; kernels of one program together. Raises DeviceUnavailableError."""

@@ -15,7 +15,9 @@ from offload.kernels.cuda import launch
 from offload.kernels.cuda.launch import Launch, Multiplication, block_log2, chunk_bytes, chunk_numbers
 from offload.specs import BlockFormat, Layout, WeightFormat
 
-# A launch, its arguments as ctypes values, the stream's address.
+# A launch and its arguments as ctypes values.
+ReadyLaunch = tuple[Launch, Sequence[Any]]
+# A launch, its arguments, the stream's address.
 Launcher = Callable[[Launch, Sequence[Any], int], None]
 
 _int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
@@ -121,7 +123,12 @@ class CudaKernels:
         bias: int = 0,
         scratch: int = 0,
     ) -> None:
-        """Queue y = x @ W + bias: fp32[rows, columns], 1 to 8 rows, fp32[columns].
+        """Queue a `multiplication`."""
+        for each, arguments in self.multiplication(x, weight, y, bias, scratch):
+            self._launch(each, arguments, stream)
+
+    def multiplication(self, x: Rows, weight: Weight, y: int, bias: int = 0, scratch: int = 0) -> list[ReadyLaunch]:
+        """y = x @ W + bias: fp32[rows, columns], 1 to 8 rows, fp32[columns].
 
         `scratch` is `scratch_bytes` of memory that nothing else uses meanwhile; the same memory may serve all
         multiplications of a stream. Raises ValueError for operands that do not belong together.
@@ -144,24 +151,25 @@ class CudaKernels:
             blocks = weight.format.blocks(x.inner)
             sizes = [_int(columns), _int(x.inner), _int(blocks), _int(block_log2(weight.format))]
         if made.splits == 1:
-            self._launch(
-                made.launch, [*before, _pointer(bias), _pointer(y), *sizes, _int(made.units_per_split)], stream
-            )
-            return
+            return [(made.launch, [*before, _pointer(bias), _pointer(y), *sizes, _int(made.units_per_split)])]
         if not scratch:
             raise ValueError(f"this multiplication needs {made.scratch_bytes(rows, columns)} bytes of scratch memory")
-        self._launch(made.launch, [*before, _pointer(0), _pointer(scratch), *sizes, _int(made.units_per_split)], stream)
+        split = [*before, _pointer(0), _pointer(scratch), *sizes, _int(made.units_per_split)]
         parts = [_pointer(scratch), _pointer(bias), _pointer(y), _int(columns), _int(rows * columns), _int(made.splits)]
-        self._launch(launch.sum_splits(rows, columns), parts, stream)
+        return [(made.launch, split), (launch.sum_splits(rows, columns), parts)]
 
     def quantise(self, x: FloatRows, into: Int8Rows, stream: int) -> None:
-        """Queue the quantisation of x. Raises ValueError for sizes that differ."""
+        """Queue a `quantisation`."""
+        self._launch(*self.quantisation(x, into), stream)
+
+    def quantisation(self, x: FloatRows, into: Int8Rows) -> ReadyLaunch:
+        """x in int8 blocks. Raises ValueError for sizes that differ."""
         if (x.rows, x.inner) != (into.rows, into.inner):
             raise ValueError(f"x is [{x.rows}, {x.inner}] and its int8 rows [{into.rows}, {into.inner}]")
         blocks = -(-x.inner // into.block)
         sizes = [_int(x.inner), _int(blocks), _int(into.block.bit_length() - 1), _int(x.rows * blocks)]
         pointers = [_pointer(x.address), _pointer(into.numbers), _pointer(into.scales)]
-        self._launch(launch.quantise_rows(x.rows, blocks), [*pointers, *sizes], stream)
+        return launch.quantise_rows(x.rows, blocks), [*pointers, *sizes]
 
     def dequantise(
         self, weight: BlockWeight, start: int, stop: int, out: int, panel: WeightFormat, stream: int
@@ -179,8 +187,12 @@ class CudaKernels:
         self._launch(launch.dequantise(form, panel, stop - start, inner, aligned), [*pointers, *sizes], stream)
 
     def fetch(self, source: int, to: int, nbytes: int, stream: int) -> None:
-        """Queue a copy of pinned host memory, which is read where it is."""
-        self._launch(launch.fetch(nbytes), [_pointer(source), _pointer(to), _long(nbytes)], stream)
+        """Queue a `fetching`."""
+        self._launch(*self.fetching(source, to, nbytes), stream)
+
+    def fetching(self, source: int, to: int, nbytes: int) -> ReadyLaunch:
+        """A copy of pinned host memory, which is read where it is."""
+        return launch.fetch(nbytes), [_pointer(source), _pointer(to), _long(nbytes)]
 
     def round_rows(self, x: FloatRows, out: int, rounded: WeightFormat, stream: int) -> None:
         """Queue the rounding of x to fp16 or bf16: to nearest even, as `cast_activations` on the host does."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, FloatWeight, Int8Rows, Weight
-from offload.devices.scratch import MAX_ROWS, ScratchParts, scratch_parts
+from offload.devices.cuda_kernels import BlockWeight, CudaKernels, FloatRows, FloatWeight, Int8Rows, ReadyLaunch, Weight
+from offload.devices.scratch import ScratchParts, scratch_parts
 from offload.specs import Layout, WeightFormat
 
 
@@ -35,7 +35,7 @@ class Scratch:
 
 
 class CudaMultiplication:
-    """Queues multiplications of fp32 rows with 16-bit weights and weights in blocks on one stream."""
+    """Multiplications of fp32 rows with 16-bit weights and weights in blocks on one stream."""
 
     def __init__(self, kernels: CudaKernels, gemm: Callable[[Gemm], None], stream: int, fp32_panels: bool) -> None:
         """`fp32_panels` says that bf16 weights are to be expanded to fp32, since no GEMM takes them."""
@@ -44,35 +44,32 @@ class CudaMultiplication:
         self._stream = stream
         self._fp32_panels = fp32_panels
 
-    def __call__(self, x: FloatRows, w: Weight, y: int, scratch: Scratch, int8_rows: bool) -> None:
-        """Queue y = x @ W; with `int8_rows`, few rows of x are rounded to int8 in the blocks of the weight.
+    def few_rows(self, x: FloatRows, w: Weight, y: int, scratch: Scratch, int8_rows: bool) -> list[ReadyLaunch]:
+        """What is to be launched for y = x @ W with up to MAX_ROWS rows.
 
-        Raises ValueError where `scratch` does not suffice.
+        With `int8_rows`, x is rounded to int8 in the blocks of the weight. Raises ValueError where `scratch` does not
+        suffice.
         """
-        form, blocks = (w.format, None) if isinstance(w, FloatWeight) else (w.format.format, w.format)
-        parts = scratch_parts(x.rows, w.columns, w.inner, form, blocks, int8_rows)
-        if parts.nbytes > scratch.nbytes:
-            raise ValueError(f"this multiplication needs {parts.nbytes} bytes of scratch memory, not {scratch.nbytes}")
-        if x.rows <= MAX_ROWS:
-            self._few_rows(x, w, y, scratch.address, parts, int8_rows)
-            return
-        if form is WeightFormat.BF16 and self._fp32_panels:
+        parts = _parts(x, w, scratch, int8_rows)
+        sums = scratch.address + parts.sums
+        if not int8_rows or isinstance(w, FloatWeight):
+            return self._kernels.multiplication(x, w, y, scratch=sums)
+        scales = scratch.address + parts.x_scales
+        rows = Int8Rows(scratch.address, scales, x.rows, w.format.block, x.inner)
+        return [self._kernels.quantisation(x, rows), *self._kernels.multiplication(rows, w, y, scratch=sums)]
+
+    def many_rows(self, x: FloatRows, w: Weight, y: int, scratch: Scratch) -> None:
+        """Queue y = x @ W with more rows. Raises ValueError where `scratch` does not suffice."""
+        parts = _parts(x, w, scratch, int8_rows=False)
+        if isinstance(w, FloatWeight) and w.format is WeightFormat.BF16 and self._fp32_panels:
             self._by_panels(x.address, WeightFormat.FP32, x.rows, w, y, scratch.address, parts)
             return
-        half = WeightFormat.FP16 if blocks else form
+        half = w.format if isinstance(w, FloatWeight) else WeightFormat.FP16
         self._kernels.round_rows(x, scratch.address, half, self._stream)
         if isinstance(w, BlockWeight):
             self._by_panels(scratch.address, half, x.rows, w, y, scratch.address, parts)
         else:
-            gemm = Gemm(scratch.address, w.address, y, half, w.layout, x.rows, w.columns, w.inner, w.columns)
-            self._gemm(gemm)
-
-    def _few_rows(self, x: FloatRows, w: Weight, y: int, scratch: int, parts: ScratchParts, int8_rows: bool) -> None:
-        rows: FloatRows | Int8Rows = x
-        if int8_rows and isinstance(w, BlockWeight):
-            rows = Int8Rows(scratch, scratch + parts.x_scales, x.rows, w.format.block, x.inner)
-            self._kernels.quantise(x, rows, self._stream)
-        self._kernels.multiply(rows, w, y, self._stream, scratch=scratch + parts.sums)
+            self._gemm(Gemm(scratch.address, w.address, y, half, w.layout, x.rows, w.columns, w.inner, w.columns))
 
     def _by_panels(
         self, x: int, form: WeightFormat, rows: int, w: Weight, y: int, scratch: int, parts: ScratchParts
@@ -88,3 +85,11 @@ class CudaMultiplication:
                 layout = w.layout
                 self._kernels.widen_bf16(w, start, stop, panel, self._stream)
             self._gemm(Gemm(x, panel, y + 4 * start, form, layout, rows, stop - start, w.inner, w.columns))
+
+
+def _parts(x: FloatRows, w: Weight, scratch: Scratch, int8_rows: bool) -> ScratchParts:
+    form, blocks = (w.format, None) if isinstance(w, FloatWeight) else (w.format.format, w.format)
+    parts = scratch_parts(x.rows, w.columns, w.inner, form, blocks, int8_rows)
+    if parts.nbytes > scratch.nbytes:
+        raise ValueError(f"this multiplication needs {parts.nbytes} bytes of scratch memory, not {scratch.nbytes}")
+    return parts

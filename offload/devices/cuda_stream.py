@@ -1,11 +1,14 @@
 """Streams, events and allocations of a CUDA GPU. Pointers are addresses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from offload.devices.base import DeviceArray, DeviceBlocks, DeviceEvent, DeviceWeight, HostArray
-from offload.devices.cuda_kernels import BlockWeight, FloatRows, FloatWeight, Weight
+from offload.devices.cuda_compiler import BoundLaunch
+from offload.devices.cuda_kernels import BlockWeight, FloatRows, FloatWeight, ReadyLaunch, Weight
 from offload.devices.cuda_multiply import CudaMultiplication, Gemm, Scratch
+from offload.devices.scratch import MAX_ROWS
 from offload.specs import Activations, Layout, WeightFormat
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _CUDA_R_32F = 0
 _OPERAND_TYPES = {WeightFormat.FP16: 2, WeightFormat.BF16: 14}  # CUDA_R_16F, CUDA_R_16BF
 _COMPUTE_32F = 68
+_MOST_BOUND = 8192  # launches and groups of them that are kept
 _DEFAULT_ALGORITHM = -1  # the tensor-op values (99 and above) would allow fp16 reductions
 
 
@@ -54,6 +58,7 @@ class CudaStream:
         self._sgemm = cublas.sgemm
         self._kernels = device.kernels
         self._by_kernels: CudaMultiplication | None = None
+        self._bound: dict[Any, list[BoundLaunch]] = {}
         if self._kernels is not None:
             self._by_kernels = CudaMultiplication(self._kernels, self._gemm, self._address, device.bf16_as_fp32)
 
@@ -94,7 +99,10 @@ class CudaStream:
         assert src.nbytes == dst.nbytes
         assert src.flags.c_contiguous
         began = self._device.tick(self._stream)
-        self._kernels.fetch(src.ctypes.data, _address(dst), dst.nbytes, self._address)
+        key = (src.ctypes.data, _address(dst), dst.nbytes)
+        if key not in self._bound:
+            self._bind(key, [self._kernels.fetching(*key)])
+        self._device.launch(self._bound[key][0])
         if began is not None:
             self._device.tock(self._stream, began, self._name, f"copy-in {dst.nbytes} B")
 
@@ -111,17 +119,39 @@ class CudaStream:
         if isinstance(w, DeviceArray) and w.format is x.format:
             self.gemm(x, w, y, layout)
             return
-        rows, inner = x.shape
-        operand = _weight(w, layout)
         assert self._by_kernels is not None
-        assert (x.format, operand.inner) == (WeightFormat.FP32, inner)
-        assert (y.format, y.shape) == (WeightFormat.FP32, (rows, operand.columns))
         began = self._device.tick(self._stream)
-        memory = Scratch(_address(scratch), scratch.nbytes)
-        int8_rows = _takes_int8(w, activations)
-        self._by_kernels(FloatRows(_address(x), rows, inner), operand, _address(y), memory, int8_rows)
+        if x.shape[0] <= MAX_ROWS:
+            for launch in self._few_rows(x, w, y, layout, scratch, activations):
+                self._device.launch(launch)
+        else:
+            self._by_kernels.many_rows(*_operands(x, w, y, layout, scratch))
         if began is not None:
-            self._device.tock(self._stream, began, self._name, f"gemm {rows}x{inner}x{operand.columns}")
+            self._device.tock(self._stream, began, self._name, f"gemm {x.shape[0]}x{x.shape[1]}x{y.shape[1]}")
+
+    def _few_rows(
+        self,
+        x: DeviceArray,
+        w: DeviceWeight,
+        y: DeviceArray,
+        layout: Layout,
+        scratch: DeviceArray,
+        activations: Activations,
+    ) -> list[BoundLaunch]:
+        """Launches, which are bound once: every step asks for the same ones again, and waits for the first."""
+        form = (w.format, w.shape) if isinstance(w, DeviceArray) else (w.blocks, w.columns)
+        places = (_address(x), _address(w), _address(y), _address(scratch), scratch.nbytes)
+        key = (places, x.shape, y.shape, form, layout, activations)
+        if key not in self._bound:
+            assert self._by_kernels is not None
+            ready = self._by_kernels.few_rows(*_operands(x, w, y, layout, scratch), _takes_int8(w, activations))
+            self._bind(key, ready)
+        return self._bound[key]
+
+    def _bind(self, key: Any, ready: Sequence[ReadyLaunch]) -> None:
+        if len(self._bound) == _MOST_BOUND:
+            self._bound.clear()
+        self._bound[key] = [self._device.bind(launch, arguments, self._address) for launch, arguments in ready]
 
     def gemm(self, x: DeviceArray, w: DeviceArray, y: DeviceArray, layout: Layout) -> None:
         """Queue y = x @ W by cuBLAS alone, where x and W are of one format."""
@@ -187,6 +217,15 @@ def _address(array: DeviceArray | DeviceBlocks) -> int:
 def _takes_int8(w: DeviceWeight, activations: Activations) -> bool:
     """Whether x is rounded to int8 for this weight."""
     return isinstance(w, DeviceBlocks) and activations is Activations.INT8
+
+
+def _operands(
+    x: DeviceArray, w: DeviceWeight, y: DeviceArray, layout: Layout, scratch: DeviceArray
+) -> tuple[FloatRows, Weight, int, Scratch]:
+    operand = _weight(w, layout)
+    assert (x.format, operand.inner) == (WeightFormat.FP32, x.shape[1])
+    assert (y.format, y.shape) == (WeightFormat.FP32, (x.shape[0], operand.columns))
+    return FloatRows(_address(x), *x.shape), operand, _address(y), Scratch(_address(scratch), scratch.nbytes)
 
 
 def _weight(w: DeviceWeight, layout: Layout) -> Weight:

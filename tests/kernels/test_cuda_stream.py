@@ -59,6 +59,10 @@ class Memory:
         self.device, self.stream = device, device.stream("compute")
         self._block, self._used = device.allocate(8 << 20), 0
 
+    def start_anew(self) -> None:
+        """Give out the same places again."""
+        self._used = 0
+
     def place(self, nbytes: int) -> tuple[Any, int]:
         """An allocation and an offset."""
         self._used += aligned(nbytes)
@@ -123,6 +127,30 @@ def test_float_weights(device: CudaDevice, form: WeightFormat, layout: Layout, r
         y = memory.multiply(x, memory.floats(stored, form), layout)
         w = to_float64(stored, form)
         check(y, x.astype(np.float64) if rows <= MAX_ROWS else rounded(x, form), w if layout is KN else w.T)
+
+
+def test_multiplications_in_the_same_place(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches are kept for the next time: with what the arrays hold then, and not for other arrays there."""
+    monkeypatch.setattr("offload.devices.cuda_stream._MOST_BOUND", 3)
+    device, rng = CudaDevice(), np.random.default_rng(0)
+    memory = Memory(device)
+    for form, (rows, inner, columns), layout in (
+        (FP16, (2, 64, 48), NK),
+        (BF16, (2, 64, 48), NK),
+        (FP16, (2, 64, 64), NK),
+        (FP16, (2, 64, 64), KN),
+        (FP16, (4, 32, 24), NK),
+        (FP16, (2, 64, 48), NK),
+    ):
+        for _ in range(2):
+            memory.start_anew()
+            stored = random_stored(rng, (columns, inner) if layout is NK else (inner, columns), form)
+            x = rng.standard_normal((rows, inner)).astype(np.float32)
+            y = memory.multiply(x, memory.floats(stored, form), layout)
+            w = to_float64(stored, form)
+            check(y, x.astype(np.float64), w if layout is KN else w.T)
+        assert 0 < len(memory.stream._bound) <= 3
+    device.close()
 
 
 def values_of_blocks(operands: BlockOperands, rows: int, activations: Activations) -> tuple[Any, Any]:
