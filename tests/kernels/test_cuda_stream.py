@@ -334,7 +334,7 @@ def blocked(spec: LinearSpec, form: BlockFormat, activations: Activations = Acti
 
 
 LINEARS = (
-    linear("q", "q", 256, 128),
+    linear("q", "q", 512, 1200),
     linear("k", "q", 256, 64),
     linear("up", "up", 256, 2000, BF16, KN),
     linear("head", "head", 43, 2048, FP32),
