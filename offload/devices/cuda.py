@@ -92,7 +92,7 @@ class CudaDevice:
         """See Device. GEMMs and kernels were tried when the device was opened."""
         if not weight_format.is_float:
             if self.without_kernels:
-                return f"{self.without_kernels} ({weight_format} takes kernels of our own)"
+                return f"{weight_format} takes kernels of our own: {self.without_kernels}"
             return self._refused[WeightFormat.FP16]  # which many rows are multiplied in
         if weight_format is WeightFormat.BF16 and self.kernels is not None:
             return self._refused[WeightFormat.FP32]  # likewise, if need be

