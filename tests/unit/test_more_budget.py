@@ -70,7 +70,7 @@ def may_lose_a_fiftieth(less: Plan, more: Plan) -> bool:
     return holds_all or more.prefill.step_s < 0.8 * less.prefill.step_s
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(models(), machines(), st.lists(st.floats(0.01, 1.2), min_size=2, max_size=2).map(sorted))
 def test_more_vram_is_never_slower(linears: list[LinearSpec], profile: DeviceProfile, parts: list[float]) -> None:
     whole = sum(linear.weight_bytes for linear in linears) + 12 * MIB
