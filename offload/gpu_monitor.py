@@ -7,6 +7,7 @@ from offload.devices.nvml import NvmlGpu
 from offload.devices.vram_meter import VramMeter, VramSource
 
 _PERIOD_S = 0.1
+_MOST_WAIT_S = 1.0  # for the first sample
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class GpuMonitor:
         self._gpu = vram.gpu
         self._use = GpuUse(vram.last_bytes)
         self._over = threading.Event()
+        self._sampled = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -58,7 +60,9 @@ class GpuMonitor:
             self._thread.start()
 
     def read(self) -> GpuUse:
-        """What was seen so far."""
+        """What was seen so far, once that is something."""
+        if self._thread is not None:
+            self._sampled.wait(_MOST_WAIT_S)
         return replace(self._use, vram_bytes=self.vram.last_bytes)
 
     @property
@@ -73,8 +77,11 @@ class GpuMonitor:
             self._thread.join()
 
     def _watch(self, gpu: NvmlGpu) -> None:
-        while not self._over.wait(self._period_s):
+        while True:
             self._sample(gpu)
+            self._sampled.set()
+            if self._over.wait(self._period_s):
+                return
 
     def _sample(self, gpu: NvmlGpu) -> None:
         if self.vram.source is not VramSource.CUDA:  # that is for the device's own thread to ask

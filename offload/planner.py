@@ -35,33 +35,45 @@ _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much fas
 def make_plan(request: PlanRequest) -> Plan:
     """The fastest placement within the budgets, as the replay has it.
 
-    Never slower there than everything on the host; and never more than a thousandth slower than filling VRAM layer
-    by layer, filling it with an equal share of every Linear, or streaming all that it does not hold. For a prefill
-    that streams, room is kept that may cost decode a fiftieth.
+    Never slower there than everything on the host; never more than a thousandth slower than filling VRAM layer by
+    layer, filling it with an equal share of every Linear, or streaming all that it does not hold. But decode may lose
+    a fiftieth for a prefill that is faster by a quarter, or where the device holds all and leaves the CPU alone.
     Raises RamBudgetError when all of them need more RAM than there may be.
     """
     decode = _Search(request, for_prefill=False)
     programmes = decode.programmes()
     bound_s = min((fastest.bound_s for fastest, _, _ in programmes), default=None)
-    plan: Plan | None = None
-    if programmes and may_stream(request) and not decode.holds_all():
-        prefill = _Search(request, for_prefill=True)
-        plan = _planned(prefill, prefill.programmes())
-    most_s = plan.predicted.decode_step_s * _WORTH if plan and plan.prefill_tokens else inf
-    if plan is None or bound_s is None or bound_s < most_s:
-        other = _planned(decode, programmes)
-        if plan is None or not _is_worth_it(plan, other):
-            plan = other
+    plan = _plan_for_prefill(request, decode) if programmes else None
+    if plan is None or bound_s is None or bound_s < plan.predicted.decode_step_s * _WORTH:
+        for_decode = _planned(decode, programmes)
+        if plan is None or not _is_worth_it(plan, for_decode):
+            plan = for_decode
     check_ram(plan.ram_bytes, plan.ram_budget_bytes)
     return replace(plan, bound_s=bound_s)
 
 
-def _is_worth_it(plan: Plan, other: Plan) -> bool:
-    """Whether what `plan` gives to prefill, within the budgets, is worth what decode loses."""
-    if plan.total_vram_bytes > plan.budget_bytes or plan.total_ram_bytes > (plan.ram_budget_bytes or inf):
-        return False
-    gains = plan.prefill.step_s < other.prefill.step_s * _PREFILL_WORTH
-    return gains and plan.predicted.decode_step_s * _WORTH <= other.predicted.decode_step_s
+def _plan_for_prefill(request: PlanRequest, decode: "_Search") -> Plan | None:
+    """The plan with all on the device or with room for what prefill streams; None where that cannot be or helps not."""
+    if decode.holds_all():
+        plan = place(request, lambda _: Shares(1.0), NO_RING)
+    elif may_stream(request):
+        prefill = _Search(request, for_prefill=True)
+        plan = _planned(prefill, prefill.programmes())
+        if not plan.prefill_tokens:
+            return None
+    else:
+        return None
+    on_host = place(request, lambda _: Shares(), NO_RING)
+    fits_ram = plan.total_ram_bytes <= (request.ram_budget_bytes or inf)
+    is_faster = plan.predicted.decode_step_s < on_host.predicted.decode_step_s * _WORTH
+    return plan if fits_ram and is_faster and plan.total_vram_bytes <= request.budget_bytes else None
+
+
+def _is_worth_it(plan: Plan, for_decode: Plan) -> bool:
+    """Whether what `plan` gives to prefill is worth what decode loses, or that it holds all."""
+    holds_all = not any(len(placement.streamed_in(prefill=True)) for placement in plan.placements)
+    gains = holds_all or plan.prefill.step_s < for_decode.prefill.step_s * _PREFILL_WORTH
+    return gains and plan.predicted.decode_step_s * _WORTH <= for_decode.predicted.decode_step_s
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The only importer of onnx: an .onnx file to a `Graph`, and parts of a Graph back to ONNX bytes."""
 
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,8 @@ def _inline_array(tensor: onnx.TensorProto, where: str) -> npt.NDArray[Any]:
             array = array.view(element_type.storage_dtype)
         return array if element_type.bits < 8 else array.reshape(tuple(tensor.dims))
     except (ValueError, TypeError) as error:
-        raise ModelFileError(f"{where}: its data do not fit its shape {list(tensor.dims)}: {error}") from None
+        shape, why = (textwrap.shorten(str(text), 150) for text in (list(tensor.dims), error))
+        raise ModelFileError(f"{where}: its data do not fit its shape {shape}: {why}") from None
 
 
 def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:

@@ -38,8 +38,8 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
     if not chosen:
         return [f"no Linear of this model has float weights that could be quantised to {host_format}"]
     return [
-        f"streamed and host columns of {len(chosen)} Linears, {chosen[-1].kind} among them, are quantised to {host_format} "
-        f"on load, as asked: blocks of {REQUANTISED_BLOCK}, an fp16 scale each"
+        f"streamed and host columns of {len(chosen)} Linears, {chosen[-1].kind} among them, are quantised to "
+        f"{host_format} on load, as asked: blocks of {REQUANTISED_BLOCK}, an fp16 scale each"
     ]
 
 
