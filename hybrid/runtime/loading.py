@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UsageError
@@ -71,6 +71,7 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
+        target = replace(target, notes=(*target.notes, *_without_kernels(device)))
         ram = resolve_ram(settings.ram, read_ram(read_limits()))
         plans = ShrinkingPlan(plan_request(opened, target, unsupported, ram), plan_within)
         if device is not None and not any(placement.on_device for placement in plans.plan.placements):
@@ -221,6 +222,14 @@ def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:
     if opened.host_format is not None:
         formats.add(opened.host_format)
     return {str(name): reason for name in sorted(formats) if (reason := device.supports(name))}
+
+
+def _without_kernels(device: Device | None) -> tuple[str, ...]:
+    """A note where the device multiplies only what has been rounded for it."""
+    if device is None or device.input_format(WeightFormat.FP16) is WeightFormat.FP32:
+        return ()
+    why = device.supports(WeightFormat.INT8)
+    return (f"activations are rounded to the weights' type before every multiply: {why}",)
 
 
 def _check_has_weights(opened: OpenedModel) -> None:
