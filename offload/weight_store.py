@@ -26,6 +26,7 @@ from offload.specs import ColumnRange, Layout, LinearSpec
 from offload.stream import Piece
 
 PINNED_BLOCK_BYTES = 256 * 2**20  # the driver finds many blocks more easily than a big one
+_ONE_THREAD_BYTES = 2**20
 
 
 class WeightStore:
@@ -146,9 +147,12 @@ def _parts(matrix: ColumnMatrix, weight: DeviceWeight, most_bytes: int) -> Itera
 
 
 def _read_rows(matrix: ColumnMatrix, start: int, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
-    """As `read_rows`, by several threads."""
+    """As `read_rows`, by several threads where that is worth starting them."""
     columns = matrix.shape[1]
     rows = out.view(matrix.format.storage_dtype).reshape(-1, columns)
+    if out.nbytes < _ONE_THREAD_BYTES:
+        read_rows(matrix, weights, start, rows)
+        return
     bands = [len(rows) * number // READERS for number in range(READERS + 1)]
     run_parallel(
         (partial(read_rows, matrix, weights, start + first, rows[first:last]), 0) for first, last in pairwise(bands)

@@ -1,14 +1,16 @@
 """Open the device of a run, and find out what it takes before the first weight."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from hybrid.runtime.planning import OpenedModel
 from hybrid.runtime.target import GpuFacts, Target
+from offload.budget import Budget, resolve_budget
 from offload.device_profile import DeviceProfile
 from offload.devices.base import Device
 from offload.devices.vram_meter import GRANULE_BYTES, VramMeter
-from offload.errors import DeviceUnavailableError, OffloadError
+from offload.errors import DeviceUnavailableError, OffloadError, OverBudgetError
 from offload.placing import CHUNK_TOKENS
 from offload.recovery import DRIVER
 from offload.specs import BlockFormat, Layout, LinearSpec
@@ -17,10 +19,11 @@ from offload.specs import BlockFormat, Layout, LinearSpec
 class DeviceOpener:
     """Starts a CUDA device to look at it, and keeps it for the run."""
 
-    def __init__(self, opened: OpenedModel, on_warm_up: Callable[[], None]) -> None:
+    def __init__(self, opened: OpenedModel, budget: Budget, on_warm_up: Callable[[], None]) -> None:
         self.vram: VramMeter | None = None  # of a CUDA device
         self._cuda: Device | None = None
         self._opened = opened
+        self._budget = budget
         self._on_warm_up = on_warm_up
 
     def look(self, ordinal: int, _: DeviceProfile) -> GpuFacts:
@@ -34,17 +37,24 @@ class DeviceOpener:
             nvml.gpu(ordinal)  # where no driver answers, that is the truer reason
             raise
         self._on_warm_up()
+        needed_bytes = 0
         try:
-            device.warm_up(_may_be_multiplied(self._opened), CHUNK_TOKENS)
+            memory, taken_bytes = device.memory(), device.vram.used_bytes()
+            # What this process has taken already is part of its budget.
+            budget = resolve_budget(self._budget, memory.free_bytes + taken_bytes, memory.total_bytes)
+            device.vram.limit_bytes = budget.nbytes
+            with suppress(OverBudgetError):  # then no weight fits, and nothing has to be warm
+                needed_bytes = budget.nbytes + 1
+                device.warm_up(_may_be_multiplied(self._opened), CHUNK_TOKENS)
+                needed_bytes = 0
             memory, taken_bytes = device.memory(), device.vram.used_bytes()
         except OffloadError as error:
             device.close()
             raise DeviceUnavailableError(f"{device.name} cannot be warmed up: {error}") from error
         self._cuda, self.vram = device, device.vram
         # What is allocated later may take a granule more each: activations, ring and resident weights.
-        beyond_bytes = max(0, taken_bytes - sum(device.fixed_bytes.values())) + 3 * GRANULE_BYTES
-        fixed = {**device.fixed_bytes, DRIVER: beyond_bytes}
-        # What this process has taken already is part of its budget.
+        needed_bytes = max(needed_bytes, taken_bytes + 3 * GRANULE_BYTES)
+        fixed = {**device.fixed_bytes, DRIVER: max(3 * GRANULE_BYTES, needed_bytes - sum(device.fixed_bytes.values()))}
         return GpuFacts(device.name, memory.free_bytes + taken_bytes, memory.total_bytes, fixed)
 
     def open(self, target: Target) -> Device | None:

@@ -21,7 +21,7 @@ from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request, pla
 from hybrid.runtime.quantisation import HostQuantisation, stored_weight
 from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
-from hybrid.runtime.target import choose_target
+from hybrid.runtime.target import budget_asked, choose_target
 from hybrid.runtime.threads import default_threads
 from offload.column_reads import HostWeight
 from offload.devices.base import Device, HostArray
@@ -66,7 +66,7 @@ def open_engine(
     progress.on_stage("Opening the model", 0)
     opened = open_for_run(settings)
     _check_has_weights(opened)
-    opener = DeviceOpener(opened, lambda: progress.on_stage("Warming up the GPU", 0))
+    opener = DeviceOpener(opened, budget_asked(settings), lambda: progress.on_stage("Warming up the GPU", 0))
     target = choose_target(settings, opener.look)
     device = opener.open(target)
     try:

@@ -48,7 +48,7 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
     what was asked for is never silently run elsewhere.
     """
     device, ordinal = _parse_device(settings.device)
-    budget = AUTO if settings.cuda is None else parse_budget(settings.cuda)
+    budget = budget_asked(settings)
     if device == "cpu" and settings.cuda is not None and not budget.is_zero:
         raise UsageError(f"--device cpu and --cuda {settings.cuda} contradict each other; drop one of them")
     if device == "cpu" or budget.is_zero:
@@ -65,6 +65,11 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
             f"{asked}: {error}; use --cuda 0 for the CPU, --device simulated to try the machinery, "
             "or plan for another machine with --machine"
         ) from None
+
+
+def budget_asked(settings: RunSettings) -> Budget:
+    """What `--cuda` asks for. Raises BudgetError."""
+    return AUTO if settings.cuda is None else parse_budget(settings.cuda)
 
 
 def look_in_profile(_: int, profile: DeviceProfile) -> GpuFacts:

@@ -112,6 +112,21 @@ def test_no_byte_above_the_budget_though_the_driver_rounds_up(
     assert nvml.started == 0
 
 
+@pytest.mark.parametrize("kilobytes", [0, 100, 300, 1000])
+def test_a_budget_that_holds_no_linear_holds_tiles_or_is_said_to_hold_nothing(
+    kilobytes: int, driver: EmulatedDriver, nvml: FakeNvml, needs: Needs, machine: str
+) -> None:
+    """So much above what is fixed; the largest Linear takes a MiB, and activations of its columns come on top."""
+    budget_bytes = needs.fixed + (kilobytes << 10)
+    with opened(budget_bytes, machine) as engine:
+        assert greedy(engine, GOLDEN.prompt_ids, TOKENS)[0] == GOLDEN.greedy_ids[:TOKENS]
+        placements, warnings = engine.plan.placements, engine.plan.warnings
+    assert all(len(placement.host) for placement in placements if placement.linear.name == "lm_head")
+    is_used = any(placement.on_device for placement in placements)
+    assert is_used != any("the GPU is not used" in warning for warning in warnings)
+    assert driver.peak_bytes <= budget_bytes
+
+
 @pytest.mark.parametrize(
     ("call", "number", "source"),
     [("malloc", 1, "process"), ("streamCreate", 2, "process"), ("malloc", 1, "device"), ("streamCreate", 2, "cuda")],
