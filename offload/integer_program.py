@@ -13,7 +13,7 @@ degenerate, and optimal vertices bunch the streamed columns together and stall t
     e >= s * bus - t - what comes before the level            a level's pieces that have to be in the ring already
     e <= ring
     S >= sum of levels;  S >= sum of s * bus;  S >= RAM bytes / RAM rate;  S >= file bytes / disk rate
-    a >= z * activations;  resident bytes + a <= VRAM;  streamed bytes <= pinned limit
+    a >= z * x + (r + s) * y;  resident bytes + a <= VRAM;  streamed bytes <= pinned limit
     host + streamed - file bytes <= RAM
 
 A second solve gives up a thousandth of S and asks least of the ring: streamed columns go where there is time for
@@ -46,7 +46,8 @@ class GroupKind:
     streamed_s: float  # launches of the pieces included
     trip_s: float
     bus_s: float
-    activation_bytes: float  # of VRAM, when any column is on the device
+    x_bytes: float  # of VRAM, when any column is on the device
+    y_bytes: float  # of VRAM, when all columns are
     least_streamed: float = 0.0
     fixed_resident: float | None = None
 
@@ -139,7 +140,8 @@ class Programme:
         self._at_most({z: kind.trip_s, r: kind.resident_s, s: kind.streamed_s, t: -1.0}, 0.0)
         self._at_most({r: -kind.host_s, s: -kind.host_s, t: -1.0}, -kind.host_s - kind.immovable_s)
         self._at_most({s: kind.bus_s, t: -1.0, self._size - 4: -1.0}, kind.before_s)
-        self._at_most({z: kind.activation_bytes / 1e9, self._size - 3: -1.0}, 0.0)
+        x, y = kind.x_bytes / 1e9, kind.y_bytes / 1e9
+        self._at_most({z: x, r: y, s: y, self._size - 3: -1.0}, 0.0)
 
     def _shared(
         self, kinds: Sequence[GroupKind], limits: Limits, gigabytes: Sequence[float], host: Sequence[float]

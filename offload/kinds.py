@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from offload.cost_model import Workload, gemm_s, host_s, launches, resident_format, step_cost, streamed_format
 from offload.integer_program import GroupKind, Limits, Programme, Solution
-from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, place_linears, vram_bytes
+from offload.packing import working_memory
+from offload.placing import CHUNK_TOKENS, NO_RING, TILE_COLUMNS, PlanRequest, Shares, SharesOf, place_linears
 from offload.plan import LinearPlacement, StreamRing, by_group
 from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
 
@@ -33,6 +34,15 @@ class Kinds:
             self._key_of[members[0].linear.group] = key
             before_s[key] = before_s.get(key, 0.0) + level.islands_s + level.attention_s
         self._before_s = {key: total / len(self._groups[key]) for key, total in before_s.items()}
+
+    @property
+    def movable(self) -> list[list[LinearSpec]]:
+        """The Linears of each kind that may be on the device; kinds without any are left out."""
+        found = []
+        for groups in self._groups.values():
+            linears = [placement.linear for members in groups for placement in members]
+            found.append([linear for linear in linears if self._request.movable(linear)])
+        return [linears for linears in found if linears]
 
     def programme(
         self,
@@ -99,13 +109,13 @@ class Kinds:
         def on_device_s(stored: Callable[[LinearPlacement], WeightFormat | BlockFormat]) -> float:
             return sum(gemm_s(gpu, stored(p), p.linear.out_features, p.linear.in_features, rows) for p in movable)
 
-        columns = sum(p.linear.out_features for p in movable)
-        traffic_s = rows * (
-            members[0].linear.in_features * 4 / gpu.bus_bytes_per_s + columns * 4 / gpu.bus_back_bytes_per_s
-        )
+        x_s = rows * members[0].linear.in_features * 4 / gpu.bus_bytes_per_s
+        y_s = rows * sum(p.linear.out_features for p in movable) * 4 / gpu.bus_back_bytes_per_s
         pieces = host_nbytes / ring.slot_bytes if streams else 0.0
         launches_a_piece = max((launches(streamed_format(p), rows) for p in movable), default=0)
         wanted = given(movable[0].linear) if given and movable else None
+        # Scratch grows with the columns as well, but what a tile takes is the least.
+        a_tile = working_memory(_resident(movable, TILE_COLUMNS), CHUNK_TOKENS)
         return GroupKind(
             count=len(groups),
             nbytes=nbytes,
@@ -113,23 +123,24 @@ class Kinds:
             before_s=self._before_s[key],
             host_s=on_host_s(movable),
             immovable_s=on_host_s(immovable),
-            resident_s=on_device_s(resident_format),
-            streamed_s=on_device_s(streamed_format) + pieces * launches_a_piece * gpu.launch_s,
-            trip_s=gpu.round_trip_s + gpu.launch_s + traffic_s,
+            resident_s=on_device_s(resident_format) + y_s,
+            streamed_s=on_device_s(streamed_format) + y_s + pieces * launches_a_piece * gpu.launch_s,
+            trip_s=gpu.round_trip_s + gpu.launch_s + x_s,
             bus_s=host_nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
-            activation_bytes=vram_bytes(request, _resident(movable), NO_RING)["activations"],
+            x_bytes=a_tile.device_bytes,
+            y_bytes=working_memory(_resident(movable), CHUNK_TOKENS).y_bytes,
             least_streamed=wanted.streamed if wanted else 0.0,
             fixed_resident=wanted.resident if wanted else None,
         )
 
 
-def _resident(placements: Sequence[LinearPlacement]) -> list[LinearPlacement]:
-    """The placements with all columns resident."""
-    ranges = [
-        (ColumnRange(0, p.linear.out_features), ColumnRange(p.linear.out_features, p.linear.out_features))
-        for p in placements
-    ]
-    return [
-        replace(p, resident=whole, streamed=none, host=none)
-        for p, (whole, none) in zip(placements, ranges, strict=True)
-    ]
+def _resident(placements: Sequence[LinearPlacement], most: int | None = None) -> list[LinearPlacement]:
+    """The placements with all columns resident, or that many of the first."""
+    chosen = placements if most is None else placements[:1]
+    made = []
+    for placement in chosen:
+        columns = placement.linear.out_features
+        held = columns if most is None else min(most, columns)
+        ranges = ColumnRange(0, held), ColumnRange(held, held), ColumnRange(held, columns)
+        made.append(replace(placement, resident=ranges[0], streamed=ranges[1], host=ranges[2]))
+    return made

@@ -17,7 +17,7 @@ DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
 DEPTHS = (0, 1024, 4096)  # a plan also tells its step at these
 CHUNK_TOKENS = 256  # the most tokens of one prefill step
 NO_RING = StreamRing(0, 0)
-_TILE_COLUMNS = 16
+TILE_COLUMNS = 16
 _SLOTS, _MOST_SLOT_BYTES = 4, 4 * MIB
 _ROUNDED = "on the GPU, steps of more than 8 tokens round activations to 16 bits before each multiply"
 
@@ -211,8 +211,8 @@ def _whole_tiles(columns: int, share: float, number: int) -> int:
     """
     if share >= 1.0:
         return columns
-    tiles = columns * share / _TILE_COLUMNS
-    return min(columns, (int((number + 1) * tiles) - int(number * tiles)) * _TILE_COLUMNS)
+    tiles = columns * share / TILE_COLUMNS
+    return min(columns, (int((number + 1) * tiles) - int(number * tiles)) * TILE_COLUMNS)
 
 
 def _reason(request: PlanRequest, columns: int, resident: int, on_device: int) -> str:

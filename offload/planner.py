@@ -21,6 +21,7 @@ from offload.placing import (
     vram_bytes,
 )
 from offload.plan import LinearPlacement, Plan, StreamRing
+from offload.polishing import polish
 from offload.prefill_plan import LEAST_RING, may_stream, prefill_phase, streaming_all
 from offload.ram_tiers import check_ram
 from offload.units import MIB
@@ -29,6 +30,7 @@ _RINGS = (StreamRing(4, MIB), StreamRing(4, 2 * MIB), StreamRing(4, 4 * MIB), St
 _SIMPLE_RING = StreamRing(4, 4 * MIB)
 _WORTH = 0.98  # what uses the device has to be this much faster than all on the host
 _TIE = 0.999  # what does more has to be this much faster than what does less
+_POLISHED = 0.995  # nearer to the bound than this, a placement is not polished
 _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much faster, where decode loses 1 - _WORTH
 
 
@@ -117,7 +119,22 @@ class _Search:
             return on_host
         least_s = min(candidate.step_s for candidate in fitting)
         best = next(candidate for candidate in fitting if candidate.step_s * _TIE <= least_s)
+        if programmes and best.step_s * _POLISHED > programmes[0][0].bound_s:
+            best = self._polished(best)
         return on_host if on_host.fits and best.step_s >= on_host.step_s * _WORTH else best
+
+    def _polished(self, best: _Candidate) -> _Candidate:
+        """`best` after small moves."""
+
+        def time(shares: SharesOf) -> float:
+            candidate = self._candidate(shares, best.ring)
+            return candidate.step_s if candidate.fits else inf
+
+        def fill(shares: SharesOf) -> SharesOf:
+            return grow(shares, lambda shares: self._excess_bytes(shares, best.ring))
+
+        shares = polish(best.shares, best.step_s, Kinds(self.request).movable, time, fill)
+        return self._candidate(shares, best.ring)
 
     def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:
         """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""

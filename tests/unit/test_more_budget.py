@@ -15,16 +15,15 @@ from offload.planner import make_plan
 from offload.specs import Layout, LinearSpec, WeightFormat
 from offload.units import GIB, MIB
 
-# The second solve gives up a thousandth, ties another; the replay has whole tiles and pieces, the programme has not.
-ROUNDING = 1.005
+ROUNDING = 1.002  # the second solve gives up a thousandth, ties another
 A_FIFTIETH = 1 / 0.98
 FLOATS = [WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16]
 
 
 @st.composite
 def models(draw: st.DrawFn) -> list[LinearSpec]:
-    """A few layers of attention and feed-forward, and a head; of many tiles, since rounding to few is not small."""
-    hidden, inner, vocabulary = (16 * draw(st.integers(64, 160)) for _ in range(3))
+    """A few layers of attention and feed-forward, and a head."""
+    hidden, inner, vocabulary = (16 * draw(st.integers(8, 160)) for _ in range(3))
     layout = draw(st.sampled_from([*Layout]))
     body, head = draw(st.sampled_from(FLOATS)), draw(st.sampled_from(FLOATS))
 
@@ -70,13 +69,21 @@ def may_lose_a_fiftieth(less: Plan, more: Plan) -> bool:
     return holds_all or more.prefill.step_s < 0.8 * less.prefill.step_s
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+def one_tile_each_s(asked: PlanRequest) -> float:
+    """What the host takes for a tile of 16 columns of every Linear: so far may rounding unbalance the levels."""
+    rates = asked.profile.cpu.multiply_bytes_per_s
+    return sum(16 * linear.column_bytes / rates[linear.format][1] for linear in asked.linears)
+
+
+@settings(max_examples=25, deadline=None)
 @given(models(), machines(), st.lists(st.floats(0.01, 1.2), min_size=2, max_size=2).map(sorted))
 def test_more_vram_is_never_slower(linears: list[LinearSpec], profile: DeviceProfile, parts: list[float]) -> None:
     whole = sum(linear.weight_bytes for linear in linears) + 12 * MIB
-    less, more = (make_plan(request(linears, profile, int(part * whole))) for part in parts)
+    asked = [request(linears, profile, int(part * whole)) for part in parts]
+    less, more = map(make_plan, asked)
     most = A_FIFTIETH if may_lose_a_fiftieth(less, more) else 1.0
-    assert more.predicted.decode_step_s <= less.predicted.decode_step_s * ROUNDING * most
+    tile_s = one_tile_each_s(asked[0])
+    assert more.predicted.decode_step_s <= less.predicted.decode_step_s * ROUNDING * most + tile_s
 
 
 @settings(max_examples=25, deadline=None)
