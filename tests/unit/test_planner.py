@@ -49,7 +49,7 @@ def request(linears: Sequence[LinearSpec], budget_bytes: int, **changes: Any) ->
         budget_bytes=budget_bytes,
         fixed_vram_bytes=FIXED,
         other_ram_bytes={"other weights": 10, "kv cache": 20},
-        step=StepShape(5, 256, False),
+        step=StepShape(5, 256, 1024, False),
         pinned_limit_bytes=0,  # what fits is resident; streaming has tests of its own
     )
     return replace(base, **changes)
