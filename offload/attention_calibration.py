@@ -1,5 +1,6 @@
-"""Measure how fast the CPU attends, apart from how fast it reads the cache."""
+"""Measure attention on the CPU: how fast it reads the cache, and how fast it computes with it."""
 
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
@@ -8,44 +9,60 @@ import numpy as np
 from offload.attention import AttentionSpec, pair_flops
 from offload.host_attention import AttentionArrays, AttentionCall, HostAttention
 from offload.host_backend import NumbaBackend
-from offload.host_calibration import Multiplier
 from offload.rounds import rounds_within
 
-# Eight query heads share a key/value head: reading takes a small part of the time, and its noise does as well.
-_SPEC = AttentionSpec(num_heads=32, num_kv_heads=4, head_dim=64, scale=0.125)
+_HEADS, _HEAD_DIM = 32, 64
+_KV_HEADS = (4, 32)  # the same heads compute the same; with one of their own each, they read eight times as much
 _DEPTH = 1024  # tokens that the new one sees
-_LAYER_BYTES = 2 * _SPEC.num_kv_heads * _SPEC.head_dim * _DEPTH * 2
-_LEAST_SHARE = 0.1  # of the time is not reading, however the noise falls
+_LEAST_SHARE = 0.1  # of the time is reading, and computing, however the noise falls
 
 
-def attention_rate(backend: NumbaBackend, weight: Multiplier, nbytes: int, rounds: int, longest_s: float) -> float:
-    """`CpuRates.attention_flops_per_s`: the median over rounds, by turns with `weight`, which reading is taken from.
+@dataclass(frozen=True)
+class AttentionRates:
+    """See the fields of `CpuRates`."""
 
-    A round is a decode step's attention in so many layers that their caches, in fp16, take `nbytes` bytes.
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def attention_rates(backend: NumbaBackend, nbytes: int, rounds: int, longest_s: float) -> AttentionRates:
+    """Rates from the median times of two decode steps that take turns, over fp16 caches of `nbytes` bytes in all.
+
+    What they differ by is reading: seconds = bytes / bytes_per_s + flops / flops_per_s, see `whole_attention_s`.
     """
-    calls = _layers(HostAttention(backend), max(1, nbytes // _LAYER_BYTES))
-    flops = len(calls) * _DEPTH * pair_flops(_SPEC.num_heads, _SPEC.head_dim)
-    rates = []
+    few_bytes, many_bytes = (_layer_bytes(kv_heads) for kv_heads in _KV_HEADS)
+    layers = max(1, nbytes // (few_bytes + many_bytes))
+    attention = HostAttention(backend)
+    steps = [_calls(attention, kv_heads, layers) for kv_heads in _KV_HEADS]
+    times: list[tuple[float, ...]] = []
     for counts in rounds_within(rounds, longest_s):  # the first compiles and touches
-        started = perf_counter()
-        weight.multiply(1)
-        read_s = (perf_counter() - started) / weight.nbytes * len(calls) * _LAYER_BYTES
-        started = perf_counter()
-        for call in calls:
-            call.run()
-        elapsed_s = perf_counter() - started
+        reading = tuple(_elapsed_s(step) / layers for step in steps)
         if counts:
-            rates.append(flops / max(elapsed_s - read_s, _LEAST_SHARE * elapsed_s))
-    return median(rates)
+            times.append(reading)
+    few_s, many_s = map(median, zip(*times, strict=True))
+    bytes_per_s = (many_bytes - few_bytes) / max(many_s - few_s, _LEAST_SHARE * many_s)
+    compute_s = max(few_s - few_bytes / bytes_per_s, _LEAST_SHARE * few_s)
+    return AttentionRates(bytes_per_s, _DEPTH * pair_flops(_HEADS, _HEAD_DIM) / compute_s)
 
 
-def _layers(attention: HostAttention, count: int) -> list[AttentionCall]:
+def _layer_bytes(kv_heads: int) -> int:
+    return 2 * kv_heads * _DEPTH * _HEAD_DIM * 2
+
+
+def _calls(attention: HostAttention, kv_heads: int, layers: int) -> list[AttentionCall]:
     """Calls that append a token to a cache of their own, of `_DEPTH` tokens, and attend."""
-    width = _SPEC.num_kv_heads * _SPEC.head_dim
-    query, new = np.ones((1, _SPEC.num_heads * _SPEC.head_dim), np.float32), np.ones((1, width), np.float32)
-    caches = np.ones((count, 2, _SPEC.num_kv_heads, _DEPTH, _SPEC.head_dim), np.float16)
+    spec = AttentionSpec(_HEADS, kv_heads, _HEAD_DIM, _HEAD_DIM**-0.5)
+    query, new = np.ones((1, _HEADS * _HEAD_DIM), np.float32), np.ones((1, kv_heads * _HEAD_DIM), np.float32)
+    caches = np.ones((layers, 2, kv_heads, _DEPTH, _HEAD_DIM), np.float16)
     last, output = np.array([_DEPTH - 1], np.int32), np.empty_like(query)
     return [
-        attention.bind(_SPEC, AttentionArrays(query, new, new, keys, values, None, None, last, output))
+        attention.bind(spec, AttentionArrays(query, new, new, keys, values, None, None, last, output))
         for keys, values in caches
     ]
+
+
+def _elapsed_s(calls: list[AttentionCall]) -> float:
+    started = perf_counter()
+    for call in calls:
+        call.run()
+    return perf_counter() - started

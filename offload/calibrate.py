@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.attention_calibration import attention_rate
+from offload.attention_calibration import attention_rates
 from offload.device_calibration import DeviceEffort, DeviceMeter
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.devices.base import Device
@@ -62,9 +62,7 @@ def calibrate(
     weights = multipliers(backend, effort.weight_bytes, _IN_FEATURES)
     host = HostRates(multiply_rates(weights, effort.rounds, effort.longest_s), launch_time(backend))
     on_stage("attending on the CPU")
-    attention_flops_per_s = attention_rate(
-        backend, weights[WeightFormat.FP16], effort.weight_bytes, effort.rounds, effort.longest_s
-    )
+    attention = attention_rates(backend, effort.weight_bytes, effort.rounds, effort.longest_s)
     gpu, share = None, 1.0
     if device is not None:
         on_stage(f"measuring {device.name}")
@@ -79,7 +77,8 @@ def calibrate(
             ram_bytes_per_s_beside_bus=share * host.ram_bytes_per_s,
             disk_bytes_per_s=disk_bytes_per_s,
             multiply_bytes_per_s=host.multiply_bytes_per_s,
-            attention_flops_per_s=attention_flops_per_s,
+            attention_bytes_per_s=attention.bytes_per_s,
+            attention_flops_per_s=attention.flops_per_s,
             island_s=step.island_s,
             launch_s=host.launch_s,
             step_s=step.step_s,

@@ -192,15 +192,15 @@ def _multiply_s(
 def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
     """Seconds of attention in all layers, rewriting the cache included.
 
-    Each new token is multiplied with all that it sees. The cache is read from RAM once: blocks of queries that read
-    it again take so long to multiply that it does not show.
+    Each new token computes with all that it sees. Reading counts once: a block of queries that reads the cache again
+    computes for so long that it does not show.
     """
     seen = work.depth + work.rows / 2
-    reads = 3 if step.concat_cache else 1
-    return (
-        reads * seen * step.cache_bytes_per_token / cpu.ram_bytes_per_s
-        + work.rows * seen * step.attention_flops_per_pair / cpu.attention_flops_per_s
-    )
+    cache_bytes, flops = seen * step.cache_bytes_per_token, work.rows * seen * step.attention_flops_per_pair
+    seconds = cache_bytes / cpu.attention_bytes_per_s + flops / cpu.attention_flops_per_s
+    if step.concat_cache:
+        seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
+    return seconds
 
 
 def host_alone(
