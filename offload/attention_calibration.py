@@ -26,12 +26,8 @@ class AttentionRates:
 
 
 def attention_rates(backend: NumbaBackend, nbytes: int, rounds: int, longest_s: float) -> AttentionRates:
-    """Rates from the median times of two decode steps that take turns, over fp16 caches of `nbytes` bytes in all.
-
-    What they differ by is reading: seconds = bytes / bytes_per_s + flops / flops_per_s, see `whole_attention_s`.
-    """
-    few_bytes, many_bytes = (_layer_bytes(kv_heads) for kv_heads in _KV_HEADS)
-    layers = max(1, nbytes // (few_bytes + many_bytes))
+    """Rates from the median times of two decode steps that take turns, over fp16 caches of `nbytes` bytes in all."""
+    layers = max(1, nbytes // sum(map(_layer_bytes, _KV_HEADS)))
     attention = HostAttention(backend)
     steps = [_calls(attention, kv_heads, layers) for kv_heads in _KV_HEADS]
     times: list[tuple[float, ...]] = []
@@ -39,7 +35,15 @@ def attention_rates(backend: NumbaBackend, nbytes: int, rounds: int, longest_s: 
         reading = tuple(_elapsed_s(step) / layers for step in steps)
         if counts:
             times.append(reading)
-    few_s, many_s = map(median, zip(*times, strict=True))
+    return rates_from(*map(median, zip(*times, strict=True)))
+
+
+def rates_from(few_s: float, many_s: float) -> AttentionRates:
+    """The rates with which a layer of few key/value heads takes `few_s`, and one of many `many_s`.
+
+    What the times differ by is reading; see `cost_model.whole_attention_s`.
+    """
+    few_bytes, many_bytes = map(_layer_bytes, _KV_HEADS)
     bytes_per_s = (many_bytes - few_bytes) / max(many_s - few_s, _LEAST_SHARE * many_s)
     compute_s = max(few_s - few_bytes / bytes_per_s, _LEAST_SHARE * few_s)
     return AttentionRates(bytes_per_s, _DEPTH * pair_flops(_HEADS, _HEAD_DIM) / compute_s)
