@@ -13,7 +13,7 @@ from offload.rounds import rounds_within
 
 _HEADS, _HEAD_DIM = 32, 64
 _KV_HEADS = (4, 32)  # the same heads compute the same; with one of their own each, they read eight times as much
-_DEPTH = 1024  # tokens that the new one sees
+_DEPTH = 2048  # tokens that the new one sees: enough for waking threads to be a small part
 _LEAST_SHARE = 0.1  # of the time is reading, and computing, however the noise falls
 
 

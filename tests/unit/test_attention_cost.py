@@ -72,8 +72,8 @@ def with_rates(rates: AttentionRates) -> CpuRates:
 
 
 def test_calibration_finds_the_rates_that_predict_what_it_measured() -> None:
-    work = Workload(1023, 2)  # 1024 tokens seen by each
-    few_s, many_s = 90e-6, 240e-6
+    work = Workload(2047, 2)  # 2048 tokens seen by each
+    few_s, many_s = 180e-6, 480e-6
     cpu = with_rates(rates_from(few_s, many_s))
     shapes = [
         replace(layer(32, kv_heads, 64), attention_flops_per_pair=pair_flops(32, 64) // 2) for kv_heads in (4, 32)
