@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+_SOFTMAX_ELEMENTS = 32  # the softmax of one score takes as long as so many elements of its key and its value
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -21,3 +23,12 @@ class AttentionSpec:
     window: int | None = None
     rotary_dim: int = 0
     interleaved: bool = False
+
+
+def pair_flops(num_heads: int, head_dim: int) -> int:
+    """Floating-point operations of one new token that sees one token, with all its heads.
+
+    q . k and the share of v are four for every element of a head; the softmax counts as `_SOFTMAX_ELEMENTS` more,
+    which makes them take equally long whatever the size of the heads.
+    """
+    return 4 * num_heads * (head_dim + _SOFTMAX_ELEMENTS)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.attention_calibration import attention_rates
 from offload.device_calibration import DeviceEffort, DeviceMeter
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.devices.base import Device
@@ -28,11 +29,10 @@ class Effort:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What a decode step costs besides reading weights; see the fields of `CpuRates`."""
+    """What a decode step costs besides its Linears and attention; see the fields of `CpuRates`."""
 
     step_s: float
     island_s: float
-    attention_bytes_per_s: float
 
 
 def calibrate(
@@ -61,6 +61,8 @@ def calibrate(
     on_stage("multiplying on the CPU")
     weights = multipliers(backend, effort.weight_bytes, _IN_FEATURES)
     host = HostRates(multiply_rates(weights, effort.rounds, effort.longest_s), launch_time(backend))
+    on_stage("attending on the CPU")
+    attention = attention_rates(backend, effort.weight_bytes, effort.rounds, effort.longest_s)
     gpu, share = None, 1.0
     if device is not None:
         on_stage(f"measuring {device.name}")
@@ -75,8 +77,8 @@ def calibrate(
             ram_bytes_per_s_beside_bus=share * host.ram_bytes_per_s,
             disk_bytes_per_s=disk_bytes_per_s,
             multiply_bytes_per_s=host.multiply_bytes_per_s,
-            # Noise can make attention seem to take no time; it cannot be faster than the memory.
-            attention_bytes_per_s=min(step.attention_bytes_per_s, host.ram_bytes_per_s),
+            attention_bytes_per_s=attention.bytes_per_s,
+            attention_flops_per_s=attention.flops_per_s,
             island_s=step.island_s,
             launch_s=host.launch_s,
             step_s=step.step_s,

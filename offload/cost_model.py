@@ -19,7 +19,6 @@ from offload.plan import HostTier, LinearPlacement, StreamRing, by_group
 from offload.ram_tiers import file_bytes
 from offload.specs import BlockFormat, WeightFormat
 
-_QUERIES_A_PASS = 8  # queries that one pass of attention over the cache serves
 ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 
@@ -29,6 +28,7 @@ class StepShape:
 
     islands: int
     cache_bytes_per_token: int  # read by attention for every token already there
+    attention_flops_per_pair: int  # of a new token and a token it sees, in all layers: `attention.pair_flops`
     concat_cache: bool  # True: every step also rewrites the whole cache
     islands_on_host: int = 0  # when all is in RAM on the host; 0: as many as otherwise
 
@@ -190,10 +190,14 @@ def _multiply_s(
 
 
 def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
-    """Seconds of attention in all layers, rewriting the cache included."""
-    passes = -(-work.rows // _QUERIES_A_PASS)
-    cache_bytes = (work.depth + work.rows / 2) * step.cache_bytes_per_token
-    seconds = passes * cache_bytes / cpu.attention_bytes_per_s
+    """Seconds of attention in all layers, rewriting the cache included.
+
+    Each new token computes with all that it sees. Reading counts once: a block of queries that reads the cache again
+    computes for so long that it does not show.
+    """
+    seen = work.depth + work.rows / 2
+    cache_bytes, flops = seen * step.cache_bytes_per_token, work.rows * seen * step.attention_flops_per_pair
+    seconds = cache_bytes / cpu.attention_bytes_per_s + flops / cpu.attention_flops_per_s
     if step.concat_cache:
         seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
     return seconds

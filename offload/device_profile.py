@@ -29,7 +29,8 @@ class CpuRates:
     ram_bytes_per_s_beside_bus: float  # reading while the bus copies out of RAM
     disk_bytes_per_s: float  # reading one file from front to back
     multiply_bytes_per_s: Mapping[str, Mapping[int, float]]
-    attention_bytes_per_s: float  # reading the KV cache during attention
+    attention_bytes_per_s: float  # attention: reading the cache
+    attention_flops_per_s: float  # and what it computes with it, counted as `attention.pair_flops` does
     island_s: float  # one island of a decode step, without attention
     launch_s: float  # one host kernel
     step_s: float  # once a step: inputs, logits

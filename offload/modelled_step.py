@@ -6,9 +6,10 @@ For a step of M rows with `depth` tokens in the cache:
     host, one after another
         step_s                                                          before the first level
         island_s * islands / levels * max(1, M / 4)                     before each level
-        attention: ceil(M / 8) * cache bytes / attention_bytes_per_s    shared by the second levels of all layers
-            where cache bytes = (depth + M / 2) * cache_bytes_per_token; a cache that is rewritten at every step
-            adds 2 * cache bytes / ram_bytes_per_s
+        attention: cache bytes / attention_bytes_per_s                  shared by the second levels of all layers
+            + M * seen * attention_flops_per_pair / attention_flops_per_s
+            where seen = depth + M / 2 and cache bytes = seen * cache_bytes_per_token; a cache that is rewritten at
+            every step adds 2 * cache bytes / ram_bytes_per_s
         launch_s + the sum over its Linears of the longest of           for each group with host columns
             CpuRates.multiply_s(host format, bytes, M)
             bytes / ram_bytes_per_s_beside_bus, if this phase streams

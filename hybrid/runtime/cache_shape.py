@@ -1,4 +1,4 @@
-"""How large the KV cache of a graph is, and what it is kept in."""
+"""How large the KV cache of a graph is, what it is kept in, and what a token does with it."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -7,6 +7,7 @@ from math import prod
 from hybrid.errors import UsageError
 from hybrid.graph.graph import ElementType, Graph
 from hybrid.model.decoder import CachePair, Decoder
+from offload.attention import pair_flops
 
 _TYPES = {"fp16": ElementType.FLOAT16, "fp32": ElementType.FLOAT}
 
@@ -22,6 +23,19 @@ def cache_bytes(graph: Graph, pairs: Sequence[CachePair], tokens: int) -> int:
     """RAM of the whole cache when it holds `tokens` tokens."""
     types = {info.name: info.element_type for info in graph.inputs}
     return sum(prod(cache_shape(graph, pair, tokens)) * types[pair.past].bits // 8 for pair in pairs)
+
+
+def attention_flops(graph: Graph, pairs: Sequence[CachePair]) -> int:
+    """Operations of one new token that sees one token, in all layers, as `pair_flops` counts them.
+
+    What reads the cache says with how many heads; where it does not, they are those of the cache.
+    """
+    flops = 0
+    for pair in pairs:
+        *heads, head_dim = cache_shape(graph, pair, 1)
+        asked = [int(reader.attributes.get("num_heads", 0)) for reader in graph.consumers.get(pair.past, [])]
+        flops += pair_flops(max(asked, default=0) or prod(heads), head_dim)
+    return flops // 2  # keys are one pair, values another
 
 
 def cache_types(decoder: Decoder) -> set[str]:

@@ -9,7 +9,7 @@ from hybrid.graph.attention import Attention, find_attentions
 from hybrid.graph.find import Linear, find_linears
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
-from hybrid.runtime.cache_shape import cache_bytes, cache_types, with_cache_type
+from hybrid.runtime.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
 from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
@@ -140,6 +140,7 @@ def plan_request(
         step=StepShape(
             islands=4 * layers + 1,
             cache_bytes_per_token=per_token,
+            attention_flops_per_pair=attention_flops(decoder.graph, decoder.cache),
             concat_cache=not decoder.shared_cache,
             islands_on_host=1 if _stays_whole(opened) else 0,
         ),

@@ -24,7 +24,7 @@ from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import DeviceUnavailableError
 from offload.units import GIB, MIB, format_bytes
 
-_STAGES = 7  # that are told of, with a device
+_STAGES = 8  # that are told of, with a device
 _LEAST_BYTES = 64 * MIB
 _DISK_BYTES = 256 * MIB
 _DISK_PIECE_BYTES = 8 * MIB

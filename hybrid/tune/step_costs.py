@@ -23,10 +23,9 @@ _MORE_LAYERS = 3  # of the second model, on top of the first one's only layer
 
 @dataclass(frozen=True)
 class StepEffort:
-    """`depth` is how many tokens lie in the cache when attention is timed."""
+    """How many steps of which model are timed."""
 
     shape: ZeroShape
-    depth: int = 1000
     steps: int = 8
     rounds: int = 7
     longest_s: float = 8.0  # of all rounds together, on a machine that is busy
@@ -45,30 +44,22 @@ def effort_within(nbytes: int) -> StepEffort:
 def measure_step_costs(folder: Path, threads: int, effort: StepEffort) -> StepCosts:
     """What a decode step costs besides its Linears, Python included. Writes two models into `folder`.
 
-    With one layer and with more, at an empty cache and at a filled one, by turns; Linears are timed apart and
-    subtracted. What layers add is islands, what depth adds is attention, what is left is the step's own.
+    With one layer and with more, by turns, at an empty cache; Linears are timed apart and subtracted. What layers add
+    is islands, what is left is the step's own.
     """
     shape = effort.shape
     larger = replace(shape, layers=shape.layers + _MORE_LAYERS)
     with ExitStack() as stack:
         one = stack.enter_context(_TimedModel(write_zero_model(folder / "one", shape), threads, effort.steps))
         more = stack.enter_context(_TimedModel(write_zero_model(folder / "more", larger), threads, effort.steps))
-        more.fill(effort.depth)
-        cells = [(one, 0), (more, 0), (more, effort.depth)]
-        times: list[list[float]] = [[] for _ in cells]
+        times: list[tuple[float, float]] = []
         for counts in rounds_within(effort.rounds, effort.longest_s):
-            for (model, depth), readings in zip(cells, times, strict=True):
-                reading = model.other_s(depth)
-                if counts:
-                    readings.append(reading)
-        one_s, more_s, deep_s = map(median, times)
-        cache_bytes = effort.depth * more.cache_bytes_per_token
+            reading = one.other_s(), more.other_s()
+            if counts:
+                times.append(reading)
+        one_s, more_s = map(median, zip(*times, strict=True))
     island_s = max(0.0, (more_s - one_s) / (more.islands - one.islands))
-    return StepCosts(
-        step_s=max(0.0, one_s - one.islands * island_s),
-        island_s=island_s,
-        attention_bytes_per_s=cache_bytes / max(deep_s - more_s, 1e-6),
-    )
+    return StepCosts(step_s=max(0.0, one_s - one.islands * island_s), island_s=island_s)
 
 
 class _TimedModel:
@@ -82,7 +73,6 @@ class _TimedModel:
         request = plan_request(opened, choose_target(settings, look_in_profile), {})
         plans = ShrinkingPlan(request)
         self.islands = request.step.islands  # as the cost model counts them
-        self.cache_bytes_per_token = request.step.cache_bytes_per_token
         outside = linears_outside(opened.linears, plans.plan)
         self._engine = load(opened, plans, outside, None, threads, timeline=self._timeline)
 
@@ -92,18 +82,13 @@ class _TimedModel:
     def __exit__(self, *_: object) -> None:
         self._engine.close()
 
-    def fill(self, depth: int) -> None:
-        """Put `depth` tokens into the cache, and back."""
-        self._engine.prefill([3] * depth)
-        self._engine.trim(0)
+    def other_s(self) -> float:
+        """Median seconds of a step with an empty cache, without its Linears."""
+        return median(self._other_times())
 
-    def other_s(self, depth: int) -> float:
-        """Median seconds of a step with `depth` tokens in the cache, without its Linears."""
-        return median(self._other_times(depth))
-
-    def _other_times(self, depth: int) -> Iterator[float]:
+    def _other_times(self) -> Iterator[float]:
         for _ in range(self._steps):
-            self._engine.position = depth  # what lies there has been filled once
+            self._engine.position = 0
             before = len(self._timeline.spans())
             elapsed_s = _step_s(self._engine)
             yield elapsed_s - sum(s.duration_s for s in self._timeline.spans()[before:] if s.track == "linears")

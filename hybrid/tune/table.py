@@ -11,6 +11,7 @@ _CPU = {
     "ram_bytes_per_s_beside_bus": "RAM beside the bus",
     "disk_bytes_per_s": "disk, reading",
     "attention_bytes_per_s": "attention, reading the cache",
+    "attention_flops_per_s": "attention, computing with it",
     "island_s": "an island of a decode step",
     "launch_s": "a CPU kernel's launch",
     "step_s": "a decode step, besides",
@@ -74,7 +75,7 @@ def _row(name: str, label: str, measured: CpuRates | GpuRates, estimate: CpuRate
 def _text(name: str, value: float) -> str:
     if not value:
         return "-"
-    if name == "flops_per_s":
+    if name.endswith("flops_per_s"):
         return f"{value / 1e12:.2f} TFLOP/s"
     if "_per_s" in name:
         return f"{value / 1e9:.2f} GB/s"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from offload.attention import pair_flops
 from offload.cost_model import StepShape
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.devices.base import Span
@@ -33,6 +34,7 @@ PROFILE = DeviceProfile(
         disk_bytes_per_s=0.1e9,
         multiply_bytes_per_s={"fp16": {1: 1e9}, "int8": {1: 0.8e9}},
         attention_bytes_per_s=1e9,
+        attention_flops_per_s=1e9,
         island_s=1000 * MICRO,
         launch_s=100 * MICRO,
         step_s=2000 * MICRO,
@@ -52,8 +54,8 @@ PROFILE = DeviceProfile(
         workspace_bytes=0,
     ),
 )
-FOUR_ISLANDS = StepShape(islands=4, cache_bytes_per_token=1000, concat_cache=False)
-NO_ISLANDS = StepShape(0, 0, False)
+FOUR_ISLANDS = StepShape(islands=4, cache_bytes_per_token=1000, attention_flops_per_pair=500, concat_cache=False)
+NO_ISLANDS = StepShape(0, 0, 0, False)
 Q, OUT = linear("q", "q", 512, 256), linear("o", "o", 512, 256)  # 1024 bytes a column, one layer
 
 
@@ -69,7 +71,7 @@ def test_a_step_worked_out_by_hand() -> None:
     multiply = 200 + 128 * 1024 / 1000
     q_device, q_host = fetch + multiply + copy_out + 300, 100 + 131.072
     assert q_device > q_host
-    attention, o_host = 1000.5, 100 + 262.144
+    attention, o_host = 1.5 * 1000.5, 100 + 262.144
     expected = 2000 + (2000 + q_device) + (2000 + attention + o_host)
     assert made.step_s == pytest.approx([expected * MICRO] * 4)
 
@@ -141,14 +143,15 @@ T4 = DeviceProfile(
         ram_bytes_per_s=14e9,
         ram_bytes_per_s_beside_bus=12.6e9,
         multiply_bytes_per_s={"fp16": {1: 14e9, 8: 7.5e9, 32: 1.88e9, 128: 0.469e9}},
-        attention_bytes_per_s=9.8e9,
+        attention_bytes_per_s=11e9,
+        attention_flops_per_s=80e9,
         island_s=20 * MICRO,
         launch_s=4 * MICRO,
         step_s=500 * MICRO,
     ),
     gpu=GpuRates("T4", 16 << 30, 250e9, 39e12, 12e9, 12e9, 4.8e9, 10e-6, 40e-6, 8e-6, 150 << 20, 40 << 20),
 )
-MISTRAL_STEP = StepShape(islands=4 * 32 + 2, cache_bytes_per_token=32 * 2 * 8 * 128 * 2, concat_cache=False)
+MISTRAL_STEP = StepShape(4 * 32 + 2, 32 * 2 * 8 * 128 * 2, 32 * pair_flops(32, 128), concat_cache=False)
 PREFILL = 32
 
 

@@ -21,7 +21,7 @@ from offload.units import GIB, MIB
 
 QUICK = TuneEffort(
     Effort(weight_bytes=MIB, rounds=1, disk_s=0.01),
-    StepEffort(ZeroShape(layers=1, hidden=256, intermediate=256, heads=4, positions=64), depth=32, steps=1, rounds=1),
+    StepEffort(ZeroShape(layers=1, hidden=256, intermediate=256, heads=4, positions=64), steps=1, rounds=1),
     disk_bytes=MIB,
 )
 

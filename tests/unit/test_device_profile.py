@@ -46,6 +46,7 @@ def test_shipped_machines_load_and_are_plausible(path: Path) -> None:
     assert find_profile(path.stem) == profile
     assert profile.estimated
     assert 1e9 < profile.cpu.attention_bytes_per_s <= profile.cpu.ram_bytes_per_s < 1e12
+    assert 1e9 < profile.cpu.attention_flops_per_s < 1e13
     assert 1 << 32 <= profile.cpu.ram_bytes < 1 << 40
     if profile.gpu is not None:
         assert profile.gpu.bus_bytes_per_s < profile.gpu.vram_bytes_per_s < 1e13

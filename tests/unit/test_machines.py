@@ -122,6 +122,19 @@ def test_a_broken_profile_is_not_used_and_every_run_says_so_in_a_line(text: str)
         on_cpu(machine=machine_name())
 
 
+def test_a_calibration_that_knew_one_rate_of_attention_is_not_used_and_a_new_one_is_asked_for() -> None:
+    content = measured().to_json()
+    del content["cpu"]["attention_flops_per_s"]
+    path = calibration_file(machine_name())
+    path.write_text(json.dumps(content))
+    target = on_cpu()
+    assert target.profile.name == "generic-cpu"
+    (warning,) = target.warnings
+    assert f"{path}: cpu: has to have the keys attention_bytes_per_s, attention_flops_per_s, " in warning
+    assert warning.endswith("not used, hybrid tune --calibrate writes a new one")
+    assert "cpu: has to have the keys" in examine_calibration(default_threads()).text
+
+
 def test_a_profile_is_written_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "machine.json"
     profile = find_profile("colab-t4")

@@ -25,7 +25,7 @@ MULTIPLY = {name: {1: 1e6, 128: 1e5} for name in WeightFormat}
 MACHINE = DeviceProfile(
     "bench",
     True,
-    CpuRates(2, 16 * GIB, 10e9, 9e9, 1e9, MULTIPLY, 5e9, 1e-9, 1e-9, 1e-9),
+    CpuRates(2, 16 * GIB, 10e9, 9e9, 1e9, MULTIPLY, 5e9, 20e9, 1e-9, 1e-9, 1e-9),
     GpuRates("Bench GPU", 8 * GIB, 200e9, 20e12, 10e9, 10e9, 4e9, 1e-9, 1e-9, 1e-9, 150 * MIB, 40 * MIB),
 )
 FIXED = {"context": 3 * MIB, "workspace": MIB}
@@ -49,7 +49,7 @@ def request(linears: Sequence[LinearSpec], budget_bytes: int, **changes: Any) ->
         budget_bytes=budget_bytes,
         fixed_vram_bytes=FIXED,
         other_ram_bytes={"other weights": 10, "kv cache": 20},
-        step=StepShape(5, 256, False),
+        step=StepShape(5, 256, 1024, False),
         pinned_limit_bytes=0,  # what fits is resident; streaming has tests of its own
     )
     return replace(base, **changes)

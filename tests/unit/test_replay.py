@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.runtime.target import find_profile
+from offload.attention import pair_flops
 from offload.cost_model import LevelCost, StepCost, StepShape, Workload, step_cost
 from offload.modelled_step import run_modelled
 from offload.placing import NO_RING, PlanRequest, Shares, SharesOf, fits, place, place_linears
@@ -85,7 +86,7 @@ def mistral(budget_gib: float, machine: str = "colab-t4") -> PlanRequest:
         budget_bytes=int(budget_gib * GIB),
         fixed_vram_bytes={"context": profile.gpu.context_bytes, "workspace": profile.gpu.workspace_bytes},
         other_ram_bytes={},
-        step=StepShape(129, 32 * 2 * 8 * 128 * 2, False),
+        step=StepShape(129, 32 * 2 * 8 * 128 * 2, 32 * pair_flops(32, 128), False),
     )
 
 
