@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
-from offload.devices.scratch import MAX_ROWS
+from offload.devices.multiply_time import launches, multiply_s
 from offload.plan import HostTier, LinearPlacement, StreamRing, by_group
 from offload.ram_tiers import file_bytes
 from offload.specs import BlockFormat, WeightFormat
@@ -101,27 +101,6 @@ def step_cost(
     )
 
 
-def gemm_s(gpu: GpuRates, stored: WeightFormat | BlockFormat, columns: int, in_features: int, rows: int) -> float:
-    """Seconds to multiply `rows` rows of x with columns in device memory, without launches.
-
-    More than MAX_ROWS rows meet weights in blocks as fp16, which is written to memory first.
-    """
-    elements = columns * in_features
-    flops_s = 2 * rows * elements / gpu.flops_per_s
-    if not isinstance(stored, BlockFormat):
-        return max(elements * stored.itemsize_bytes / gpu.vram_bytes_per_s, flops_s)
-    blocks_s = columns * stored.column_bytes(in_features) / gpu.vram_bytes_per_s
-    if rows <= MAX_ROWS:
-        return max(blocks_s, flops_s)
-    panel_s = elements * WeightFormat.FP16.itemsize_bytes / gpu.vram_bytes_per_s
-    return blocks_s + panel_s + max(panel_s, flops_s)
-
-
-def launches(stored: WeightFormat | BlockFormat, rows: int) -> int:
-    """Kernels that multiply `rows` rows of x with columns that lie together."""
-    return 2 if isinstance(stored, BlockFormat) and rows > MAX_ROWS else 1
-
-
 def resident_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
     """How resident columns are stored."""
     return placement.linear.blocks or placement.linear.format
@@ -185,7 +164,7 @@ def _multiply_s(
 ) -> tuple[float, float]:
     """Seconds to multiply so many columns of each Linear, stored so; and seconds to launch that."""
     there = [(stored, columns, p.linear.in_features) for p, stored, columns in parts if columns]
-    seconds = sum(gemm_s(gpu, *part, rows) for part in there)
+    seconds = sum(multiply_s(gpu, *part, rows) for part in there)
     return seconds, gpu.launch_s * max((launches(stored, rows) for stored, _, _ in there), default=0)
 
 

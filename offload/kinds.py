@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from offload.cost_model import Workload, gemm_s, host_s, launches, resident_format, step_cost, streamed_format
+from offload.cost_model import Workload, host_s, resident_format, step_cost, streamed_format
+from offload.devices.multiply_time import launches, multiply_s
 from offload.integer_program import GroupKind, Limits, Programme, Solution
 from offload.packing import working_memory
 from offload.placing import CHUNK_TOKENS, NO_RING, TILE_COLUMNS, PlanRequest, Shares, SharesOf, place_linears
@@ -107,7 +108,7 @@ class Kinds:
             return sum(host_s(cpu, p, p.linear.out_features, rows, streams) for p in placements)
 
         def on_device_s(stored: Callable[[LinearPlacement], WeightFormat | BlockFormat]) -> float:
-            return sum(gemm_s(gpu, stored(p), p.linear.out_features, p.linear.in_features, rows) for p in movable)
+            return sum(multiply_s(gpu, stored(p), p.linear.out_features, p.linear.in_features, rows) for p in movable)
 
         x_s = rows * members[0].linear.in_features * 4 / gpu.bus_bytes_per_s
         y_s = rows * sum(p.linear.out_features for p in movable) * 4 / gpu.bus_back_bytes_per_s

@@ -46,7 +46,9 @@ def machines(draw: st.DrawFn) -> DeviceProfile:
     part = draw(st.floats(0.3, 1))
     multiply = {str(name): {1: ram * part, 8: ram * part / 2, 128: ram * part / 30} for name in WeightFormat}
     island_s, round_trip_s, launch_s, copy_s = (draw(st.floats(1e-6, most)) for most in (5e-5, 1e-4, 1e-5, 2e-5))
-    cpu = CpuRates(2, 64 * GIB, ram, ram * draw(st.floats(0.4, 1)), 1e9, multiply, ram / 2, island_s, 5e-6, 1e-4)
+    cpu = CpuRates(
+        2, 64 * GIB, ram, ram * draw(st.floats(0.4, 1)), 1e9, multiply, ram / 2, ram * 8, island_s, 5e-6, 1e-4
+    )
     gpu = GpuRates("g", 24 * GIB, vram, vram * 100, bus, bus, bus / 2, copy_s, round_trip_s, launch_s, MIB, MIB)
     return DeviceProfile("m", True, cpu, gpu)
 
@@ -59,7 +61,7 @@ def request(linears: Sequence[LinearSpec], profile: DeviceProfile, budget_bytes:
         budget_bytes=budget_bytes,
         fixed_vram_bytes={"context": 3 * MIB, "workspace": MIB},
         other_ram_bytes={},
-        step=StepShape(len(linears), 1024, False),
+        step=StepShape(len(linears), 1024, 4096, False),
     )
 
 
