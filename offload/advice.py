@@ -20,7 +20,7 @@ def with_advice(request: PlanRequest, plan: Plan) -> Plan:
 def _advice(request: PlanRequest, plan: Plan) -> Iterator[Advice]:
     now_s = plan.predicted.decode_step_s
     for change, changed in _changes(request):
-        step_s = make_plan(changed).predicted.decode_step_s
+        step_s = make_plan(changed, is_final=False).predicted.decode_step_s
         if now_s / step_s > _WORTH_TELLING:
             yield Advice(change, 1 / step_s, now_s / step_s)
 

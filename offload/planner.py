@@ -34,18 +34,18 @@ _POLISHED = 0.995  # nearer to the bound than this, a placement is not polished
 _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much faster, where decode loses 1 - _WORTH
 
 
-def make_plan(request: PlanRequest) -> Plan:
-    """The fastest placement within the budgets, as the replay has it.
+def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
+    """The fastest placement within the budgets, as the replay has it; a percent or two slower unless it `is_final`.
 
     Never slower there than everything on the host; never more than a thousandth slower than filling VRAM layer by
     layer, filling it with an equal share of every Linear, or streaming all that it does not hold. But decode may lose
     a fiftieth for a prefill that is faster by a quarter, or where the device holds all and leaves the CPU alone.
     Raises RamBudgetError when all of them need more RAM than there may be.
     """
-    decode = _Search(request, for_prefill=False)
+    decode = _Search(request, for_prefill=False, is_final=is_final)
     programmes = decode.programmes()
     bound_s = min((fastest.bound_s for fastest, _, _ in programmes), default=None)
-    plan = _plan_for_prefill(request, decode) if programmes else None
+    plan = _plan_for_prefill(request, decode, is_final) if programmes else None
     if plan is None or bound_s is None or bound_s < plan.predicted.decode_step_s * _WORTH:
         for_decode = _planned(decode, programmes)
         if plan is None or not _is_worth_it(plan, for_decode):
@@ -54,12 +54,12 @@ def make_plan(request: PlanRequest) -> Plan:
     return replace(plan, bound_s=bound_s)
 
 
-def _plan_for_prefill(request: PlanRequest, decode: "_Search") -> Plan | None:
+def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -> Plan | None:
     """The plan with all on the device or with room for what prefill streams; None where that cannot be or helps not."""
     if decode.holds_all():
         plan = place(request, lambda _: Shares(1.0), NO_RING)
     elif may_stream(request):
-        prefill = _Search(request, for_prefill=True)
+        prefill = _Search(request, for_prefill=True, is_final=is_final)
         plan = _planned(prefill, prefill.programmes())
         if not plan.prefill_tokens:
             return None
@@ -99,8 +99,9 @@ def _planned(search: "_Search", programmes: _Programmes) -> Plan:
 class _Search:
     """For the fastest placement; `for_prefill` leaves room for all that prefill may stream."""
 
-    def __init__(self, request: PlanRequest, for_prefill: bool) -> None:
+    def __init__(self, request: PlanRequest, for_prefill: bool, is_final: bool) -> None:
         self.request = request
+        self._is_final = is_final
         self._for_prefill = for_prefill
 
     def holds_all(self) -> bool:
@@ -119,21 +120,24 @@ class _Search:
             return on_host
         least_s = min(candidate.step_s for candidate in fitting)
         best = next(candidate for candidate in fitting if candidate.step_s * _TIE <= least_s)
-        if programmes and best.step_s * _POLISHED > programmes[0][0].bound_s:
+        if self._is_final and programmes and best.step_s * _POLISHED > programmes[0][0].bound_s:
             best = self._polished(best)
         return on_host if on_host.fits and best.step_s >= on_host.step_s * _WORTH else best
 
     def _polished(self, best: _Candidate) -> _Candidate:
         """`best` after small moves."""
 
-        def time(shares: SharesOf) -> float:
+        def faster(shares: SharesOf, below_s: float) -> float | None:
+            placements = place_linears(self.request, shares)
+            if predict(self.request, placements, best.ring, self.request.depth).decode_step_s >= below_s:
+                return None  # most are, and whether they fit takes as long to find out
             candidate = self._candidate(shares, best.ring)
-            return candidate.step_s if candidate.fits else inf
+            return candidate.step_s if candidate.fits and candidate.step_s < below_s else None
 
         def fill(shares: SharesOf) -> SharesOf:
             return grow(shares, lambda shares: self._excess_bytes(shares, best.ring))
 
-        shares = polish(best.shares, best.step_s, Kinds(self.request).movable, time, fill)
+        shares = polish(best.shares, best.step_s, Kinds(self.request).movable, faster, fill)
         return self._candidate(shares, best.ring)
 
     def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:

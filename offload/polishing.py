@@ -10,7 +10,7 @@ from offload.placing import TILE_COLUMNS, Shares, SharesOf
 from offload.specs import LinearSpec
 
 _FIRST_TILES = 8  # the first moves; the last are of one tile
-_MOST_PLACED = 15_000  # Linears in all trials together: a trial of a model of many takes longer
+_MOST_PLACED = 10_000  # Linears in all trials together: a trial of a model of many takes longer
 
 _Placed = dict[str, Shares]  # by Linear
 
@@ -19,22 +19,22 @@ def polish(
     shares: SharesOf,
     step_s: float,
     kinds: Collection[Sequence[LinearSpec]],
-    time: Callable[[SharesOf], float],
+    faster: Callable[[SharesOf, float], float | None],
     fill: Callable[[SharesOf], SharesOf],
 ) -> SharesOf:
     """The shares after moves that each shorten the step.
 
-    `step_s` is that of `shares`; `kinds` are the Linears of groups that are placed alike; `time` gives the step of
-    other shares, infinity where they do not fit. A kind may leave the device, and what that gives back is for the
-    others to `fill`. Large models get fewer trials.
+    `step_s` is that of `shares`; `kinds` are the Linears of groups that are placed alike; `faster` gives the step of
+    other shares where that is below a time and they fit. A kind may leave the device, and what that gives back is for
+    the others to `fill`. Large models get fewer trials.
     """
     by_name = {linear.name: linear for linears in kinds for linear in linears}
     placed = {name: shares(linear) for name, linear in by_name.items()}
     trials, tiles = _MOST_PLACED // len(placed), _FIRST_TILES
     for linears in kinds:
         without = fill(_shares_of(_changed(placed, linears, Shares())))
-        without_s = time(without)
-        if without_s < step_s:
+        without_s = faster(without, step_s)
+        if without_s is not None:
             placed = {name: without(linear) for name, linear in by_name.items()}
             step_s = without_s
     while tiles:
@@ -44,8 +44,8 @@ def polish(
                 if trials == 0:
                     return _shares_of(placed)
                 trials -= 1
-                tried_s = time(_shares_of(tried))
-                if tried_s < step_s:
+                tried_s = faster(_shares_of(tried), step_s)
+                if tried_s is not None:
                     placed, step_s, improved = tried, tried_s, True
         if not improved:
             tiles //= 2

@@ -28,13 +28,15 @@ class WeightFormat(StrEnum):
     @property
     def storage_dtype(self) -> np.dtype[np.generic]:
         """The numpy dtype that holds an element; bf16 has none of its own and is kept as uint16."""
-        names = {
-            WeightFormat.FP32: "float32",
-            WeightFormat.FP16: "float16",
-            WeightFormat.BF16: "uint16",
-            WeightFormat.INT8: "uint8",
-        }
-        return np.dtype(names[self])
+        return _DTYPES[self]
+
+
+_DTYPES: dict[WeightFormat, np.dtype[np.generic]] = {
+    WeightFormat.FP32: np.dtype("float32"),
+    WeightFormat.FP16: np.dtype("float16"),
+    WeightFormat.BF16: np.dtype("uint16"),
+    WeightFormat.INT8: np.dtype("uint8"),
+}
 
 
 class Activations(StrEnum):
