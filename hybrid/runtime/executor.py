@@ -88,7 +88,7 @@ class _Step:
         values = {name: value_of(array, program.element_type(name)) for name, array in self._arrays.items()}
         bound = {**fixed, **values}
         self._stations = [
-            _Station(number, level, loaded, linears, attentions, bound, self._arrays)
+            _Station(number, level, loaded, linears, attentions, bound, self._arrays, keeps_inputs=new_tokens == 1)
             for number, (level, loaded) in enumerate(zip(program.levels, islands, strict=True))
         ]
         self._kept = {info.name: bound[info.name] for info in program.outputs if info.name in values}
@@ -119,7 +119,10 @@ class _Station:
         attentions: AttentionBinder | None,
         bound: Mapping[str, Value],
         arrays: Mapping[str, npt.NDArray[Any]],
+        keeps_inputs: bool,
     ) -> None:
+        """Inputs of one token are small, and `keeps_inputs` saves letting go of them after every run."""
+        self._keeps_inputs = keeps_inputs
         self._number = number
         self._linears = linears
         self._arrays = arrays
@@ -151,6 +154,8 @@ class _Station:
                 self._binding.feed(name, passing[name])
             with span(timeline, "islands", f"island {self._number}", self._operator, self._what):
                 passing |= self._binding.run()
+            if not self._keeps_inputs:
+                self._binding.let_go(self._passed)
         for attention in self._attentions:
             with span(timeline, "attention", f"attention {self._number}", Operator.ATTENTION, "GroupQueryAttention"):
                 attention.run(passing)

@@ -1,8 +1,9 @@
 """The only importer of onnxruntime: sessions, and the bindings that feed them without copying."""
 
 import ctypes
+import functools
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,6 @@ class IslandBinding:
 
     def run(self) -> dict[str, Value]:
         """Run the island; gives the outputs that are not written in place."""
-        for name in self._allocated:
-            self._binding.bind_output(self._names[name])
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -103,7 +102,19 @@ class IslandBinding:
         if not self._allocated:
             return {}
         values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
+        for name in self._allocated:  # or the binding would keep what it gave until the next run
+            self._binding.bind_output(self._names[name])
         return {name: values[name] for name in self._allocated}
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Keep inputs alive no longer; they have to be fed again before the next run."""
+        for name in names:
+            self._binding.bind_ortvalue_input(self._names[name], _nothing())
+
+
+@functools.cache
+def _nothing() -> Value:
+    return value_of(np.empty(0, np.float32), ElementType.FLOAT)
 
 
 def load_islands(

@@ -1,5 +1,6 @@
 """Quantised weights outside onnxruntime: against its MatMulNBits, against whole graphs, and made on load."""
 
+import tracemalloc
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,21 @@ def test_long_prompts_meet_blocks_as_fp16_on_a_device(export: OpenedModel, place
         logits = floats.prefill(_IDS)
         assert np.abs(placed.prefill(_IDS) - logits).max() < 0.02
         assert np.abs(rounded.prefill(_IDS) - logits).max() > 0.05
+
+
+def test_a_long_step_keeps_nothing_of_what_it_passed_on(export: OpenedModel) -> None:
+    """Sizes of these graphs are not known beforehand, so that every output is allocated anew."""
+    with closing(engine_on_cpu(export)) as engine:
+        engine.prefill(_IDS)
+        engine.trim(0)
+        outputs_bytes = sum(4 * len(_IDS) * linear.spec.out_features for linear in export.linears)
+        tracemalloc.start()
+        try:
+            engine.prefill(_IDS)
+            kept_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert kept_bytes < outputs_bytes / 2
 
 
 def test_asking_for_float_activations_is_heard(export: OpenedModel) -> None:
