@@ -65,9 +65,9 @@ def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -
             return None
     else:
         return None
-    on_host = place(request, lambda _: Shares(), NO_RING)
+    on_host = predict(request, place_linears(request, lambda _: Shares()), NO_RING, request.depth)
     fits_ram = plan.total_ram_bytes <= (request.ram_budget_bytes or inf)
-    is_faster = plan.predicted.decode_step_s < on_host.predicted.decode_step_s * _WORTH
+    is_faster = plan.predicted.decode_step_s < on_host.decode_step_s * _WORTH
     return plan if fits_ram and is_faster and plan.total_vram_bytes <= request.budget_bytes else None
 
 

@@ -125,7 +125,7 @@ def load_islands(
     Islands of a cut graph run on one thread: they alternate with kernels that use every core, and two pools that
     spin on the same cores slow each other down several times over. An island that multiplies weights itself gets
     all threads, and may spin only where nothing runs beside it. With a `profiler`, sessions profile themselves for it.
-    all threads, and may spin only where nothing runs beside it. With `rounds`, activations that meet weights out of a
+    With `rounds`, activations that meet weights out of a
     DequantizeLinear may be rounded to int8.
     """
     spin = not any(level.linears or level.attentions for level in program.levels)
