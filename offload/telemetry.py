@@ -3,13 +3,13 @@
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from offload.devices.base import Device, Span
 
@@ -107,6 +107,19 @@ class _OpenSpan:
         self._spans.append((self._track, self._name, self._start_s, stop_s, self._operator, self._what))
 
 
+class InsideProfiler(Protocol):
+    """Another profiler, which sees what goes on within spans of the host."""
+
+    def begin_step(self) -> None:
+        """A step begins that is to be looked into."""
+
+    def end(self) -> None:
+        """Look no more; calls after the first do nothing."""
+
+    def read(self) -> list[Span]:
+        """What was seen, on the clock of `time.perf_counter`. To be called once, after `end`."""
+
+
 class Timeline:
     """Collects spans until it is stopped; hand it to what should be seen, and write it at the end.
 
@@ -116,8 +129,7 @@ class Timeline:
 
     def __init__(self, most_decode_steps: int | None = None, looks_inside: bool = False) -> None:
         self.looks_inside = looks_inside
-        self._end_inside: Callable[[], None] = lambda: None
-        self._read_inside: Callable[[], list[Span]] | None = None
+        self._inside: InsideProfiler | None = None
         self._most_decode_steps = most_decode_steps
         self._decode_steps = 0
         self._recording = True
@@ -136,13 +148,15 @@ class Timeline:
     def step(self, name: str) -> Iterator[None]:
         """Make the body of a `with` a step. One that fails, or that the recording does not see whole, is none."""
         recording = self._recording
+        if self._inside is not None and self._decode_steps < _STEPS_LOOKED_INTO:
+            self._inside.begin_step()
         start_s = self._now_s()
         yield
         if recording and self._recording:
             self._steps.append(Step(name, start_s, self._now_s() - start_s))
             self._decode_steps += name == DECODE
-            if self._decode_steps == _STEPS_LOOKED_INTO:
-                self._end_inside()
+            if self._inside is not None and self._decode_steps == _STEPS_LOOKED_INTO:
+                self._inside.end()
             if self._decode_steps == self._most_decode_steps:
                 self._end()
 
@@ -159,9 +173,9 @@ class Timeline:
         device.start_trace()
         self._devices.append(_TracedDevice(device, self._now_s()))
 
-    def add_inside(self, end: Callable[[], None], read: Callable[[], list[Span]]) -> None:
-        """Let `end` be called after a few steps, and `read` in the end, for spans on `time.perf_counter`."""
-        self._end_inside, self._read_inside = end, read
+    def look_inside(self, profiler: InsideProfiler) -> None:
+        """Let `profiler` see the first few steps."""
+        self._inside = profiler
 
     def align(self) -> None:
         """Note that what is queued from here on begins now.
@@ -177,15 +191,16 @@ class Timeline:
     def stop(self) -> None:
         """Record no more: wait for the traced devices and take over their spans."""
         self._end()
-        if self._read_inside is not None:
-            spans = self._read_inside()
-            self._read_inside = None
+        if self._inside is not None:
+            spans = self._inside.read()
+            self._inside = None
             self._others[INSIDE] = [replace(done, start_s=done.start_s - self._began_s) for done in spans]
 
     def _end(self) -> None:
         """The part of `stop` that does not take long."""
         self._recording = False
-        self._end_inside()
+        if self._inside is not None:
+            self._inside.end()
         for traced in self._devices:
             device = traced.device
             if device.simulated:

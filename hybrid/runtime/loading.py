@@ -171,7 +171,7 @@ def load(
         profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
         islands = load_islands(program, threads, profiler, rounds=opened.activations is Activations.INT8)
         if timeline is not None and profiler is not None:
-            timeline.add_inside(profiler.end, profiler.read)
+            timeline.look_inside(profiler)
         cache: KvCache = (
             SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
             if decoder.shared_cache

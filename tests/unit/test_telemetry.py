@@ -74,20 +74,31 @@ def test_it_stops_after_enough_decode_steps() -> None:
     assert timeline.modelled  # the device's part is there
 
 
+class OneOperatorAStep:
+    """Sees one operator in every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[Span] = []
+        self.looking = True
+
+    def begin_step(self) -> None:
+        self.looking = True
+
+    def end(self) -> None:
+        self.looking = False
+
+    def read(self) -> list[Span]:
+        return self.seen
+
+
 def test_only_the_first_decode_steps_are_looked_into() -> None:
     timeline = Timeline(looks_inside=True)
-    looking = True
-
-    def end() -> None:
-        nonlocal looking
-        looking = False
-
-    inside: list[Span] = []
-    timeline.add_inside(end, lambda: inside)
+    profiler = OneOperatorAStep()
+    timeline.look_inside(profiler)
     for name in ("prefill", *[DECODE] * 10):
         with timeline.step(name):
-            if looking:
-                inside.append(Span("operators", "Add", perf_counter(), 0.0, "Add"))
+            if profiler.looking:
+                profiler.seen.append(Span("operators", "Add", perf_counter(), 0.0, "Add"))
     timeline.stop()
     timeline.stop()  # again changes nothing
     assert [len(done.inside) for done in timeline.steps()] == [1] * 9 + [0, 0]
