@@ -84,10 +84,10 @@ def write_weights(path: Path) -> Array:
     return halves
 
 
-def columns(flat: Array, weight_format: WeightFormat, layout: Layout, n: int = N) -> HostColumns:
-    """All columns of the first [n, K] or [K, n] weight in `flat`."""
-    values = flat.view(weight_format.storage_dtype)[: n * K]
-    shape = (n, K) if layout is Layout.NK else (K, n)
+def columns(flat: Array, weight_format: WeightFormat, layout: Layout, n: int = N, k: int = K) -> HostColumns:
+    """All columns of the first [n, k] or [k, n] weight in `flat`."""
+    values = flat.view(weight_format.storage_dtype)[: n * k]
+    shape = (n, k) if layout is Layout.NK else (k, n)
     return HostColumns(values.reshape(shape), weight_format, layout, 0, n)
 
 
@@ -95,7 +95,7 @@ def multiplier(
     backend: NumbaBackend, groups: Sequence[Sequence[HostColumns]], rows: int, turn: Iterator[int]
 ) -> Callable[[], object]:
     """Multiplies by one group after the other, always with the same x and outputs."""
-    x = np.random.default_rng(rows).standard_normal((rows, K), np.float32)
+    x = np.random.default_rng(rows).standard_normal((rows, groups[0][0].in_features), np.float32)
     outputs = [np.zeros((rows, one.out_features), np.float32) for one in groups[0]]
     return turns([partial(backend.group(group).multiply, x, outputs) for group in groups], turn)
 
@@ -118,22 +118,24 @@ def row(
     return Row(table, str(weight_format), str(layout), rows, seconds, work / seconds / 1e9, ratio, best)
 
 
-def bench_decode(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[Row]:
-    """GB/s of weights for a few rows of x, beside a plain read of as many bytes."""
+def bench_decode(
+    backend: NumbaBackend, halves: Array, k: int, n: int, all_rows: Sequence[int], rounds: int
+) -> list[Row]:
+    """GB/s of weights [k, n] for a few rows of x, beside a plain read of as many bytes."""
     found = []
     for weight_format in FORMATS:
-        nbytes, sums = K * N * weight_format.itemsize_bytes, np.zeros(backend.threads, np.float32)
+        nbytes, sums = k * n * weight_format.itemsize_bytes, np.zeros(backend.threads, np.float32)
         reads = [flat.view(np.float32)[: nbytes // 4] for flat in halves]
         turn = itertools.count()
         contestants = {"read": timed(turns([partial(read_compiled, values, sums) for values in reads], turn))}
         kinds = {f"{layout} {rows}": (layout, rows) for layout in Layout for rows in all_rows}
         for name, (layout, rows) in kinds.items():
-            groups = [[columns(flat, weight_format, layout)] for flat in halves]
+            groups = [[columns(flat, weight_format, layout, n, k)] for flat in halves]
             contestants[name] = timed(multiplier(backend, groups, rows, turn))
         result = interleave(contestants, rounds, warmup=WEIGHTS)
-        found.append(row("decode", weight_format, "read", 0, result, "read", "read", nbytes))
+        found.append(row(f"decode {k}x{n}", weight_format, "read", 0, result, "read", "read", nbytes))
         for name, (layout, rows) in kinds.items():
-            found.append(row("decode", weight_format, layout, rows, result, name, "read", nbytes))
+            found.append(row(f"decode {k}x{n}", weight_format, layout, rows, result, name, "read", nbytes))
     return found
 
 
@@ -164,10 +166,12 @@ def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int],
             contestants[name] = settled(multiplier(backend, groups, rows, turn))
         result = interleave(contestants, rounds, warmup=1)
         if rows == all_rows[0]:
-            found.append(row("prefill", WeightFormat.FP32, "sgemm", SGEMM_ROWS, result, "sgemm", "sgemm", flops))
+            found.append(
+                row(f"prefill {K}x{N}", WeightFormat.FP32, "sgemm", SGEMM_ROWS, result, "sgemm", "sgemm", flops)
+            )
         for name, (weight_format, layout) in kinds.items():
             line = row(
-                "prefill",
+                f"prefill {K}x{N}",
                 weight_format,
                 layout,
                 rows,
@@ -228,8 +232,12 @@ def main() -> None:
     decode_rounds, prefill_rounds = (10, 2) if options.quick else (60, 6)
     with TemporaryDirectory() as folder:
         halves = write_weights(Path(folder) / "weights")
-        decode = bench_decode(backend, halves, (1, 4) if options.quick else (1, 2, 4, 8), decode_rounds)
-        show(console, f"decode, [rows, {K}] x [{K}, {N}], mapped file", "GB/s", decode)
+        few = (1, 4) if options.quick else (1, 2, 4, 8)
+        decode = []
+        for k, n in ((K, N), (N, K)):
+            shape = bench_decode(backend, halves, k, n, few, decode_rounds)
+            show(console, f"decode, [rows, {k}] x [{k}, {n}], mapped file", "GB/s", shape)
+            decode += shape
         prefill = bench_prefill(backend, halves, (128,) if options.quick else (16, 64, 128, 512), prefill_rounds)
         show(console, f"prefill, [rows, {K}] x [{K}, {N}]", "GFLOP/s", prefill)
         one, three, ratio = bench_group(backend, halves, decode_rounds)
@@ -239,7 +247,6 @@ def main() -> None:
             "threads": options.threads,
             "threading_layer": numba.threading_layer(),
             "compile_s": compile_s,
-            "shape": [K, N],
             "kernels": [asdict(row) for row in (*decode, *prefill)],
             "group": {"one_launch_s": one, "three_launches_s": three, "ratio": ratio},
         }

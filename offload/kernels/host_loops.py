@@ -19,6 +19,8 @@ LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 TILE = 32  # KN: columns swept at once; one cache line of a half format
 BAND = 12  # KN: rows of W swept at once, so that y is seldom touched; 16 rows often fall into one cache set
 FEW = 4  # rows of x that share one pass over W
+# Bytes of x and one row of W beyond which an L1 cache of 32 KiB has lost x when the next row needs it.
+LONG_BYTES = 28 << 10
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 Pointer = types.CPointer
@@ -94,6 +96,13 @@ def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
 def at(typing: Any, pointer: Any, index: Any) -> Any:
     """The address of `pointer[index]`."""
     return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def stored_bytes(typing: Any, pointer: Any) -> Any:
+    """The size of a stored element."""
+    size = pointer.dtype.bitwidth // 8
+    return int64(pointer), lambda context, builder, signature, args: _I64(size)
 
 
 @intrinsic
@@ -177,9 +186,27 @@ sweep_tile, sweep_8, sweep_1 = _make_sweep(TILE), _make_sweep(8), _make_sweep(1)
 
 
 def nk_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
-    """One row of x, W stored [N, K]: one dot product a column."""
-    for n in range(first, last):
-        store(y, n, dots((at(w, n * ld),), (x,), k)[0])
+    """One row of x, W stored [N, K]: one dot product a column, in the order in which W lies in memory.
+
+    Twelve columns at once when rows are long: each reads x anew, and from beyond L1 that is more than there is of W.
+    Twice as fast then, and slower otherwise. A short block repeats its last column, so that no sum depends on where
+    the columns are divided.
+    """
+    if k * (4 + stored_bytes(w)) <= LONG_BYTES:
+        for n in range(first, last):
+            store(y, n, dots((at(w, n * ld),), (x,), k)[0])
+        return
+    end = last - 1
+    for n in range(first, last, 12):
+        n1, n2, n3, n4 = min(n + 1, end), min(n + 2, end), min(n + 3, end), min(n + 4, end)
+        n5, n6, n7, n8 = min(n + 5, end), min(n + 6, end), min(n + 7, end), min(n + 8, end)
+        n9, n10, n11 = min(n + 9, end), min(n + 10, end), min(n + 11, end)
+        columns = (n, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11)
+        rows = (at(w, n * ld), at(w, n1 * ld), at(w, n2 * ld), at(w, n3 * ld), at(w, n4 * ld), at(w, n5 * ld))
+        more = (at(w, n6 * ld), at(w, n7 * ld), at(w, n8 * ld), at(w, n9 * ld), at(w, n10 * ld), at(w, n11 * ld))
+        d = dots(rows + more, (x,), k)
+        for i in range(12):
+            store(y, columns[i], d[i])
 
 
 def nk_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.host_backend import HostColumns, NumbaBackend
+from offload.kernels import host_loops
 from offload.kernels.host import cast_activations
 from offload.specs import Layout, WeightFormat
 
@@ -89,6 +91,21 @@ def test_multiplies_any_shape(backend: NumbaBackend, rows: int, weight_format: W
         x = activations(rows, k)
         (y,) = multiply(backend, x, columns)
         check(x, columns, y)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_no_sum_of_a_long_row_depends_on_where_columns_are_divided(
+    backend: NumbaBackend, weight_format: WeightFormat
+) -> None:
+    k = host_loops.LONG_BYTES // 4
+    whole = make(k, 70, weight_format, Layout.NK, 3, 61)
+    x = activations(1, k)
+    (y,) = multiply(backend, x, whole)
+    check(x, whole, y)
+    parts = [replace(whole, stop=20), replace(whole, start=20, stop=21), replace(whole, start=21)]
+    for part, alone in zip(parts, multiply(backend, x, *parts), strict=True):
+        used = slice(part.start, part.stop)
+        np.testing.assert_array_equal(alone[:, used], y[:, used])
 
 
 @pytest.mark.parametrize("layout", list(Layout))
