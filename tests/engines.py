@@ -37,6 +37,9 @@ class Placement:
     shares: Callable[[int, LinearSpec], Shares]
     prefill_tokens: int = 0
 
+    def __str__(self) -> str:
+        return self.name
+
 
 PLACEMENTS = (
     Placement("all resident", lambda number, linear: Shares(resident=1.0)),

@@ -83,7 +83,7 @@ def test_weights_left_in_their_files_give_the_same_logits(model: Path, monkeypat
         np.testing.assert_array_equal(mapped.prefill(_IDS), expected)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
 def test_weights_read_from_the_disk_at_every_step_give_the_same_logits(model: Path, placement: Placement) -> None:
     opened = open_settings(model)
     with (

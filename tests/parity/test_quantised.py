@@ -100,7 +100,7 @@ def test_cut_and_whole_exports_agree(export: OpenedModel) -> None:
             assert np.abs(whole.prefill(ids) - cut.prefill(ids)).max() < 1e-4
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
 def test_every_placement_of_blocks_gives_the_same_tokens(export: OpenedModel, placement: Placement) -> None:
     """A few tokens at a time are multiplied as on the host; longer prompts as fp16, where the device does it."""
     with closing(engine_on_cpu(export)) as on_host, closing(engine_on_simulated(export, placement)) as placed:
@@ -110,7 +110,7 @@ def test_every_placement_of_blocks_gives_the_same_tokens(export: OpenedModel, pl
         assert np.abs(logits - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS[:2], ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", PLACEMENTS[:2], ids=str)
 def test_long_prompts_meet_blocks_as_fp16_on_a_device(export: OpenedModel, placement: Placement) -> None:
     """Nearer to float activations than int8 ones are."""
     exact = with_float_activations(export)
