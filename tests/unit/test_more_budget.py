@@ -1,4 +1,4 @@
-"""More VRAM never makes the predicted step slower: random models, machines and budgets."""
+"""More VRAM or RAM never makes the predicted step slower: random models, machines and budgets."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -87,6 +87,23 @@ def test_more_vram_is_never_slower(linears: list[LinearSpec], profile: DevicePro
     most = A_FIFTIETH if may_lose_a_fiftieth(less, more) else 1.0
     tile_s = one_tile_each_s(asked[0])
     assert more.predicted.decode_step_s <= less.predicted.decode_step_s * ROUNDING * most + tile_s
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(models(), machines(), st.floats(0.05, 1.1), st.lists(st.floats(0.3, 1.6), min_size=2, max_size=2).map(sorted))
+def test_more_ram_is_never_slower(
+    linears: list[LinearSpec], profile: DeviceProfile, vram: float, parts: list[float]
+) -> None:
+    whole = sum(linear.weight_bytes for linear in linears) + 12 * MIB
+    asked = [
+        replace(request(linears, profile, int(vram * whole)), ram_budget_bytes=int(part * whole)) for part in parts
+    ]
+    try:
+        less, more = map(make_plan, asked)
+    except RamBudgetError:
+        return
+    most = A_FIFTIETH if may_lose_a_fiftieth(less, more) else 1.0
+    assert more.predicted.decode_step_s <= less.predicted.decode_step_s * ROUNDING * most + one_tile_each_s(asked[0])
 
 
 @settings(max_examples=12, deadline=None)
