@@ -6,8 +6,8 @@ from dataclasses import replace
 from offload.cost_model import Workload, host_s, resident_format, step_cost, streamed_format
 from offload.devices.multiply_time import launches, multiply_s
 from offload.integer_program import GroupKind, Limits, Programme, Solution
-from offload.packing import working_memory
-from offload.placing import CHUNK_TOKENS, NO_RING, TILE_COLUMNS, PlanRequest, Shares, SharesOf, place_linears
+from offload.packing import TILE_COLUMNS, working_memory
+from offload.placing import CHUNK_TOKENS, NO_RING, PlanRequest, Shares, SharesOf, place_linears
 from offload.plan import LinearPlacement, StreamRing, by_group
 from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
 

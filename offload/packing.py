@@ -14,7 +14,7 @@ from offload.plan import LinearPlacement
 from offload.specs import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 
 STAGING_BYTES = 64 * 2**20  # pinned memory that resident weights pass through at load
-_TILE_COLUMNS = 16  # pieces begin at multiples of this: rows of a [K, n] piece stay aligned for tensor cores
+TILE_COLUMNS = 16  # columns go about in tiles: then rows of a [K, n] piece stay aligned for tensor cores
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ def split_columns(columns: int, column_bytes: int, slot_bytes: int) -> tuple[Col
     most = slot_bytes // column_bytes
     if most == 0:
         raise ValueError(f"a column of {column_bytes} bytes does not fit a slot of {slot_bytes} bytes")
-    if columns > most > _TILE_COLUMNS:
-        most -= most % _TILE_COLUMNS
+    if columns > most > TILE_COLUMNS:
+        most -= most % TILE_COLUMNS
     pieces = -(-columns // most)
     width = -(-columns // pieces)
-    width = min(-(-width // _TILE_COLUMNS) * _TILE_COLUMNS, most)
+    width = min(-(-width // TILE_COLUMNS) * TILE_COLUMNS, most)
     return tuple(ColumnRange(start, min(start + width, columns)) for start in range(0, columns, width))
 
 

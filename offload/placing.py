@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from offload.cost_model import StepShape, Workload, step_cost
 from offload.device_profile import DeviceProfile
 from offload.devices.base import aligned
-from offload.packing import packed_stream_bytes, resident_bytes, staging_bytes, working_memory
+from offload.packing import TILE_COLUMNS, packed_stream_bytes, resident_bytes, staging_bytes, working_memory
 from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing, by_group
 from offload.ram_tiers import READ_AHEAD, file_warnings, keep_in_ram, ram_bytes
 from offload.replay import replay
@@ -17,7 +17,6 @@ DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
 DEPTHS = (0, 1024, 4096)  # a plan also tells its step at these
 CHUNK_TOKENS = 256  # the most tokens of one prefill step
 NO_RING = StreamRing(0, 0)
-TILE_COLUMNS = 16
 _SLOTS, _MOST_SLOT_BYTES = 4, 4 * MIB
 _ROUNDED = "on the GPU, steps of more than 8 tokens round activations to 16 bits before each multiply"
 

@@ -6,7 +6,8 @@ A pattern search (Hooke and Jeeves, 1961) over the shares of each kind of group.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
-from offload.placing import TILE_COLUMNS, Shares, SharesOf
+from offload.packing import TILE_COLUMNS
+from offload.placing import Shares, SharesOf
 from offload.specs import LinearSpec
 
 _FIRST_TILES = 8  # the first moves; the last are of one tile
