@@ -28,6 +28,7 @@ _STAGES = 8  # that are told of, with a device
 _LEAST_BYTES = 64 * MIB
 _DISK_BYTES = 256 * MIB
 _DISK_PIECE_BYTES = 8 * MIB
+_LONGEST_LAUNCH_S = 5e-4  # ten times what it takes where it is slow
 _BUSY_SHARE = 0.75  # a calibration that has just ended may itself be half of the load
 
 
@@ -110,7 +111,18 @@ def measure_machine(
         notes = (*notes, "the device is simulated: its rates are modelled, so the profile stays an estimate")
     if device is None:
         notes = (*notes, "no bus: the rate of RAM beside it is that of RAM alone")
-    return Calibrated(profile, estimate, (*notes, *busy))
+    return Calibrated(profile, estimate, (*notes, *busy, *_parked(profile)))
+
+
+def _parked(profile: DeviceProfile) -> tuple[str, ...]:
+    """A note where threads wait for each other so long that no rate of the CPU can be trusted."""
+    launch_s, threads = profile.cpu.launch_s, profile.cpu.threads
+    if launch_s <= _LONGEST_LAUNCH_S:
+        return ()
+    return (
+        f"starting {threads} threads took {launch_s * 1e3:.1f} ms, where microseconds are usual: they wait for a core "
+        f"that is in use, and so will plans; measure again with other programs ended, or with fewer --threads",
+    )
 
 
 def _busy() -> tuple[str, ...]:

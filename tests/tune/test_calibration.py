@@ -92,6 +92,16 @@ def test_a_busy_machine_is_told_of(
     assert any("the machine is busy: a load of 1000.0" in line for line in err) is bool(load)
 
 
+def test_threads_that_wait_for_a_core_are_told_of(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for launch_s, told in ((8e-3, True), (2e-6, False)):
+        monkeypatch.setattr("offload.calibrate.launch_time", lambda backend, launch_s=launch_s: launch_s)
+        code, _, err = tune(capsys, "--calibrate", "--device", "cpu")
+        assert code == 0
+        assert any("threads took 8.0 ms" in line for line in err) == told
+
+
 def test_out_and_threads(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.json"
     assert tune(capsys, "--calibrate", "--device", "cpu", "--threads", "1", "--out", str(path))[0] == 0
