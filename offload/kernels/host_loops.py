@@ -7,6 +7,7 @@ Everything these loops are made of is in this one file, because numba's cache lo
 function's own file only: an intrinsic kept elsewhere could change without anything being compiled again.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,15 @@ def _fetch(builder: Any, pointer: Any, dtype: Any, lanes: int) -> None:
         builder.call(prefetch, [address, _I32(0), _I32(2), _I32(1)])  # to read, for L2, data
 
 
+def _folded(builder: Any, vector: Any, lanes: int) -> Any:
+    """IR that adds the parts of a vector, of so many lanes each."""
+    parts = [
+        builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, lanes), list(range(i, i + lanes))))
+        for i in range(0, vector.type.count, lanes)
+    ]
+    return functools.reduce(builder.fadd, parts)
+
+
 @intrinsic
 def load(typing: Any, pointer: Any, index: Any) -> Any:
     """`pointer[index]` as fp32."""
@@ -110,7 +120,6 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
     """Dot products of each of `rows` (stored weights) with each of `xs` (fp32): a tuple, row by row."""
     # A single product needs several independent sums to hide the latency of an FMA.
     lanes = 4 * LANES if len(rows) * len(xs) == 1 else LANES
-    vector = ir.VectorType(_F32, lanes)
     result = types.UniTuple(float32, len(rows) * len(xs))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -125,18 +134,17 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
                     for m, factor in enumerate(factors):
                         _fma(builder, value, factor, totals[r * len(us) + m])
 
-        whole = builder.sub(args[2], builder.srem(args[2], _I64(lanes)))
-        zeros = ir.Constant(vector, [0.0] * lanes)
-        wide = [cgutils.alloca_once_value(builder, zeros) for _ in range(result.count)]
-        sweep(wide, _I64(0), whole, lanes)
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_F32, [_F32, vector]), f"llvm.vector.reduce.fadd.v{lanes}f32"
-        )
-        narrow = []
-        for total in wide:
-            value = builder.call(reduce, [_F32(-0.0), builder.load(total)], fastmath=("reassoc",))
-            narrow.append(cgutils.alloca_once_value(builder, value))
-        sweep(narrow, whole, args[2], 1)
+        done, totals = _I64(0), [ir.Constant(ir.VectorType(_F32, lanes), [0.0] * lanes)] * result.count
+        for width in dict.fromkeys((lanes, LANES)):
+            parts = [cgutils.alloca_once_value(builder, _folded(builder, total, width)) for total in totals]
+            whole = builder.sub(args[2], builder.srem(args[2], _I64(width)))
+            sweep(parts, done, whole, width)
+            done, totals = whole, [builder.load(part) for part in parts]
+        kind = ir.FunctionType(_F32, [_F32, ir.VectorType(_F32, LANES)])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        sums = [builder.call(reduce, [_F32(-0.0), total], fastmath=("reassoc",)) for total in totals]
+        narrow = [cgutils.alloca_once_value(builder, total) for total in sums]
+        sweep(narrow, done, args[2], 1)
         return cgutils.pack_array(builder, [builder.load(total) for total in narrow])
 
     return result(rows, xs, int64), generate
@@ -210,21 +218,31 @@ def nk_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
 
 
 def nk_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
-    """Several rows of x, W stored [N, K]: three columns by four of them at once, to read x a third as often.
+    """Several rows of x, W stored [N, K]: three columns by four or two of them at once, to read x a third as often.
 
     A short block repeats its last row or column, which writes the same number again.
     """
     for n0 in range(first, last, 3):
         n1, n2 = min(n0 + 1, last - 1), min(n0 + 2, last - 1)
         rows = (at(w, n0 * ld), at(w, n1 * ld), at(w, n2 * ld))
-        for m0 in range(0, m, FEW):
-            m1, m2, m3 = min(m0 + 1, m - 1), min(m0 + 2, m - 1), min(m0 + 3, m - 1)
+        m0 = 0
+        while m - m0 > 2:
+            m1, m2, m3 = m0 + 1, m0 + 2, min(m0 + 3, m - 1)
             d = dots(rows, (at(x, m0 * k), at(x, m1 * k), at(x, m2 * k), at(x, m3 * k)), k)
             targets = (at(y, m0 * ldy), at(y, m1 * ldy), at(y, m2 * ldy), at(y, m3 * ldy))
             for i in range(FEW):
                 store(targets[i], n0, d[i])
                 store(targets[i], n1, d[FEW + i])
                 store(targets[i], n2, d[2 * FEW + i])
+            m0 += FEW
+        if m0 < m:
+            m1 = min(m0 + 1, m - 1)
+            p = dots(rows, (at(x, m0 * k), at(x, m1 * k)), k)
+            pair = (at(y, m0 * ldy), at(y, m1 * ldy))
+            for i in range(2):
+                store(pair[i], n0, p[i])
+                store(pair[i], n1, p[2 + i])
+                store(pair[i], n2, p[4 + i])
 
 
 def kn_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
@@ -246,7 +264,7 @@ def kn_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
 
 
 def kn_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
-    """Several rows of x, W stored [K, N]: as `kn_one`, four of them in one sweep, the rest one by one."""
+    """Several rows of x, W stored [K, N]: as `kn_one`, four or two of them in one sweep."""
     for i in range(m):
         for n in range(first, last):
             store(y, i * ldy + n, float32(0))
@@ -260,7 +278,11 @@ def kn_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
                     xs = (u, at(u, k), at(u, 2 * k), at(u, 3 * k))
                     sweep_tile(at(band, n), ld, rows, xs, (v, at(v, ldy), at(v, 2 * ldy), at(v, 3 * ldy)))
                     i += FEW
-                while i < m:
+                if i + 2 <= m:
+                    u, v = at(x, i * k + r), at(y, i * ldy + n)
+                    sweep_tile(at(band, n), ld, rows, (u, at(u, k)), (v, at(v, ldy)))
+                    i += 2
+                if i < m:
                     sweep_tile(at(band, n), ld, rows, (at(x, i * k + r),), (at(y, i * ldy + n),))
                     i += 1
             while i < m:
