@@ -29,6 +29,7 @@ _WIDE = _has("avx512vnni") and _has("avx512vl") and _has("avx512bw")
 _VNNI = _WIDE or (_has("avxvnni") and not _has("avx512f"))  # has u8 x s8 dot products of four
 LANES = 16 if _has("avx512bw") else 8  # of 32 bits in a vector
 SPAN = 4 * LANES  # bytes in a vector
+HAS_TABLES = LANES == 16  # can look up 16 numbers at once
 
 I64, I32, _I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 F32, _F16 = ir.FloatType(), ir.HalfType()
@@ -92,6 +93,13 @@ def splat(builder: Any, value: Any, lanes: int) -> Any:
 def pick(builder: Any, one: Any, other: Any, lanes: Sequence[int]) -> Any:
     """IR for the elements of two joined vectors at the positions `lanes`."""
     return builder.shuffle_vector(one, other, ir.Constant(vector(I32, len(lanes)), list(lanes)))
+
+
+def look_up(builder: Any, table: Any, indices: Any) -> Any:
+    """IR for the elements of a vector of 16 floats at 16 indices, of which the lowest four bits count."""
+    kind = ir.FunctionType(table.type, [table.type, indices.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.sf.512")
+    return builder.call(function, [table, indices])
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:

@@ -1,6 +1,6 @@
 """One row of x by a weight in blocks: dot products along the rows of W as it is stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -27,6 +27,24 @@ class _Row:
         """`count` weights of a block from element `first` on, as bytes."""
         start = q.offset(builder, self.start, block, self.block_bytes)
         return q.weights(builder, q.offset(builder, start, first * self.bits // 8), self.bits, count, count)
+
+    def floats(self, builder: Any, block: Any, first: int, span: int, zero: Any) -> Iterator[tuple[int, Any]]:
+        """A span of weights less their zero point as vectors of fp32, each with where it is in the order of x."""
+        lanes, half = zero.type.count, span // 2
+        if self.bits == 4 and q.HAS_TABLES and half >= lanes:
+            levels = builder.fsub(ir.Constant(zero.type, list(range(lanes))), zero)
+            start = q.offset(builder, q.offset(builder, self.start, block, self.block_bytes), first // 2)
+            for i in range(0, half, lanes):
+                both = builder.zext(q.load(builder, q.offset(builder, start, i), q.I8, lanes), q.vector(q.I32, lanes))
+                yield i, q.look_up(builder, levels, both)
+                high = builder.lshr(both, ir.Constant(both.type, [4] * lanes))
+                yield half + i, q.look_up(builder, levels, high)
+            return
+        values = self.chunk(builder, block, first, span)
+        for i in range(0, span, lanes):
+            part = q.pick(builder, values, values, list(range(i, i + lanes)))
+            weight = builder.uitofp(builder.zext(part, q.vector(q.I32, lanes)), zero.type)
+            yield i, builder.fsub(weight, zero)
 
     def scale(self, builder: Any, block: Any, lanes: int) -> Any:
         """The scales of `lanes` blocks."""
@@ -109,32 +127,46 @@ def int8_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, 
 
 
 @intrinsic
-def float_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, row: Any) -> Any:
-    """The dot product of a row of W with one row of x in fp32."""
+def float_dots(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, rows: Any) -> Any:
+    """The dot products of some rows of W with one row of x in fp32, which is read once for all of them."""
     bits, block = q.KINDS[w.dtype]
     span, lanes = min(block, q.SPAN), min(q.LANES, block)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        stored = _Row(builder, bits, block, scales.dtype, args[:4], args[5])
-        total = cgutils.alloca_once_value(builder, q.zeros(q.F32, lanes))
-        with cgutils.for_range(builder, stored.blocks) as loop:
-            b = loop.index
-            place = q.offset(builder, args[4], b, 4 * block)
-            stored.fetch(builder, b, 1)
-            zero = q.splat(builder, stored.zero_point(builder, b), lanes)
-            inner = q.zeros(q.F32, lanes)
-            for first in range(0, block, span):
-                values = stored.chunk(builder, b, first, span)
-                for i in range(0, span, lanes):
-                    part = q.pick(builder, values, values, list(range(i, i + lanes)))
-                    weight = builder.uitofp(builder.zext(part, q.vector(q.I32, lanes)), zero.type)
-                    factor = q.load(builder, q.offset(builder, place, 4 * (first + i)), q.F32, lanes)
-                    inner = q.fma(builder, builder.fsub(weight, zero), factor, inner)
-            scale = q.splat(builder, stored.scale(builder, b, 1), lanes)
-            builder.store(q.fma(builder, inner, scale, builder.load(total)), total)
-        return q.sum_of(builder, builder.load(total))
+        numbers = [builder.extract_value(args[5], i) for i in range(len(rows))]
+        stored = [_Row(builder, bits, block, scales.dtype, args[:4], number) for number in numbers]
+        totals = [cgutils.alloca_once_value(builder, q.zeros(q.F32, lanes)) for _ in stored]
 
-    return float32(w, scales, zeros, blocks, x, row), generate
+        def sweep(symmetric: bool) -> None:
+            with cgutils.for_range(builder, stored[0].blocks) as loop:
+                b = loop.index
+                place = q.offset(builder, args[4], b, 4 * block)
+                inner = [q.zeros(q.F32, lanes) for _ in stored]
+                zero_points = []
+                for row in stored:
+                    row.fetch(builder, b, 1)
+                    zero = q.F32(1 << (bits - 1)) if symmetric else row.zero_point(builder, b)
+                    zero_points.append(q.splat(builder, zero, lanes))
+                for first in range(0, block, span):
+                    parts = [
+                        row.floats(builder, b, first, span, zero) for row, zero in zip(stored, zero_points, strict=True)
+                    ]
+                    for part in zip(*parts, strict=True):
+                        start = first + part[0][0]
+                        factor = q.load(builder, q.offset(builder, place, 4 * start), q.F32, lanes)
+                        inner = [q.fma(builder, v, factor, sum_) for (_, v), sum_ in zip(part, inner, strict=True)]
+                for row, sum_, total in zip(stored, inner, totals, strict=True):
+                    scale = q.splat(builder, row.scale(builder, b, 1), lanes)
+                    builder.store(q.fma(builder, sum_, scale, builder.load(total)), total)
+
+        with builder.if_else(cgutils.is_null(builder, args[2])) as (middle, given):
+            with middle:
+                sweep(symmetric=True)
+            with given:
+                sweep(symmetric=False)
+        return cgutils.pack_array(builder, [q.sum_of(builder, builder.load(total)) for total in totals])
+
+    return types.UniTuple(float32, len(rows))(w, scales, zeros, blocks, x, rows), generate
 
 
 @intrinsic
@@ -161,9 +193,12 @@ def float_one(
     w: Any, scales: Any, zeros: Any, blocks: int, first: int, last: int,
     x: Any, xs: Any, sums: Any, m: int, y: Any, ldy: int,
 ) -> None:  # fmt: skip
-    """One row of x in fp32."""
-    for n in range(first, last):
-        put(y, n, float_dot(w, scales, zeros, blocks, x, n))
+    """One row of x in fp32, by four rows of W at once; a short block repeats its last."""
+    for n in range(first, last, 4):
+        columns = (n, min(n + 1, last - 1), min(n + 2, last - 1), min(n + 3, last - 1))
+        sums = float_dots(w, scales, zeros, blocks, x, columns)
+        for i in range(4):
+            put(y, columns[i], sums[i])
 
 
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {int8_one: q.LINEAR, float_one: q.LINEAR}
