@@ -22,6 +22,7 @@ BAND = 12  # KN: rows of W swept at once, so that y is seldom touched; 16 rows o
 FEW = 4  # rows of x that share one pass over W
 # Bytes of x and one row of W beyond which an L1 cache of 32 KiB has lost x when the next row needs it.
 LONG_BYTES = 28 << 10
+AHEAD_BYTES = 12 << 10  # of several rows of W; hardware does not see that one row goes on in the next but two
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 Pointer = types.CPointer
@@ -115,9 +116,8 @@ def stored_bytes(typing: Any, pointer: Any) -> Any:
     return int64(pointer), lambda context, builder, signature, args: _I64(size)
 
 
-@intrinsic
-def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
-    """Dot products of each of `rows` (stored weights) with each of `xs` (fp32): a tuple, row by row."""
+def _dots(rows: Any, xs: Any, fetches: bool) -> tuple[Any, Any]:
+    """The result of `dots` or `dots_ahead`, and what makes its IR."""
     # A single product needs several independent sums to hide the latency of an FMA.
     lanes = 4 * LANES if len(rows) * len(xs) == 1 else LANES
     result = types.UniTuple(float32, len(rows) * len(xs))
@@ -130,7 +130,10 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
             with cgutils.for_range_slice(builder, first, last, _I64(width), _I64) as (i, _):
                 factors = [_read(builder, float32, builder.gep(u, [i]), width) for u in us]
                 for r, w in enumerate(ws):
-                    value = _read(builder, rows.dtype.dtype, builder.gep(w, [i]), width)
+                    place = builder.gep(w, [i])
+                    if fetches and width > 1:
+                        _fetch(builder, builder.gep(place, [args[3]]), rows.dtype.dtype, width)
+                    value = _read(builder, rows.dtype.dtype, place, width)
                     for m, factor in enumerate(factors):
                         _fma(builder, value, factor, totals[r * len(us) + m])
 
@@ -147,7 +150,21 @@ def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
         sweep(narrow, done, args[2], 1)
         return cgutils.pack_array(builder, [builder.load(total) for total in narrow])
 
+    return result, generate
+
+
+@intrinsic
+def dots(typing: Any, rows: Any, xs: Any, k: Any) -> Any:
+    """Dot products of each of `rows` (stored weights) with each of `xs` (fp32): a tuple, row by row."""
+    result, generate = _dots(rows, xs, fetches=False)
     return result(rows, xs, int64), generate
+
+
+@intrinsic
+def dots_ahead(typing: Any, rows: Any, xs: Any, k: Any, ahead: Any) -> Any:
+    """As `dots`, and brings what is `ahead` elements further into the L2 cache."""
+    result, generate = _dots(rows, xs, fetches=True)
+    return result(rows, xs, int64, int64), generate
 
 
 def _make_sweep(lanes: int) -> Any:
@@ -220,15 +237,19 @@ def nk_one(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
 def nk_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: Any, ldy: int) -> None:
     """Several rows of x, W stored [N, K]: three columns by four or two of them at once, to read x a third as often.
 
-    A short block repeats its last row or column, which writes the same number again.
+    The first of them fetch the columns to come. A short block repeats its last row or column, which writes the same
+    number again.
     """
+    block = 3 * ld * stored_bytes(w)
+    ahead = 3 * ld * max((AHEAD_BYTES + block - 1) // block, 1)
     for n0 in range(first, last, 3):
         n1, n2 = min(n0 + 1, last - 1), min(n0 + 2, last - 1)
         rows = (at(w, n0 * ld), at(w, n1 * ld), at(w, n2 * ld))
         m0 = 0
         while m - m0 > 2:
             m1, m2, m3 = m0 + 1, m0 + 2, min(m0 + 3, m - 1)
-            d = dots(rows, (at(x, m0 * k), at(x, m1 * k), at(x, m2 * k), at(x, m3 * k)), k)
+            xs = (at(x, m0 * k), at(x, m1 * k), at(x, m2 * k), at(x, m3 * k))
+            d = dots_ahead(rows, xs, k, ahead) if m0 == 0 else dots(rows, xs, k)
             targets = (at(y, m0 * ldy), at(y, m1 * ldy), at(y, m2 * ldy), at(y, m3 * ldy))
             for i in range(FEW):
                 store(targets[i], n0, d[i])
@@ -237,7 +258,7 @@ def nk_few(w: Any, ld: int, first: int, last: int, x: Any, k: int, m: int, y: An
             m0 += FEW
         if m0 < m:
             m1 = min(m0 + 1, m - 1)
-            p = dots(rows, (at(x, m0 * k), at(x, m1 * k)), k)
+            p = dots_ahead(rows, (at(x, m0 * k), at(x, m1 * k)), k, ahead)
             pair = (at(y, m0 * ldy), at(y, m1 * ldy))
             for i in range(2):
                 store(pair[i], n0, p[i])
