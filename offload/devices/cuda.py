@@ -122,6 +122,8 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> CudaAllocation:
         """See Device. Raises OverBudgetError for what would lift this process above `vram.limit_bytes`."""
         self.vram.check(nbytes)
+        if nbytes == 0:  # cudaMalloc may then leave the pointer as it was, and CuPy would give us that
+            return CudaAllocation(0, 0)
         allocation = CudaAllocation(self.call(self.runtime.malloc, nbytes, asked_bytes=nbytes), nbytes)
         self._allocations[allocation.address] = allocation
         return allocation
@@ -129,6 +131,8 @@ class CudaDevice:
     def free(self, allocation: DeviceAllocation) -> None:
         """See Device."""
         assert isinstance(allocation, CudaAllocation)
+        if allocation.nbytes == 0:
+            return
         del self._allocations[allocation.address]
         self._calls.give_back(self.runtime.free, allocation.address)
 

@@ -99,6 +99,7 @@ class EmulatedCupy:
 
     def malloc(self, nbytes: int) -> int:
         self.enter("malloc")
+        assert nbytes > 0, "some versions of CUDA give no address then, and CuPy what the pointer was before"
         if nbytes > self.memGetInfo()[0]:
             raise CUDARuntimeError(2)
         block = (ctypes.c_uint8 * nbytes)()
@@ -114,6 +115,7 @@ class EmulatedCupy:
     def hostAlloc(self, nbytes: int, flags: int) -> int:
         self.enter("hostAlloc")
         assert flags == 0
+        assert nbytes > 0
         block = (ctypes.c_uint8 * nbytes)()
         address = ctypes.addressof(block)
         self.pinned[address] = block

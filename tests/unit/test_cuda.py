@@ -261,6 +261,16 @@ def test_close_frees_everything_once(emulated: EmulatedCupy) -> None:
     assert [name for name, _ in emulated.calls].count("destroy") == 1
 
 
+def test_blocks_of_no_bytes_can_be_freed(emulated: EmulatedCupy) -> None:
+    """The emulation refuses to allocate nothing."""
+    device = CudaDevice()
+    blocks = [device.allocate(0) for _ in range(2)]
+    assert [block.nbytes for block in blocks] == [0, 0]
+    for block in blocks:
+        device.free(block)
+    assert emulated.blocks == {}
+
+
 @pytest.mark.parametrize(("listed", "context_bytes"), [(True, 4_000), (False, 4_000)])
 def test_context_is_measured_by_nvml_where_it_can(
     emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch, listed: bool, context_bytes: int
