@@ -3,11 +3,13 @@
 Device pointers are host addresses. Every call is carried out at once, with cuBLAS's column-major rules, so
 right results show that the arguments are right. Stream order is left to the simulated device.
 
-Calls can be made to fail by `fault`; after an error that CUDA calls sticky, all of them do.
+Each thread has a current device: 0 from its first call of the runtime on, unless it sets another, and none for the
+driver before that. Calls can be made to fail by `fault`; after an error that CUDA calls sticky, all of them do.
 """
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from mmap import PAGESIZE
 from types import ModuleType, SimpleNamespace
@@ -64,7 +66,8 @@ class EmulatedCupy:
             "unifiedAddressing": 1,
             "canMapHostMemory": 1,
         }
-        self.asked_of: set[int] = set()  # ordinals
+        self.asked_of: set[int] = set()  # ordinals, current ones too
+        self._thread = threading.local()
         self.fault: Callable[[str], int] = lambda name: 0  # the status that a call is to fail with
         self.broken = 0  # the sticky error
         self.entered = 0  # how often anything was called
@@ -74,6 +77,10 @@ class EmulatedCupy:
     def enter(self, name: str) -> None:
         """Every call that goes to CUDA begins here."""
         self.entered += 1
+        if name == "launchKernel" and not hasattr(self._thread, "ordinal"):
+            raise CUDADriverError(201)  # CUDA_ERROR_INVALID_CONTEXT
+        self._thread.ordinal = getattr(self._thread, "ordinal", 0)
+        self.asked_of.add(self._thread.ordinal)
         status = self.broken or self.fault(name)
         if status:
             self.broken = status if status in STICKY else self.broken
@@ -86,6 +93,10 @@ class EmulatedCupy:
             raise CUBLASError(status)
 
     # cupy.cuda.runtime
+
+    def setDevice(self, ordinal: int) -> None:
+        self._thread.ordinal = ordinal
+        self.enter("setDevice")
 
     def getDeviceCount(self) -> int:
         if self.devices == 0:
@@ -201,7 +212,8 @@ class EmulatedCupy:
     # The modules.
 
     def install(self, monkeypatch: Any) -> None:
-        """Put the emulation in the place of cupy."""
+        """Put the emulation in the place of cupy, as if no thread had ever called CUDA."""
+        monkeypatch.setattr("offload.devices.cuda_calls._thread", threading.local())
         emulated = self
 
         class Stream:
@@ -260,6 +272,7 @@ class EmulatedCupy:
             getDeviceCount=self.getDeviceCount,
             deviceGetPCIBusId=lambda ordinal: self.asked_of.add(ordinal) or "0000:00:00.0",
             getDeviceProperties=lambda ordinal: self.asked_of.add(ordinal) or self.properties,
+            setDevice=self.setDevice,
             memGetInfo=self.memGetInfo,
             malloc=self.malloc,
             free=self.free,
@@ -281,7 +294,6 @@ class EmulatedCupy:
         cuda.__dict__.update(
             runtime=runtime,
             driver=driver,
-            Device=lambda ordinal: SimpleNamespace(use=lambda: self.asked_of.add(ordinal)),
             Stream=Stream,
             Event=Event,
             get_elapsed_time=elapsed_ms,

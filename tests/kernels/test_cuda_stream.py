@@ -1,6 +1,7 @@
 """Our kernels on a CudaDevice: on an emulation of CuPy in front of the shim, and on a GPU if there is one."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,16 @@ def test_fetch_sees_what_the_host_wrote_last(device: CudaDevice) -> None:
         memory.stream.copy_to_host(back, array)
         memory.stream.synchronize()
         assert np.all(back == step)
+
+
+def test_another_thread_may_go_on(device: CudaDevice) -> None:
+    """As where a program loads a model in one thread and runs it in another, which has no device to begin with."""
+    memory = Memory(device)
+    array, pinned = memory.array((1, 1024), INT8), device.allocate_pinned(1024)
+    pinned[:] = 7
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(memory.stream.fetch, array, pinned).result()
+    assert np.all(download(device, memory.stream, array) == 7)
 
 
 def test_fetch_uses_no_copy_engine(emulated: Emulated) -> None:
