@@ -1,5 +1,7 @@
 """What is measured of a device: on the simulated one, exactly what it was told to model."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ from offload.device_calibration import DeviceEffort, DeviceMeter
 from offload.device_profile import GpuRates
 from offload.devices.base import Device
 from offload.devices.cuda import CudaDevice
+from offload.devices.scratch import MAX_ROWS
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import OutOfDeviceMemoryError
+from offload.specs import BlockFormat, WeightFormat
 from offload.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
 
@@ -45,6 +49,29 @@ def test_a_simulated_device_is_measured_as_it_was_modelled(modelled: SimulatedRa
     assert (rates.vram_bytes, rates.context_bytes, rates.workspace_bytes) == (256 * MIB, 5 * MIB, 3 * MIB)
     assert rates.pageable_bytes_per_s == 123.0  # what is not modelled is taken from elsewhere
     assert "simulated" in rates.name
+
+
+@dataclass(frozen=True)
+class WaveRates(SimulatedRates):
+    """An H200: each of 132 multiprocessors has a tile of y at a time, and a wave of them takes as long half empty."""
+
+    def multiply_s(self, stored: WeightFormat | BlockFormat, columns: int, in_features: int, rows: int) -> float:
+        """See SimulatedRates."""
+        if rows <= MAX_ROWS:
+            return super().multiply_s(stored, columns, in_features, rows)
+        waves = -(-(-(-rows // 128) * -(-columns // 256)) // 132)
+        wave_s = 132 * 128 * 256 * in_features * 2 / self.flops_per_s
+        return self.launch_s + waves * wave_s + 4 * rows * (in_features + columns) / self.vram_bytes_per_s
+
+
+def test_pieces_are_large_enough_for_a_fast_device() -> None:
+    rates = WaveRates(vram_bytes_per_s=4.8e12, flops_per_s=790e12)
+    meter = DeviceMeter(SimulatedDevice(141 << 30, 0, 0, rates, hollow=True), replace(DeviceEffort(), rounds=1))
+    assert meter.flops_rate() == pytest.approx(790e12, rel=0.2)
+    meter.close()
+    effort = DeviceEffort()
+    assert effort.weight_bytes / 2 / rates.vram_bytes_per_s > 100e-6
+    assert 2 * 1024 * effort.gemm_features**2 / rates.flops_per_s > 100e-6
 
 
 def test_a_device_gets_its_memory_back() -> None:
