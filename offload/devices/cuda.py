@@ -263,6 +263,7 @@ class CudaDevice:
         properties = self._properties
         try:
             self._compiler = CudaCompiler(*import_compiler(), 10 * properties["major"] + properties["minor"])
+            self._calls.handles.append(self._compiler)
             self.kernels = CudaKernels(partial(self.call, self._compiler), properties["multiProcessorCount"])
             if kernels_are_exact(self):
                 return ""

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from offload.devices.cuda_errors import CUBLAS_FAILED, CUBLAS_NO_MEMORY, LOST, NO_MEMORY
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
 
-_lost: list["CudaCalls"] = []  # kept, since CuPy's destructors of streams and events complain of a lost context
+_lost: list["CudaCalls"] = []  # kept, since CuPy's destructors of their handles complain of a lost context
 
 
 _thread = threading.local()  # `ordinal` of the device that CUDA calls of a thread go to, once we have said so
@@ -22,7 +22,7 @@ def use(runtime: Any, ordinal: int) -> None:
 
 
 class CudaCalls:
-    """What goes to one device. `handles` are its streams and events, which CuPy destroys with their objects.
+    """What goes to one device. `handles` hold its streams, events and modules, which CuPy destroys with their objects.
 
     Once the device is `opened`, a GEMM that fails for no better reason loses it; before, it may only mean that a format
     is not for this GPU.

@@ -1,5 +1,6 @@
 """Our kernels on a CudaDevice: on an emulation of CuPy in front of the shim, and on a GPU if there is one."""
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -415,6 +416,19 @@ def test_a_warm_up_leaves_out_what_is_not_supported(
 
 
 # Devices that fail.
+
+
+def test_a_lost_device_is_left_alone_when_it_is_gone(emulated: Emulated) -> None:
+    """CuPy unloads modules with their objects, which of a lost context is an error that nobody can catch."""
+    device = CudaDevice()
+    emulated.cupy.broken = 700
+    with pytest.raises(DeviceLostError):
+        device.memory()
+    entered = emulated.cupy.entered
+    device.close()
+    del device
+    gc.collect()
+    assert emulated.cupy.entered == entered
 
 
 @pytest.mark.parametrize(("status", "error"), [(2, OutOfDeviceMemoryError), (700, DeviceLostError)])
