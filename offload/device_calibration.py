@@ -146,7 +146,8 @@ class DeviceMeter:
         return min(1.0, median(shares))
 
     def _pageable_rate(self) -> float:
-        source: HostArray = np.zeros(self._effort.copy_bytes, np.uint8)
+        # Not zeros: pages that nobody has written to are one page, which is read from a cache.
+        source: HostArray = np.ones(self._effort.copy_bytes, np.uint8)
         return self._slope(lambda n: self._stream.copy_to_device(self._bytes(n), source[:n]), source.nbytes)
 
     def _slope(self, work: Callable[[int], None], nbytes: int) -> float:

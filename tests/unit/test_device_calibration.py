@@ -1,5 +1,6 @@
 """What is measured of a device: on the simulated one, exactly what it was told to model."""
 
+import ctypes
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_a_simulated_bus_takes_nothing_from_the_host() -> None:
 
     meter = DeviceMeter(SimulatedDevice(64 * MIB))
     assert meter.ram_share_beside_bus(Untouched()) == 1.0
+
+
+def test_pageable_memory_is_memory_that_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel backs what is only read by one page of zeros, whatever its size."""
+    copied = []
+
+    class Watched(EmulatedCupy):
+        def memcpyAsync(self, dst: int, src: int, nbytes: int, kind: int, stream: int) -> None:
+            super().memcpyAsync(dst, src, nbytes, kind, stream)
+            if kind == 1 and not any(start <= src < start + len(block) for start, block in self.pinned.items()):
+                copied.append(ctypes.string_at(src, nbytes))
+
+    Watched().install(monkeypatch)
+    monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+    device = CudaDevice()
+    measure(device, DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2))
+    device.close()
+    assert copied
+    assert all(map(any, copied))
 
 
 def test_the_calls_for_cuda_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
