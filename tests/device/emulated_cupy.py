@@ -57,6 +57,7 @@ class EmulatedCupy:
         self.synchronize_error = 0
         self.register_error = 0
         self.registered: dict[int, range] = {}  # pages by address
+        self.takes_pageable = False  # copies of memory that is not pinned, which are slow and wait for the host
         # As in cudaGetDeviceProperties.
         self.properties: dict[str, Any] = {
             "name": b"Emulated GPU",
@@ -140,6 +141,7 @@ class EmulatedCupy:
         self.enter("memcpyAsync")
         on_device = [self._is_device(dst), self._is_device(src)]
         assert on_device == {1: [True, False], 2: [False, True]}[kind]
+        assert self._is_pinned(src if kind == 1 else dst, nbytes) or self.takes_pageable
         assert stream != 0
         self.calls.append(("memcpyAsync", (dst, src, nbytes, kind, stream)))
         ctypes.memmove(dst, src, nbytes)
@@ -148,6 +150,7 @@ class EmulatedCupy:
         self.enter("memcpy2DAsync")
         assert min(dpitch, spitch) >= width
         assert self._is_device(dst, (height - 1) * dpitch + width)
+        assert self._is_pinned(src, (height - 1) * spitch + width)
         assert kind == 1
         assert stream != 0
         self.calls.append(("memcpy2DAsync", (dst, dpitch, src, spitch, width, height, kind, stream)))
@@ -208,6 +211,12 @@ class EmulatedCupy:
 
     def _is_device(self, address: int, nbytes: int = 1) -> bool:
         return any(start <= address and address + nbytes <= start + len(b) for start, b in self.blocks.items())
+
+    def _is_pinned(self, address: int, nbytes: int) -> bool:
+        """Whether the host memory is of one block, from hostAlloc or registered."""
+        blocks = [range(start, start + len(block)) for start, block in self.pinned.items()]
+        blocks += [range(pages.start * PAGESIZE, pages.stop * PAGESIZE) for pages in self.registered.values()]
+        return any(block.start <= address and address + nbytes <= block.stop for block in blocks)
 
     # The modules.
 

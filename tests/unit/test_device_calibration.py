@@ -101,10 +101,12 @@ def test_pageable_memory_is_memory_that_was_written_to(monkeypatch: pytest.Monke
     class Watched(EmulatedCupy):
         def memcpyAsync(self, dst: int, src: int, nbytes: int, kind: int, stream: int) -> None:
             super().memcpyAsync(dst, src, nbytes, kind, stream)
-            if kind == 1 and not any(start <= src < start + len(block) for start, block in self.pinned.items()):
+            if kind == 1 and not self._is_pinned(src, nbytes):
                 copied.append(ctypes.string_at(src, nbytes))
 
-    Watched().install(monkeypatch)
+    cupy = Watched()
+    cupy.takes_pageable = True
+    cupy.install(monkeypatch)
     monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
     device = CudaDevice()
     measure(device, DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2))
@@ -114,7 +116,9 @@ def test_pageable_memory_is_memory_that_was_written_to(monkeypatch: pytest.Monke
 
 
 def test_the_calls_for_cuda_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    EmulatedCupy().install(monkeypatch)
+    cupy = EmulatedCupy()
+    cupy.takes_pageable = True
+    cupy.install(monkeypatch)
     monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
     device = CudaDevice()
     effort = DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2)
