@@ -1,6 +1,6 @@
 """The protocol every device speaks: memory, streams, events, copies and GEMM.
 
-A device is driven from one host thread. Work on a stream runs in the order it was queued; work on two
+A device is driven from one host thread at a time. Work on a stream runs in the order it was queued; work on two
 streams is ordered only by `record` and `wait`. Host memory that a stream copies from or to must be pinned,
 and must not be touched by the host before it has synchronised with a point after the copy.
 

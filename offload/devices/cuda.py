@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.devices.base import DeviceAllocation, DeviceMemory, Span
-from offload.devices.cuda_calls import CudaCalls
+from offload.devices.cuda_calls import CudaCalls, use
 from offload.devices.cuda_compiler import BoundLaunch, CudaCompiler
 from offload.devices.cuda_kernels import CudaKernels
 from offload.devices.cuda_libraries import check_driver, import_compiler, import_cublas, import_cupy, one_line
@@ -50,11 +50,11 @@ class CudaDevice:
         pci_bus_id = self.runtime.deviceGetPCIBusId(ordinal)  # needs no context
         self.vram = VramMeter(pci_bus_id, self._used_bytes)
         try:
-            self._cupy.cuda.Device(ordinal).use()
+            use(self.runtime, ordinal)
             free_bytes, _ = self.runtime.memGetInfo()  # creates the context, if that did not
             self._properties = self.runtime.getDeviceProperties(ordinal)
             self.name: str = self._properties["name"].decode()
-            self._calls = CudaCalls(self.name, self._cupy, self.cublas)
+            self._calls = CudaCalls(ordinal, self.name, self._cupy, self.cublas)
             self.call = self._calls.call
             # A process has one context for each GPU, so only its first device sees what that takes.
             context_bytes = _context_bytes.setdefault(pci_bus_id, self.vram.used_bytes())
@@ -122,6 +122,8 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> CudaAllocation:
         """See Device. Raises OverBudgetError for what would lift this process above `vram.limit_bytes`."""
         self.vram.check(nbytes)
+        if nbytes == 0:  # cudaMalloc may then leave the pointer as it was, and CuPy would give us that
+            return CudaAllocation(0, 0)
         allocation = CudaAllocation(self.call(self.runtime.malloc, nbytes, asked_bytes=nbytes), nbytes)
         self._allocations[allocation.address] = allocation
         return allocation
@@ -129,6 +131,8 @@ class CudaDevice:
     def free(self, allocation: DeviceAllocation) -> None:
         """See Device."""
         assert isinstance(allocation, CudaAllocation)
+        if allocation.nbytes == 0:
+            return
         del self._allocations[allocation.address]
         self._calls.give_back(self.runtime.free, allocation.address)
 
@@ -259,6 +263,7 @@ class CudaDevice:
         properties = self._properties
         try:
             self._compiler = CudaCompiler(*import_compiler(), 10 * properties["major"] + properties["minor"])
+            self._calls.handles.append(self._compiler)
             self.kernels = CudaKernels(partial(self.call, self._compiler), properties["multiProcessorCount"])
             if kernels_are_exact(self):
                 return ""

@@ -1,26 +1,38 @@
 """Calls of CUDA and cuBLAS whose errors say what they mean for a run; a lost device is not called again."""
 
 import os
+import threading
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from offload.devices.cuda_errors import CUBLAS_FAILED, CUBLAS_NO_MEMORY, LOST, NO_MEMORY
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
 
-_lost: list["CudaCalls"] = []  # kept, since CuPy's destructors of streams and events complain of a lost context
+_lost: list["CudaCalls"] = []  # kept, since CuPy's destructors of their handles complain of a lost context
+
+
+_thread = threading.local()  # `ordinal` of the device that CUDA calls of a thread go to, once we have said so
+
+
+def use(runtime: Any, ordinal: int) -> None:
+    """Have the CUDA calls of this thread go to a device: each begins with device 0, and the driver with none."""
+    if getattr(_thread, "ordinal", None) != ordinal:
+        runtime.setDevice(ordinal)
+        _thread.ordinal = ordinal
 
 
 class CudaCalls:
-    """What goes to one device. `handles` are its streams and events, which CuPy destroys with their objects.
+    """What goes to one device. `handles` hold its streams, events and modules, which CuPy destroys with their objects.
 
     Once the device is `opened`, a GEMM that fails for no better reason loses it; before, it may only mean that a format
     is not for this GPU.
     """
 
-    def __init__(self, name: str, cupy: Any, cublas: Any) -> None:
+    def __init__(self, ordinal: int, name: str, cupy: Any, cublas: Any) -> None:
         self.opened = False
         self.lost_why = ""
         self.handles: list[Any] = []
+        self._ordinal = ordinal
         self._name = name
         self._runtime = cupy.cuda.runtime
         self._cublas_error = cublas.CUBLASError
@@ -40,6 +52,7 @@ class CudaCalls:
         if self.lost_why:
             raise DeviceLostError(self.lost_why)
         try:
+            use(self._runtime, self._ordinal)
             return function(*arguments)
         except self.errors as error:
             self._raise_meaning_of(error, asked_bytes, where)

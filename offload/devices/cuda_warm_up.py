@@ -77,7 +77,7 @@ def _multiply(device: "CudaDevice", stream: CudaStream, kind: _Kind, rows: Seque
     with ExitStack() as stack:
         memory = []
         for nbytes in sizes:
-            memory.append(device.allocate(max(nbytes, 1)))
+            memory.append(device.allocate(nbytes))
             stack.callback(device.free, memory[-1])
         stack.callback(stream.synchronize)  # called first: nothing is freed while in use
         x_memory, w_memory, y_memory, scratch_memory = memory

@@ -3,11 +3,13 @@
 Device pointers are host addresses. Every call is carried out at once, with cuBLAS's column-major rules, so
 right results show that the arguments are right. Stream order is left to the simulated device.
 
-Calls can be made to fail by `fault`; after an error that CUDA calls sticky, all of them do.
+Each thread has a current device: 0 from its first call of the runtime on, unless it sets another, and none for the
+driver before that. Calls can be made to fail by `fault`; after an error that CUDA calls sticky, all of them do.
 """
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from mmap import PAGESIZE
 from types import ModuleType, SimpleNamespace
@@ -55,6 +57,7 @@ class EmulatedCupy:
         self.synchronize_error = 0
         self.register_error = 0
         self.registered: dict[int, range] = {}  # pages by address
+        self.takes_pageable = False  # copies of memory that is not pinned, which are slow and wait for the host
         # As in cudaGetDeviceProperties.
         self.properties: dict[str, Any] = {
             "name": b"Emulated GPU",
@@ -64,7 +67,8 @@ class EmulatedCupy:
             "unifiedAddressing": 1,
             "canMapHostMemory": 1,
         }
-        self.asked_of: set[int] = set()  # ordinals
+        self.asked_of: set[int] = set()  # ordinals, current ones too
+        self._thread = threading.local()
         self.fault: Callable[[str], int] = lambda name: 0  # the status that a call is to fail with
         self.broken = 0  # the sticky error
         self.entered = 0  # how often anything was called
@@ -74,6 +78,10 @@ class EmulatedCupy:
     def enter(self, name: str) -> None:
         """Every call that goes to CUDA begins here."""
         self.entered += 1
+        if name == "launchKernel" and not hasattr(self._thread, "ordinal"):
+            raise CUDADriverError(201)  # CUDA_ERROR_INVALID_CONTEXT
+        self._thread.ordinal = getattr(self._thread, "ordinal", 0)
+        self.asked_of.add(self._thread.ordinal)
         status = self.broken or self.fault(name)
         if status:
             self.broken = status if status in STICKY else self.broken
@@ -87,6 +95,10 @@ class EmulatedCupy:
 
     # cupy.cuda.runtime
 
+    def setDevice(self, ordinal: int) -> None:
+        self._thread.ordinal = ordinal
+        self.enter("setDevice")
+
     def getDeviceCount(self) -> int:
         if self.devices == 0:
             raise CUDARuntimeError(100)
@@ -99,6 +111,7 @@ class EmulatedCupy:
 
     def malloc(self, nbytes: int) -> int:
         self.enter("malloc")
+        assert nbytes > 0, "some versions of CUDA give no address then, and CuPy what the pointer was before"
         if nbytes > self.memGetInfo()[0]:
             raise CUDARuntimeError(2)
         block = (ctypes.c_uint8 * nbytes)()
@@ -114,6 +127,7 @@ class EmulatedCupy:
     def hostAlloc(self, nbytes: int, flags: int) -> int:
         self.enter("hostAlloc")
         assert flags == 0
+        assert nbytes > 0
         block = (ctypes.c_uint8 * nbytes)()
         address = ctypes.addressof(block)
         self.pinned[address] = block
@@ -127,6 +141,7 @@ class EmulatedCupy:
         self.enter("memcpyAsync")
         on_device = [self._is_device(dst), self._is_device(src)]
         assert on_device == {1: [True, False], 2: [False, True]}[kind]
+        assert self._is_pinned(src if kind == 1 else dst, nbytes) or self.takes_pageable
         assert stream != 0
         self.calls.append(("memcpyAsync", (dst, src, nbytes, kind, stream)))
         ctypes.memmove(dst, src, nbytes)
@@ -135,6 +150,7 @@ class EmulatedCupy:
         self.enter("memcpy2DAsync")
         assert min(dpitch, spitch) >= width
         assert self._is_device(dst, (height - 1) * dpitch + width)
+        assert self._is_pinned(src, (height - 1) * spitch + width)
         assert kind == 1
         assert stream != 0
         self.calls.append(("memcpy2DAsync", (dst, dpitch, src, spitch, width, height, kind, stream)))
@@ -196,10 +212,17 @@ class EmulatedCupy:
     def _is_device(self, address: int, nbytes: int = 1) -> bool:
         return any(start <= address and address + nbytes <= start + len(b) for start, b in self.blocks.items())
 
+    def _is_pinned(self, address: int, nbytes: int) -> bool:
+        """Whether the host memory is of one block, from hostAlloc or registered."""
+        blocks = [range(start, start + len(block)) for start, block in self.pinned.items()]
+        blocks += [range(pages.start * PAGESIZE, pages.stop * PAGESIZE) for pages in self.registered.values()]
+        return any(block.start <= address and address + nbytes <= block.stop for block in blocks)
+
     # The modules.
 
     def install(self, monkeypatch: Any) -> None:
-        """Put the emulation in the place of cupy."""
+        """Put the emulation in the place of cupy, as if no thread had ever called CUDA."""
+        monkeypatch.setattr("offload.devices.cuda_calls._thread", threading.local())
         emulated = self
 
         class Stream:
@@ -258,6 +281,7 @@ class EmulatedCupy:
             getDeviceCount=self.getDeviceCount,
             deviceGetPCIBusId=lambda ordinal: self.asked_of.add(ordinal) or "0000:00:00.0",
             getDeviceProperties=lambda ordinal: self.asked_of.add(ordinal) or self.properties,
+            setDevice=self.setDevice,
             memGetInfo=self.memGetInfo,
             malloc=self.malloc,
             free=self.free,
@@ -279,7 +303,6 @@ class EmulatedCupy:
         cuda.__dict__.update(
             runtime=runtime,
             driver=driver,
-            Device=lambda ordinal: SimpleNamespace(use=lambda: self.asked_of.add(ordinal)),
             Stream=Stream,
             Event=Event,
             get_elapsed_time=elapsed_ms,

@@ -102,6 +102,7 @@ def test_the_roof_counts_bytes_read_and_bytes_written(emulated: Emulated, monkey
 
 
 def test_copies_back_into_pageable_memory(emulated: Emulated, tmp_path: Path) -> None:
+    emulated.takes_pageable = True
     device = CudaDevice()
     rate = rates._pageable_back(device, a_job(tmp_path, "cuda"))
     assert rate is not None

@@ -99,9 +99,21 @@ class EmulatedNvrtc:
         emulated = self
 
         class Module:
+            """Lives as long as its functions, and complains of a lost context when it is gone."""
+
             def load(self, code: bytes) -> None:
+                self._loaded: Any = None
                 cupy.enter("moduleLoad")
-                self.get_function = emulated.load(code).get_function
+                self._loaded = emulated.load(code)
+
+            def get_function(self, name: str) -> Any:
+                function = self._loaded.get_function(name)
+                function.module = self
+                return function
+
+            def __del__(self) -> None:
+                if self._loaded is not None and not sys.is_finalizing():
+                    cupy.enter("moduleUnload")
 
         def launch(*arguments: int) -> None:
             cupy.enter("launchKernel")

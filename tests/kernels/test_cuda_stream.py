@@ -1,6 +1,8 @@
 """Our kernels on a CudaDevice: on an emulation of CuPy in front of the shim, and on a GPU if there is one."""
 
+import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,16 @@ def test_fetch_sees_what_the_host_wrote_last(device: CudaDevice) -> None:
         assert np.all(back == step)
 
 
+def test_another_thread_may_go_on(device: CudaDevice) -> None:
+    """As where a program loads a model in one thread and runs it in another, which has no device to begin with."""
+    memory = Memory(device)
+    array, pinned = memory.array((1, 1024), INT8), device.allocate_pinned(1024)
+    pinned[:] = 7
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(memory.stream.fetch, array, pinned).result()
+    assert np.all(download(device, memory.stream, array) == 7)
+
+
 def test_fetch_uses_no_copy_engine(emulated: Emulated) -> None:
     device = CudaDevice()
     memory = Memory(device)
@@ -404,6 +416,19 @@ def test_a_warm_up_leaves_out_what_is_not_supported(
 
 
 # Devices that fail.
+
+
+def test_a_lost_device_is_left_alone_when_it_is_gone(emulated: Emulated) -> None:
+    """CuPy unloads modules with their objects, which of a lost context is an error that nobody can catch."""
+    device = CudaDevice()
+    emulated.cupy.broken = 700
+    with pytest.raises(DeviceLostError):
+        device.memory()
+    entered = emulated.cupy.entered
+    device.close()
+    del device
+    gc.collect()
+    assert emulated.cupy.entered == entered
 
 
 @pytest.mark.parametrize(("status", "error"), [(2, OutOfDeviceMemoryError), (700, DeviceLostError)])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,17 @@ def test_every_question_is_about_the_device_that_was_asked_for(emulated: Emulate
     emulated.devices = 3
     CudaDevice(2)
     assert emulated.asked_of == {2}
+
+
+def test_every_thread_asks_the_same_device(emulated: EmulatedCupy) -> None:
+    emulated.devices = 3
+    device, other = CudaDevice(2), CudaDevice(1)
+    emulated.asked_of.clear()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(use_everything, device).result()
+    use_everything(device)
+    assert emulated.asked_of == {2}
+    other.close()
 
 
 def test_says_that_cublas_is_missing(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +271,16 @@ def test_close_frees_everything_once(emulated: EmulatedCupy) -> None:
     device.close()
     assert emulated.blocks == {}
     assert [name for name, _ in emulated.calls].count("destroy") == 1
+
+
+def test_blocks_of_no_bytes_can_be_freed(emulated: EmulatedCupy) -> None:
+    """The emulation refuses to allocate nothing."""
+    device = CudaDevice()
+    blocks = [device.allocate(0) for _ in range(2)]
+    assert [block.nbytes for block in blocks] == [0, 0]
+    for block in blocks:
+        device.free(block)
+    assert emulated.blocks == {}
 
 
 @pytest.mark.parametrize(("listed", "context_bytes"), [(True, 4_000), (False, 4_000)])

@@ -1,5 +1,8 @@
 """What is measured of a device: on the simulated one, exactly what it was told to model."""
 
+import ctypes
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +10,11 @@ from offload.device_calibration import DeviceEffort, DeviceMeter
 from offload.device_profile import GpuRates
 from offload.devices.base import Device
 from offload.devices.cuda import CudaDevice
+from offload.devices.scratch import MAX_ROWS
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import OutOfDeviceMemoryError
+from offload.specs import BlockFormat, WeightFormat
 from offload.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
 
@@ -47,6 +52,29 @@ def test_a_simulated_device_is_measured_as_it_was_modelled(modelled: SimulatedRa
     assert "simulated" in rates.name
 
 
+@dataclass(frozen=True)
+class WaveRates(SimulatedRates):
+    """An H200: each of 132 multiprocessors has a tile of y at a time, and a wave of them takes as long half empty."""
+
+    def multiply_s(self, stored: WeightFormat | BlockFormat, columns: int, in_features: int, rows: int) -> float:
+        """See SimulatedRates."""
+        if rows <= MAX_ROWS:
+            return super().multiply_s(stored, columns, in_features, rows)
+        waves = -(-(-(-rows // 128) * -(-columns // 256)) // 132)
+        wave_s = 132 * 128 * 256 * in_features * 2 / self.flops_per_s
+        return self.launch_s + waves * wave_s + 4 * rows * (in_features + columns) / self.vram_bytes_per_s
+
+
+def test_pieces_are_large_enough_for_a_fast_device() -> None:
+    rates = WaveRates(vram_bytes_per_s=4.8e12, flops_per_s=790e12)
+    meter = DeviceMeter(SimulatedDevice(141 << 30, 0, 0, rates, hollow=True), replace(DeviceEffort(), rounds=1))
+    assert meter.flops_rate() == pytest.approx(790e12, rel=0.2)
+    meter.close()
+    effort = DeviceEffort()
+    assert effort.weight_bytes / 2 / rates.vram_bytes_per_s > 100e-6
+    assert 2 * 1024 * effort.gemm_features**2 / rates.flops_per_s > 100e-6
+
+
 def test_a_device_gets_its_memory_back() -> None:
     device = SimulatedDevice(64 * MIB)
     measure(device)
@@ -66,8 +94,31 @@ def test_a_simulated_bus_takes_nothing_from_the_host() -> None:
     assert meter.ram_share_beside_bus(Untouched()) == 1.0
 
 
+def test_pageable_memory_is_memory_that_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel backs what is only read by one page of zeros, whatever its size."""
+    copied = []
+
+    class Watched(EmulatedCupy):
+        def memcpyAsync(self, dst: int, src: int, nbytes: int, kind: int, stream: int) -> None:
+            super().memcpyAsync(dst, src, nbytes, kind, stream)
+            if kind == 1 and not self._is_pinned(src, nbytes):
+                copied.append(ctypes.string_at(src, nbytes))
+
+    cupy = Watched()
+    cupy.takes_pageable = True
+    cupy.install(monkeypatch)
+    monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+    device = CudaDevice()
+    measure(device, DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2))
+    device.close()
+    assert copied
+    assert all(map(any, copied))
+
+
 def test_the_calls_for_cuda_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    EmulatedCupy().install(monkeypatch)
+    cupy = EmulatedCupy()
+    cupy.takes_pageable = True
+    cupy.install(monkeypatch)
     monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
     device = CudaDevice()
     effort = DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2)
