@@ -114,11 +114,20 @@ class RecoveringLinears:
     `on_warning` is called with the line that says so, before the weights are loaded anew.
     """
 
-    def __init__(self, plans: ShrinkingPlan, build: Callable[[Plan], LinearRunner]) -> None:
-        """Load. `build` loads the Linears of a plan, and leaves nothing allocated when it raises."""
+    def __init__(
+        self,
+        plans: ShrinkingPlan,
+        build: Callable[[Plan], LinearRunner],
+        check_budget: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Load. `build` loads the Linears of a plan, and leaves nothing allocated when it raises.
+
+        `check_budget` raises OverBudgetError where more is in use than may be.
+        """
         self.plans = plans
         self.on_warning: Callable[[str], None] = lambda line: None  # what is said now, the plan says as well
         self._build = build
+        self._check_budget = check_budget
         self._runner: LinearRunner | None = None
         self._load()
 
@@ -137,9 +146,18 @@ class RecoveringLinears:
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
                 self._shrink(failure)
             # Not in the handler: until its end, the frames of the error keep the old weights alive.
-            self.close()
-            gc.collect()
-            self._load()
+            self._load_anew()
+
+    def keep_budget(self) -> None:
+        """Plan again where a step has made the driver take more than it may: what it loads late is seen only then."""
+        if not any(placement.on_device for placement in self.plan.placements):
+            return
+        try:
+            self._check_budget()
+            return
+        except (OverBudgetError, DeviceLostError) as failure:
+            self._shrink(failure)
+        self._load_anew()
 
     def close(self) -> None:
         """Free everything on the device. Safe to call twice."""
@@ -148,6 +166,11 @@ class RecoveringLinears:
             # What is still in flight may be what fails; it is wanted no more.
             with suppress(OutOfDeviceMemoryError, DeviceLostError):
                 runner.close()
+
+    def _load_anew(self) -> None:
+        self.close()
+        gc.collect()
+        self._load()
 
     def _load(self) -> None:
         while True:

@@ -58,6 +58,7 @@ class Engine:
         self.monitor = monitor  # of a CUDA device
         self._timeline = timeline
         self._memory = memory
+        self._step_sizes: set[int] = set()
         linears.on_warning = lambda line: self.on_warning(line)
 
     @property
@@ -132,6 +133,9 @@ class Engine:
     def _step(self, token_ids: Sequence[int]) -> Logits:
         inputs = {**self._inputs.next(token_ids, self.position), **self._cache.inputs()}
         outputs = self._executor.run(len(token_ids), inputs)
+        if len(token_ids) not in self._step_sizes:  # libraries have other kernels for other numbers of tokens
+            self._step_sizes.add(len(token_ids))
+            self._linears.keep_budget()
         self._memory.sample()
         if self.plan.ram_is_asked or self.plan.read_ahead_bytes > 0:
             # Pages of mapped tables count as this process's RAM; the system has them still when they are wanted again.

@@ -163,7 +163,7 @@ def load(
         return runner
 
     with ExitStack() as undo:
-        linears = RecoveringLinears(plans, load_linears)
+        linears = RecoveringLinears(plans, load_linears, vram.check if vram is not None else lambda: None)
         undo.callback(linears.close)
         if timeline is not None and device is not None:
             timeline.start(device)

@@ -30,5 +30,6 @@ LOST = frozenset(
 )
 
 CUBLAS_NO_MEMORY = 3  # CUBLAS_STATUS_ALLOC_FAILED
-# CUBLAS_STATUS_MAPPING_ERROR, _EXECUTION_FAILED and _INTERNAL_ERROR: mostly a CUDA error that cuBLAS does not name.
-CUBLAS_FAILED = frozenset({11, 13, 14})
+# CUBLAS_STATUS_MAPPING_ERROR, _EXECUTION_FAILED and _INTERNAL_ERROR are mostly a CUDA error that cuBLAS does not name;
+# _INVALID_VALUE, _ARCH_MISMATCH and _NOT_SUPPORTED a matrix that it does not multiply on this GPU: the CPU does.
+CUBLAS_FAILED = frozenset({7, 8, 11, 13, 14, 15})

@@ -159,6 +159,35 @@ def test_what_the_driver_takes_for_itself_makes_the_resident_block_smaller(
         assert engine.memory()["vram_peak_source"] == source
 
 
+@pytest.mark.parametrize("refused", ["", "init"])
+@pytest.mark.parametrize("prefill_only", [True, False])
+def test_what_the_driver_takes_in_mid_run_is_given_back_by_the_resident_block(
+    prefill_only: bool, refused: str, driver: EmulatedDriver, nvml: FakeNvml, needs: Needs, machine: str
+) -> None:
+    """As when a step of so many tokens is the first to need some kernel of cuBLAS."""
+    if refused:
+        nvml.refused[refused] = NVMLError(3)
+    budget_bytes = needs.budget_for(1.0)
+    with opened(budget_bytes, machine) as engine:
+        all_bytes = engine.plan.vram_bytes["weights"]
+        left = [HIDDEN_BYTES]
+
+        def hidden(name: str, number: int) -> int:
+            return left.pop() if left else 0
+
+        if prefill_only:
+            driver.hide(hidden)
+        engine.prefill(GOLDEN.prompt_ids)
+        driver.hide(hidden)
+        engine.decode(GOLDEN.greedy_ids[0])
+        assert driver.peak_bytes > budget_bytes
+        assert driver.own_bytes <= budget_bytes
+        assert 0 < engine.plan.vram_bytes["weights"] < all_bytes
+        assert note_of(engine.plan)
+        engine.trim(0)
+        assert greedy(engine, GOLDEN.prompt_ids, TOKENS)[0] == GOLDEN.greedy_ids[:TOKENS]
+
+
 def hide_after_warm_up(driver: EmulatedDriver, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
     """The driver takes HIDDEN_BYTES at this call of the run."""
     warm_up = CudaDevice.warm_up

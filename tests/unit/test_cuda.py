@@ -227,10 +227,11 @@ def test_a_lost_device_is_noticed_by_every_call_and_asked_nothing_more(emulated:
     assert emulated.entered == entered
 
 
-def test_a_gemm_that_fails_for_no_other_reason_ends_the_use_of_the_device(emulated: EmulatedCupy) -> None:
+@pytest.mark.parametrize("status", [13, 15])
+def test_a_gemm_that_fails_for_no_other_reason_ends_the_use_of_the_device(emulated: EmulatedCupy, status: int) -> None:
     device = CudaDevice()
-    emulated.fault = lambda name: 13 if name == "gemm" else 0
-    with pytest.raises(DeviceLostError, match="CUBLAS_STATUS 13"):
+    emulated.fault = lambda name: status if name == "gemm" else 0
+    with pytest.raises(DeviceLostError, match=f"CUBLAS_STATUS {status}"):
         use_everything(device)
 
 
