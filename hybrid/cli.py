@@ -18,7 +18,17 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL
-from hybrid.console import check_writable, discard, emit, note_between, read_stdin, read_text, say, width
+from hybrid.console import (
+    check_writable,
+    discard,
+    emit,
+    fill_closed_streams,
+    note_between,
+    read_stdin,
+    read_text,
+    say,
+    width,
+)
 from hybrid.errors import OffloadError, UsageError
 from hybrid.flag_values import run_settings, sampling_flags, shared_with
 
@@ -355,6 +365,10 @@ def main_run(arguments: Sequence[str] | None = None) -> int:
 
 def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
     """Run a command line. What a user can cause becomes one line; a bug of ours keeps its traceback."""
+    try:
+        fill_closed_streams()
+    except UsageError as error:
+        return _fail(str(error))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" and goes on
     # Not through typer's own main, which prints errors in boxes and has its own mind about Ctrl-C and pipes.
