@@ -30,7 +30,7 @@ from hybrid.console import (
     width,
 )
 from hybrid.errors import OffloadError, UsageError
-from hybrid.flag_values import run_settings, sampling_flags, shared_with
+from hybrid.flag_values import run_settings, sampling_flags, shared_with, without_effect
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -124,15 +124,21 @@ def run(
     settings = run_settings(locals())
     text = _prompt_text(prompt, file)
     flags = sampling_flags(locals())
+    if raw and chat_template is not None:
+        raise UsageError("--raw and --chat-template contradict each other; drop one of them")
+    if beams > 1 and stats is not None:
+        raise UsageError("--stats tells what sampling took; it does not go with --beams")
 
     from hybrid import report
     from hybrid.completion import Request, complete
     from hybrid.recording import start_recording
     from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
+    from hybrid.text.stop_words import StopWords
     from hybrid.text.text_model import open_text_model
 
     merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+    StopWords(stop or ())
     recording = start_recording(timeline, op_times)
     watched = recording.timeline if recording else None
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
@@ -141,14 +147,15 @@ def run(
         sampling = merge_sampling(text_model.defaults.sampling, **flags)
         if beams > 1 and temperature is None:
             sampling = replace(sampling, temperature=0.0)
+        idle = without_effect(locals(), sampling.temperature)
         request = Request(
             text_model.prompt_ids(text, raw), sampling, max_tokens, tuple(stop or ()), n, beams, length_penalty
         )
         for note in text_model.tokenizer.notes:
             say(f"note: {note}")
         say(report.opening_line(text_model.engine, cuda))
-        for warning in () if verbose else text_model.engine.plan.warnings:
-            say(f"note: {warning}")
+        for note in (*idle, *(() if verbose else text_model.engine.plan.warnings)):
+            say(f"note: {note}")
         text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
@@ -239,9 +246,11 @@ def chat(
     from hybrid.chat.terminal import chat as talk
     from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
+    from hybrid.text.stop_words import StopWords
     from hybrid.text.text_model import open_text_model
 
     merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+    StopWords(stop or ())
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         text_model = open_text_model(settings, on_stage=on_stage, on_bytes=on_bytes)
     with text_model:
@@ -253,8 +262,8 @@ def chat(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
         say(report.opening_line(engine, cuda))
-        for warning in engine.plan.warnings:
-            say(f"note: {warning}")
+        for note in (*without_effect(locals(), sampling.temperature), *engine.plan.warnings):
+            say(f"note: {note}")
         engine.on_warning = note_between
         say(line)
         return talk(conversation, engine.decoder.name)

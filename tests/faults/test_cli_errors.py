@@ -66,6 +66,9 @@ def test_a_wrong_command_line(arguments: list[str], message: str, capsys: pytest
         (["--top-k", "-3"], "top-k must be a whole number from 0 (all tokens) up, not -3"),
         (["--top-p", "0"], "top-p must be above 0 and at most 1, not 0.0"),
         (["--seed", "-1"], "seed must be a whole number from 0 up, not -1"),
+        (["--stop", ""], "a stop word must have at least one character"),
+        (["--raw", "--chat-template", "chatml"], "--raw and --chat-template contradict each other; drop one of them"),
+        (["--beams", "2", "--stats", "json"], "--stats tells what sampling took; it does not go with --beams"),
     ],
 )
 def test_sampling_that_cannot_be(

@@ -85,6 +85,18 @@ def test_settings_reach_the_engine(
     ]
 
 
+def test_flags_that_change_nothing_are_told(
+    engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, err = run(capsys, "--model", str(model), "--top-k", "5", "--seed", "0", "--length-penalty", "2", "a")
+    assert err[1:3] == [
+        "note: --top-k, --seed: no effect without a --temperature above 0, the likeliest token is always taken",
+        "note: --length-penalty: no effect without --beams",
+    ]
+    _, _, err = run(capsys, "--model", str(model), "--top-k", "5", "--seed", "0", "--temperature", "1", "a")
+    assert len(err) == 2
+
+
 def test_max_tokens_ends_the_text(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "--model", str(model), "--max-tokens", "2", "once")
     assert code == 0
