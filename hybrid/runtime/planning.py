@@ -11,7 +11,7 @@ from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.cgroups import read_limits
-from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
+from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
 from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.advice import with_advice
@@ -119,6 +119,7 @@ def plan_request(
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
     notes = [*target.notes, *decoder.notes, *quantisation_notes(specs, opened.host_format)]
+    budget_notes = (note for note in (target.budget.note, ram.note if ram else "") if note)
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -146,7 +147,11 @@ def plan_request(
         ),
         unsupported=unsupported,
         notes=tuple(notes),
-        warnings=(*target.warnings, *(note for note in (target.budget.note, ram.note if ram else "") if note)),
+        warnings=(
+            *target.warnings,
+            *budget_notes,
+            *without_effect(specs, opened.host_format, opened.activations),
+        ),
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
         host_format=opened.host_format,
