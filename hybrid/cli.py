@@ -348,11 +348,15 @@ def _application(**settings: Any) -> typer.Typer:
 def _hybrid() -> typer.Typer:
     application = _application(help="Run language models bigger than your GPU.", invoke_without_command=True)
     application.callback()(_no_command)
-    application.command(help=options.RUN_HELP)(run)
-    application.command(help=options.PLAN_HELP)(plan)
-    application.command(help=options.CHAT_HELP)(chat)
-    application.command(help=options.TUNE_HELP)(tune)
-    application.command(help=options.DOCTOR_HELP)(doctor)
+    helps: dict[Callable[..., int], str] = {
+        run: options.RUN_HELP,
+        plan: options.PLAN_HELP,
+        chat: options.CHAT_HELP,
+        tune: options.TUNE_HELP,
+        doctor: options.DOCTOR_HELP,
+    }
+    for command, text in helps.items():
+        application.command(help=text, short_help=text.partition("\n")[0])(command)  # whole, not cut off with "..."
     return application
 
 
