@@ -1,7 +1,9 @@
 """What `import hybrid` offers, and what it costs."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,11 @@ def test_a_closed_model_says_so() -> None:
     model.close()
     with pytest.raises(hybrid.HybridError, match="demo was closed"):
         model.generate("Once upon a time")
+
+
+def test_a_run_reports_to_nobody_and_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """onnxruntime would, but not where it sees a test or a CI: hence the bare environment."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    code = "import hybrid; hybrid.load(cuda=0).generate('Once', max_tokens=2)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.rglob("*")) == []
