@@ -18,17 +18,7 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL
-from hybrid.console import (
-    check_writable,
-    discard,
-    emit,
-    fill_closed_streams,
-    note_between,
-    read_stdin,
-    read_text,
-    say,
-    width,
-)
+from hybrid.console import check_writable, discard, emit, fill_closed_streams, note_between, prompt_text, say, width
 from hybrid.errors import OffloadError, UsageError
 from hybrid.flag_values import run_settings, sampling_flags, shared_with, without_effect
 
@@ -122,7 +112,7 @@ def run(
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(**shared_with(chat, locals()))
     settings = run_settings(locals())
-    text = _prompt_text(prompt, file)
+    text = prompt_text(prompt, file)
     flags = sampling_flags(locals())
     if raw and chat_template is not None:
         raise UsageError("--raw and --chat-template contradict each other; drop one of them")
@@ -323,17 +313,6 @@ def _print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> i
 
 def _parameter(flag: str) -> str:
     return "as_json" if flag == "json" else flag.replace("-", "_")
-
-
-def _prompt_text(prompt: str | None, file: Path | None) -> str:
-    """The prompt, from where it is given."""
-    if (prompt is None) == (file is None):
-        raise UsageError(
-            "give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help"
-        )
-    if file is not None:
-        return read_text("--file", file)
-    return read_stdin() if prompt == "-" else str(prompt)
 
 
 def _no_command(context: typer.Context, version: Version = False) -> None:

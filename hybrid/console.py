@@ -61,7 +61,18 @@ def width(file: TextIO) -> int:
     return shutil.get_terminal_size().columns if file.isatty() else 120
 
 
-def read_stdin() -> str:
+def prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt, from where it is given. Raises UsageError."""
+    if (prompt is None) == (file is None):
+        raise UsageError(
+            "give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help"
+        )
+    if file is not None:
+        return _read_text("--file", file)
+    return _read_stdin() if prompt == "-" else str(prompt)
+
+
+def _read_stdin() -> str:
     """All of standard input, without the newline that ends it. Raises UsageError when it is no text."""
     try:
         return sys.stdin.buffer.read().decode().removesuffix("\n")
@@ -69,7 +80,7 @@ def read_stdin() -> str:
         raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
 
 
-def read_text(flag: str, path: Path) -> str:
+def _read_text(flag: str, path: Path) -> str:
     """The text of a file named by `flag`, without the newline that ends it. Raises UsageError."""
     try:
         return path.read_bytes().decode().removesuffix("\n")
