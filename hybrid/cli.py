@@ -18,9 +18,9 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL
-from hybrid.console import check_writable, discard, emit, note_between, read_stdin, read_text, say, width
+from hybrid.console import check_writable, discard, emit, fill_closed_streams, note_between, prompt_text, say, width
 from hybrid.errors import OffloadError, UsageError
-from hybrid.flag_values import run_settings, sampling_flags, shared_with
+from hybrid.flag_values import run_settings, sampling_flags, shared_with, without_effect
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -112,17 +112,23 @@ def run(
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
         return chat(**shared_with(chat, locals()))
     settings = run_settings(locals())
-    text = _prompt_text(prompt, file)
+    text = prompt_text(prompt, file)
     flags = sampling_flags(locals())
+    if raw and chat_template is not None:
+        raise UsageError("--raw and --chat-template contradict each other; drop one of them")
+    if beams > 1 and stats is not None:
+        raise UsageError("--stats tells what sampling took; it does not go with --beams")
 
     from hybrid import report
     from hybrid.completion import Request, complete
     from hybrid.recording import start_recording
     from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
+    from hybrid.text.stop_words import StopWords
     from hybrid.text.text_model import open_text_model
 
     merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+    StopWords(stop or ())
     recording = start_recording(timeline, op_times)
     watched = recording.timeline if recording else None
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
@@ -131,14 +137,15 @@ def run(
         sampling = merge_sampling(text_model.defaults.sampling, **flags)
         if beams > 1 and temperature is None:
             sampling = replace(sampling, temperature=0.0)
+        idle = without_effect(locals(), sampling.temperature)
         request = Request(
             text_model.prompt_ids(text, raw), sampling, max_tokens, tuple(stop or ()), n, beams, length_penalty
         )
         for note in text_model.tokenizer.notes:
             say(f"note: {note}")
         say(report.opening_line(text_model.engine, cuda))
-        for warning in () if verbose else text_model.engine.plan.warnings:
-            say(f"note: {warning}")
+        for note in (*idle, *(() if verbose else text_model.engine.plan.warnings)):
+            say(f"note: {note}")
         text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
@@ -229,9 +236,11 @@ def chat(
     from hybrid.chat.terminal import chat as talk
     from hybrid.text.generation_defaults import merge_sampling
     from hybrid.text.sampling import SamplingSettings
+    from hybrid.text.stop_words import StopWords
     from hybrid.text.text_model import open_text_model
 
     merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+    StopWords(stop or ())
     with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
         text_model = open_text_model(settings, on_stage=on_stage, on_bytes=on_bytes)
     with text_model:
@@ -243,8 +252,8 @@ def chat(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
         say(report.opening_line(engine, cuda))
-        for warning in engine.plan.warnings:
-            say(f"note: {warning}")
+        for note in (*without_effect(locals(), sampling.temperature), *engine.plan.warnings):
+            say(f"note: {note}")
         engine.on_warning = note_between
         say(line)
         return talk(conversation, engine.decoder.name)
@@ -306,17 +315,6 @@ def _parameter(flag: str) -> str:
     return "as_json" if flag == "json" else flag.replace("-", "_")
 
 
-def _prompt_text(prompt: str | None, file: Path | None) -> str:
-    """The prompt, from where it is given."""
-    if (prompt is None) == (file is None):
-        raise UsageError(
-            "give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help"
-        )
-    if file is not None:
-        return read_text("--file", file)
-    return read_stdin() if prompt == "-" else str(prompt)
-
-
 def _no_command(context: typer.Context, version: Version = False) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -329,11 +327,15 @@ def _application(**settings: Any) -> typer.Typer:
 def _hybrid() -> typer.Typer:
     application = _application(help="Run language models bigger than your GPU.", invoke_without_command=True)
     application.callback()(_no_command)
-    application.command(help=options.RUN_HELP)(run)
-    application.command(help=options.PLAN_HELP)(plan)
-    application.command(help=options.CHAT_HELP)(chat)
-    application.command(help=options.TUNE_HELP)(tune)
-    application.command(help=options.DOCTOR_HELP)(doctor)
+    helps: dict[Callable[..., int], str] = {
+        run: options.RUN_HELP,
+        plan: options.PLAN_HELP,
+        chat: options.CHAT_HELP,
+        tune: options.TUNE_HELP,
+        doctor: options.DOCTOR_HELP,
+    }
+    for command, text in helps.items():
+        application.command(help=text, short_help=text.partition("\n")[0])(command)  # whole, not cut off with "..."
     return application
 
 
@@ -355,6 +357,10 @@ def main_run(arguments: Sequence[str] | None = None) -> int:
 
 def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
     """Run a command line. What a user can cause becomes one line; a bug of ours keeps its traceback."""
+    try:
+        fill_closed_streams()
+    except UsageError as error:
+        return _fail(str(error))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" and goes on
     # Not through typer's own main, which prints errors in boxes and has its own mind about Ctrl-C and pipes.

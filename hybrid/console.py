@@ -38,12 +38,41 @@ def discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def fill_closed_streams() -> None:
+    """Open standard streams that this process was started without, as nothing; no file of a model may take their place.
+
+    Raises UsageError when it is standard output that is missing: the result could go nowhere.
+    """
+    is_silent = sys.stdout is None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if is_silent:
+        raise UsageError("standard output is closed; send it to a file, or to /dev/null")
+
+
 def width(file: TextIO) -> int:
     """Columns to write tables in: the terminal's, or enough for them when it goes to a file."""
     return shutil.get_terminal_size().columns if file.isatty() else 120
 
 
-def read_stdin() -> str:
+def prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt, from where it is given. Raises UsageError."""
+    if (prompt is None) == (file is None):
+        raise UsageError(
+            "give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help"
+        )
+    if file is not None:
+        return _read_text("--file", file)
+    return _read_stdin() if prompt == "-" else str(prompt)
+
+
+def _read_stdin() -> str:
     """All of standard input, without the newline that ends it. Raises UsageError when it is no text."""
     try:
         return sys.stdin.buffer.read().decode().removesuffix("\n")
@@ -51,7 +80,7 @@ def read_stdin() -> str:
         raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
 
 
-def read_text(flag: str, path: Path) -> str:
+def _read_text(flag: str, path: Path) -> str:
     """The text of a file named by `flag`, without the newline that ends it. Raises UsageError."""
     try:
         return path.read_bytes().decode().removesuffix("\n")

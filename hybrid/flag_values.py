@@ -30,6 +30,18 @@ def sampling_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in names} | {"logit_bias": _logit_bias(values["logit_bias"])}
 
 
+def without_effect(values: Mapping[str, Any], temperature: float) -> list[str]:
+    """A line for flags of a command that were given and change nothing, at the `temperature` that is in force."""
+    lines = []
+    shaping = [name for name in ("top_k", "top_p", "min_p", "typical_p", "seed") if values[name] is not None]
+    if shaping and temperature == 0:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in shaping)
+        lines.append(f"{flags}: no effect without a --temperature above 0, the likeliest token is always taken")
+    if values.get("length_penalty", 1.0) != 1.0 and values["beams"] == 1:
+        lines.append("--length-penalty: no effect without --beams")
+    return lines
+
+
 def _logit_bias(pairs: list[str] | None) -> dict[int, float] | None:
     """The token ids and numbers of "ID=BIAS" texts."""
     biases = {}

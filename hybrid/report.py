@@ -77,10 +77,10 @@ def opening_line(engine: "Engine", asked: str | None) -> str:
 
 def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | None") -> str:
     """What the run took."""
-    decode = f"decode {stats.generated_tokens} tokens, {rate(stats.decode_tokens_per_s)}"
+    decode = f"decode {_work(stats.generated_tokens, stats.decode_tokens_per_s)}"
     if truth is not None:
         decode += f" (predicted {rate(truth.predicted.decode_tokens_per_s).removesuffix(' tokens/s')})"
-    parts = [f"prefill {stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_s)}", decode]
+    parts = [f"prefill {_work(stats.prompt_tokens, stats.prefill_tokens_per_s)}", decode]
     if memory.get("vram_budget_bytes"):
         parts.append(vram_text(memory))
     if ram := memory.get("ram_peak_bytes"):
@@ -89,6 +89,12 @@ def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | 
     if stats.stop_reason is not None:
         parts.append(STOPPED[stats.stop_reason])
     return " · ".join(parts)
+
+
+def _work(tokens: int, tokens_per_s: float | None) -> str:
+    """Tokens and their rate, where it was measured: "1 token", "5 tokens, 12.3 tokens/s"."""
+    counted = "1 token" if tokens == 1 else f"{tokens} tokens"
+    return counted if tokens_per_s is None else f"{counted}, {rate(tokens_per_s)}"
 
 
 def stats_json(

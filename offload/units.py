@@ -23,9 +23,9 @@ def parse_size(text: str) -> int:
 
 
 def format_bytes(nbytes: float) -> str:
-    """A size for people, in GiB, MiB, KiB or bytes."""
+    """A size for people, in GiB, MiB, KiB or bytes; what would be rounded up to 1024 is 1.00 of the next unit."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
-        if nbytes >= unit:
+        if nbytes >= unit - unit // 2048:
             return f"{nbytes / unit:.2f} {name}" if nbytes < 100 * unit else f"{nbytes / unit:.0f} {name}"
     return f"{nbytes:.0f} B"
 

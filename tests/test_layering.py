@@ -22,7 +22,10 @@ ENTRANCES = {
     "matplotlib": {"hybrid/drawing/matplotlib_png.py"},
     "jinja2": {"hybrid/text/jinja_sandbox.py"},
 }
-MAY_READ_ENVIRONMENT = {"hybrid/user_folders.py"}  # where the XDG specification says that settings are
+MAY_READ_ENVIRONMENT = {
+    "hybrid/user_folders.py",  # where the XDG specification says that settings are
+    "hybrid/runtime/island.py",  # what onnxruntime is told before it is imported
+}
 MAY_PRINT = {"hybrid/cli.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}
 
 

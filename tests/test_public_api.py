@@ -1,9 +1,15 @@
 """What `import hybrid` offers, and what it costs."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import hybrid
+from hybrid.config import RunSettings
+from hybrid.text import text_model
 
 
 def test_the_public_names() -> None:
@@ -39,3 +45,29 @@ def test_load_completes_a_prompt_with_the_demo_model() -> None:
         assert model.last_stats.generated_tokens == 20
         sampled = [model.generate("Once upon a time", max_tokens=20, temperature=1.0, seed=7) for _ in range(2)]
         assert sampled[0] == sampled[1]
+
+
+def test_what_load_is_given_reaches_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[RunSettings] = []
+    monkeypatch.setattr(text_model, "open_text_model", seen.append)
+    hybrid.load(cuda=0, ram=1.5, kv_dtype="fp16", host_dtype="int8", activations="float", threads=1, context_tokens=9)
+    assert seen[0].cuda == "0"
+    assert seen[0].ram == "1.5"
+    assert (seen[0].kv_dtype, seen[0].host_dtype, seen[0].activations) == ("fp16", "int8", "float")
+    assert (seen[0].threads, seen[0].context_tokens) == (1, 9)
+
+
+def test_a_closed_model_says_so() -> None:
+    model = hybrid.load(cuda=0)
+    model.close()
+    model.close()
+    with pytest.raises(hybrid.HybridError, match="demo was closed"):
+        model.generate("Once upon a time")
+
+
+def test_a_run_reports_to_nobody_and_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """onnxruntime would, but not where it sees a test or a CI: hence the bare environment."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    code = "import hybrid; hybrid.load(cuda=0).generate('Once', max_tokens=2)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.rglob("*")) == []

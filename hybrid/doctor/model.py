@@ -35,7 +35,7 @@ def examine_model(
         on_cpu = make_plan(plan_request(opened, choose_target(settings, _no_gpu), {}))
         on_gpu = place(plan_request(opened, _unlimited_gpu(), dict(device_refuses)), lambda _: Shares(1.0))
     except OffloadError as error:
-        return [problem(str(error))]
+        return [problem(str(error), _instead(path))]
     specs = [linear.spec for linear in opened.linears]
     findings = [_identity(opened), *_formats(specs), *_stays_on_cpu(specs, device_refuses), _context(opened, on_cpu)]
     findings += [note(text) for text in opened.decoder.notes]
@@ -45,6 +45,12 @@ def examine_model(
         findings.append(_tokenizer(path))
     findings.append(_ram(sum(on_cpu.ram_bytes.values()), ram))
     return findings + _vram(on_gpu, driver, path)
+
+
+def _instead(path: Path) -> str:
+    """For the name of a model on the hub, which is no folder here: the command that looks it up there."""
+    is_name = len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists()
+    return f"hybrid plan --model {shlex.quote(str(path))}" if is_name else ""
 
 
 def _identity(opened: OpenedModel) -> Finding:

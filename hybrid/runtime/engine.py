@@ -59,6 +59,7 @@ class Engine:
         self._timeline = timeline
         self._memory = memory
         self._step_sizes: set[int] = set()
+        self._closed = False
         linears.on_warning = lambda line: self.on_warning(line)
 
     @property
@@ -105,6 +106,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back what the device holds. The engine cannot be used afterwards."""
+        self._closed = True
         if self.monitor is not None:
             self.monitor.close()
         self._linears.close()
@@ -118,6 +120,8 @@ class Engine:
         self.close()
 
     def _check(self, token_ids: Sequence[int]) -> None:
+        if self._closed:
+            raise UsageError(f"{self.decoder.name} was closed; load it again to go on")
         if not token_ids:
             raise UsageError("there are no tokens to run; a prompt needs at least one")
         vocab_size = self.decoder.vocab_size
@@ -125,8 +129,9 @@ class Engine:
             if token_id < 0 or (vocab_size and token_id >= vocab_size):
                 raise UsageError(f"token id {token_id} is outside the model's vocabulary of {vocab_size}")
         if self.position + len(token_ids) > self.context_tokens:
+            after = f" after {self.position}" if self.position else ""
             raise ContextFullError(
-                f"{len(token_ids)} tokens after {self.position} do not fit into the context of "
+                f"{len(token_ids)} tokens{after} do not fit into the context of "
                 f"{self.context_tokens} tokens; shorten the prompt or raise --context"
             )
 

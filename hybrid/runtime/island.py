@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.packages import check_packages
 
 check_packages()  # first: a half-overwritten onnxruntime fails in its import, and says nothing of why
+
+# Before the import too: from 1.31 on, its packages for Linux write an identifier into the home folder and send what was
+# run to their maker, unless the environment says otherwise. A choice of the user's own is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort  # noqa: E402
 

@@ -11,7 +11,7 @@ from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
 from hybrid.runtime.cgroups import read_limits
-from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
+from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
 from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
 from offload.advice import with_advice
@@ -27,6 +27,7 @@ from offload.units import MIB, format_bytes
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
 _PROCESS_BYTES = 256 * MIB
 _USUAL_HEADS = 32  # where a graph does not name them
+_ROTARY_STEP = 16  # onnxruntime's GroupQueryAttention on the CPU turns heads in multiples of this only
 _FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
 
 
@@ -38,7 +39,7 @@ class OpenedModel:
     linears: tuple[Linear, ...]
     context_tokens: int
     attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
-    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache
+    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache, or not turn such heads
     host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
     activations: Activations | None = None  # as asked; None goes by the model
 
@@ -52,8 +53,9 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
-    attends_outside = settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}
-    if settings.kv_dtype is not None and attends_outside:
+    attends_outside = any(a.spec.rotary_dim and a.spec.head_dim % _ROTARY_STEP for a in attentions)
+    if settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}:
+        attends_outside = True
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
     return OpenedModel(
@@ -119,6 +121,7 @@ def plan_request(
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
     notes = [*target.notes, *decoder.notes, *quantisation_notes(specs, opened.host_format)]
+    budget_notes = (note for note in (target.budget.note, ram.note if ram else "") if note)
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
         notes.append(
@@ -146,7 +149,11 @@ def plan_request(
         ),
         unsupported=unsupported,
         notes=tuple(notes),
-        warnings=(*target.warnings, *(note for note in (target.budget.note, ram.note if ram else "") if note)),
+        warnings=(
+            *target.warnings,
+            *budget_notes,
+            *without_effect(specs, opened.host_format, opened.activations),
+        ),
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
         host_format=opened.host_format,

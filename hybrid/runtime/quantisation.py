@@ -36,11 +36,23 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
         return []
     chosen = [linear for linear in linears if linear.format.is_float and not linear.host_only_reason]
     if not chosen:
-        return [f"no Linear of this model has float weights that could be quantised to {host_format}"]
+        return []
     return [
         f"streamed and host columns of {len(chosen)} Linears, {chosen[-1].kind} among them, are quantised to "
         f"{host_format} on load, as asked: blocks of {REQUANTISED_BLOCK}, an fp16 scale each"
     ]
+
+
+def without_effect(
+    linears: Sequence[LinearSpec], host_format: WeightFormat | None, activations: Activations | None
+) -> list[str]:
+    """What was asked for of quantised weights, where this model has none that it could be done with."""
+    floats = any(linear.format.is_float and not linear.host_only_reason for linear in linears)
+    if host_format is not None and not floats:
+        return [f"--host-dtype {host_format}: no effect, no Linear of this model has float weights to quantise"]
+    if activations is not None and host_format is None and all(linear.format.is_float for linear in linears):
+        return [f"--activations {activations}: no effect, no Linear of this model has int8 or int4 weights"]
+    return []
 
 
 class HostQuantisation:

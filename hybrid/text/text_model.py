@@ -142,6 +142,7 @@ def load(
     kv_dtype: str | None = None,
     host_dtype: str | None = None,
     activations: str | None = None,
+    ram: str | float | None = None,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -151,12 +152,22 @@ def load(
             print(model.generate("Why is the sky blue?"))
 
     `cuda` is the VRAM budget: GiB, or text such as "800MiB", "80%" or "auto"; 0 keeps everything on the CPU, None
-    lets the machine decide. `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". `host_dtype` "int8" or
-    "int4" quantises on load what the CPU multiplies; `activations` "int8" or "float" says what quantised weights
-    multiply. Raises OffloadError for anything that can be put right.
+    lets the machine decide. `ram` is the most RAM to use, written likewise; None for most of what is there.
+    `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". `host_dtype` "int8" or "int4" quantises on load
+    what the CPU multiplies; `activations` "int8" or "float" says what quantised weights multiply. Raises OffloadError
+    for anything that can be put right.
     """
-    budget = None if cuda is None else str(cuda)
     settings = RunSettings(
-        model, variant, budget, device, machine, context_tokens, threads, kv_dtype, host_dtype, activations
+        model=model,
+        variant=variant,
+        cuda=None if cuda is None else str(cuda),
+        device=device,
+        machine=machine,
+        context_tokens=context_tokens,
+        threads=threads,
+        ram=None if ram is None else str(ram),
+        kv_dtype=kv_dtype,
+        host_dtype=host_dtype,
+        activations=activations,
     )
     return open_text_model(settings)

@@ -76,7 +76,7 @@ def _text(name: str, value: float) -> str:
     if not value:
         return "-"
     if name.endswith("flops_per_s"):
-        return f"{value / 1e12:.2f} TFLOP/s"
+        return f"{value / 1e12:.2f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.2f} GFLOP/s"
     if "_per_s" in name:
         return f"{value / 1e9:.2f} GB/s"
     return f"{value * 1e6:.1f} µs" if name.endswith("_s") else format_bytes(value)

@@ -66,6 +66,9 @@ def test_a_wrong_command_line(arguments: list[str], message: str, capsys: pytest
         (["--top-k", "-3"], "top-k must be a whole number from 0 (all tokens) up, not -3"),
         (["--top-p", "0"], "top-p must be above 0 and at most 1, not 0.0"),
         (["--seed", "-1"], "seed must be a whole number from 0 up, not -1"),
+        (["--stop", ""], "a stop word must have at least one character"),
+        (["--raw", "--chat-template", "chatml"], "--raw and --chat-template contradict each other; drop one of them"),
+        (["--beams", "2", "--stats", "json"], "--stats tells what sampling took; it does not go with --beams"),
     ],
 )
 def test_sampling_that_cannot_be(
@@ -266,6 +269,30 @@ def test_standard_output_that_is_full(model: Path) -> None:
     assert done.returncode == 2
     last = done.stderr.decode().splitlines()[-1]
     assert last == "hybrid-run: error: standard output cannot be written: No space left on device"
+
+
+def closed(descriptor: int, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """A command of a process that is started without one of its standard streams."""
+    shell = f'exec "$@" {descriptor}>&-'
+    line = ["sh", "-c", shell, "sh", sys.executable, "-m", "hybrid", *arguments]
+    return subprocess.run(line, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+
+def test_standard_output_that_is_closed() -> None:
+    done = closed(1, ["run", "--print-config"])
+    assert done.returncode == 2
+    assert done.stderr == b"hybrid-run: error: standard output is closed; send it to a file, or to /dev/null\n"
+
+
+def test_standard_error_that_is_closed() -> None:
+    done = closed(2, ["plan"])
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"demo")
+
+
+def test_standard_input_that_is_closed() -> None:
+    done = closed(0, ["run", "--model", "nowhere", "-"])
+    assert (done.returncode, done.stderr) == (2, b"hybrid-run: error: nowhere: no such folder\n")
 
 
 def test_an_argument_that_is_no_text(model: Path) -> None:

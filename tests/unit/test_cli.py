@@ -85,6 +85,23 @@ def test_settings_reach_the_engine(
     ]
 
 
+def test_flags_that_change_nothing_are_told(
+    engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, err = run(capsys, "--model", str(model), "--top-k", "5", "--seed", "0", "--length-penalty", "2", "a")
+    assert err[1:3] == [
+        "note: --top-k, --seed: no effect without a --temperature above 0, the likeliest token is always taken",
+        "note: --length-penalty: no effect without --beams",
+    ]
+    _, _, err = run(capsys, "--model", str(model), "--top-k", "5", "--seed", "0", "--temperature", "1", "a")
+    assert len(err) == 2
+
+
+def test_one_token_has_no_rate_of_decoding(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = run(capsys, "--model", str(model), "--max-tokens", "1", "once")
+    assert " · decode 1 token · " in err[-1]
+
+
 def test_max_tokens_ends_the_text(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "--model", str(model), "--max-tokens", "2", "once")
     assert code == 0
@@ -281,6 +298,13 @@ def test_help_and_version_go_to_stdout(arguments: Sequence[str], capsys: pytest.
     out, err = capsys.readouterr()
     assert "hybrid" in out
     assert err == ""
+
+
+def test_help_lists_the_commands_in_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("run", "plan", "chat", "tune", "doctor"))
+    assert "..." not in out.partition("Commands:")[2]
 
 
 def test_hybrid_run_is_hybrid_run(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,3 +76,10 @@ def test_a_model_without_its_tokenizer_does_not_run(tmp_path: Path) -> None:
 def test_the_context_is_what_the_model_was_made_for(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
     assert finding(examine_model(tmp_path, ROOMY, None, {}), "context: made for 64 tokens; 64 unless --context")
+
+
+def test_the_name_of_a_model_on_the_hub_is_no_folder_but_there_is_a_command_for_it(tmp_path: Path) -> None:
+    (found,) = examine_model(Path("someone/some-model"), ROOMY, None, {})
+    assert (found.level, found.mend) == (Level.PROBLEM, "hybrid plan --model someone/some-model")
+    (found,) = examine_model(tmp_path / "absent", ROOMY, None, {})
+    assert (found.level, found.mend) == (Level.PROBLEM, "")

@@ -3,7 +3,7 @@
 import pytest
 
 from hybrid.errors import UsageError
-from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes
+from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
 from offload.specs import Activations, Layout, LinearSpec, WeightFormat
 
 
@@ -31,5 +31,15 @@ def test_the_plan_says_what_is_quantised() -> None:
     assert quantisation_notes(linears, None) == []
     (note,) = quantisation_notes(linears, WeightFormat.INT4)
     assert "streamed and host columns of 2 Linears, lm_head among them, are quantised to int4 on load" in note
-    (note,) = quantisation_notes(linears[3:], WeightFormat.INT8)
-    assert "no Linear of this model has float weights" in note
+    assert quantisation_notes(linears[3:], WeightFormat.INT8) == []
+
+
+def test_what_has_no_effect_is_said() -> None:
+    floats, blocks = [spec("q_proj", WeightFormat.FP16)], [spec("k_proj", WeightFormat.INT4, "4-bit blocks")]
+    assert without_effect(floats, WeightFormat.INT8, Activations.FLOAT) == []
+    assert without_effect(blocks, None, Activations.FLOAT) == []
+    assert without_effect(floats, None, None) == []
+    (line,) = without_effect(blocks, WeightFormat.INT8, None)
+    assert line.startswith("--host-dtype int8: no effect")
+    (line,) = without_effect(floats, None, Activations.INT8)
+    assert line.startswith("--activations int8: no effect")

@@ -84,6 +84,9 @@ def test_any_text_is_a_size_or_an_error_of_ours(text: str) -> None:
         (190 * MIB, "190 MiB"),
         (100 * GIB, "100 GiB"),
         (99.5 * GIB, "99.50 GiB"),
+        (1023.4 * MIB, "1023 MiB"),
+        (1023.6 * MIB, "1.00 GiB"),
+        (MIB - 1, "1.00 MiB"),
     ],
 )
 def test_sizes_for_people(nbytes: float, text: str) -> None:
