@@ -22,6 +22,7 @@ from offload.specs import Layout, WeightFormat
 _SMALL_BYTES = 4096  # a copy whose bytes cost nothing beside the copy itself
 _MANY = 64  # small operations in a row, so that waiting for the last one counts little
 _GEMM_ROWS = 1024
+_FLOATS = (WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32)  # the first that there is stands for others
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ class DeviceMeter:
         """Without `effort`, as much as a device takes to be measured well; nothing is gained by more."""
         self._device = device
         self._effort = effort or (MODELLED if device.simulated else DeviceEffort())
-        self._format = next(f for f in (WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32) if _has(device, f))
+        self._format = next(f for f in _FLOATS if _has(device, f))
         weight_bytes = min(self._effort.weight_bytes, device.memory().free_bytes // 4)
         features = self._effort.gemm_features
-        gemm_bytes = 2 * features * features * self._format.itemsize_bytes
+        gemm_bytes = 2 * features * features * max(f.itemsize_bytes for f in _FLOATS if _has(device, f))
         self._block = device.allocate(max(weight_bytes, gemm_bytes, 2 * self._effort.copy_bytes))
         x_and_y_bytes = 4 * _GEMM_ROWS * (features + 2 * features)
         self._columns = weight_bytes // (features * self._format.itemsize_bytes) // 2 * 2  # for one row of x
         scratch = max(
-            self._scratch_bytes(_GEMM_ROWS, features, 2 * features), self._scratch_bytes(1, features, self._columns)
+            self._scratch_bytes(1, features, self._columns, self._format),
+            *(self._scratch_bytes(_GEMM_ROWS, features, 2 * features, f) for f in _FLOATS if _has(device, f)),
         )
         self._results = device.allocate(x_and_y_bytes + scratch)
         self._scratch = DeviceArray(self._results, x_and_y_bytes, (1, scratch), WeightFormat.INT8)
@@ -88,7 +90,7 @@ class DeviceMeter:
             name=device.name,
             vram_bytes=device.memory().total_bytes,
             vram_bytes_per_s=self.vram_rate(),
-            flops_per_s=self.flops_rate(),
+            flops_per_s=self.flops_rates(),
             bus_bytes_per_s=bus,
             bus_back_bytes_per_s=back,
             pageable_bytes_per_s=pageable_bytes_per_s,
@@ -110,11 +112,21 @@ class DeviceMeter:
         seconds = self._slope_s(lambda n: self._multiply(1, features, n), self._columns)
         return self._columns // 2 * per_column / seconds
 
-    def flops_rate(self) -> float:
-        """Operations a second of a multiplication with many rows."""
+    def flops_rates(self) -> dict[str, float]:
+        """Operations a second of a multiplication with many rows, by the format of the weight.
+
+        A format that the device refuses has the rate of another, which nothing asks for.
+        """
         features = self._effort.gemm_features
-        seconds = self._slope_s(lambda n: self._multiply(_GEMM_ROWS, features, n), 2 * features)
-        return 2 * _GEMM_ROWS * features * features / seconds
+        rates = {}
+        for weight_format in _FLOATS:
+            measured = weight_format if _has(self._device, weight_format) else self._format
+
+            def multiply(columns: int, measured: WeightFormat = measured) -> None:
+                self._multiply(_GEMM_ROWS, features, columns, measured)
+
+            rates[str(weight_format)] = 2 * _GEMM_ROWS * features * features / self._slope_s(multiply, 2 * features)
+        return rates
 
     def round_trip_time(self) -> float:
         """Seconds from queuing activations of a token, which are multiplied with next to nothing, to having results."""
@@ -196,14 +208,15 @@ class DeviceMeter:
     def _to_host(self, nbytes: int) -> None:
         self._stream.copy_to_host(self._back[:nbytes], self._bytes(nbytes))
 
-    def _multiply(self, rows: int, inner: int, columns: int) -> None:
-        x = DeviceArray(self._results, 0, (rows, inner), self._device.input_format(self._format))
-        w = DeviceArray(self._block, 0, (columns, inner), self._format)
+    def _multiply(self, rows: int, inner: int, columns: int, weight_format: WeightFormat | None = None) -> None:
+        weight_format = weight_format or self._format
+        x = DeviceArray(self._results, 0, (rows, inner), self._device.input_format(weight_format))
+        w = DeviceArray(self._block, 0, (columns, inner), weight_format)
         y = DeviceArray(self._results, aligned(x.nbytes), (rows, columns), WeightFormat.FP32)
         self._stream.multiply(x, w, y, Layout.NK, self._scratch)
 
-    def _scratch_bytes(self, rows: int, inner: int, columns: int) -> int:
-        return aligned(scratch_bytes(rows, columns, inner, self._format, None))
+    def _scratch_bytes(self, rows: int, inner: int, columns: int, weight_format: WeightFormat) -> int:
+        return aligned(scratch_bytes(rows, columns, inner, weight_format, None))
 
     def _bytes(self, nbytes: int) -> DeviceArray:
         return DeviceArray(self._block, 0, (1, nbytes // 4), WeightFormat.FP32)

@@ -50,12 +50,15 @@ class CpuRates:
 
 @dataclass(frozen=True)
 class GpuRates:
-    """Device side: VRAM, the bus, and fixed costs."""
+    """Device side: VRAM, the bus, and fixed costs.
+
+    `flops_per_s` has, for a format of floats, the operations a second of a GEMM with many rows.
+    """
 
     name: str
     vram_bytes: int
     vram_bytes_per_s: float
-    flops_per_s: float  # 16-bit GEMM with many rows
+    flops_per_s: Mapping[str, float]
     bus_bytes_per_s: float  # host to device, pinned
     bus_back_bytes_per_s: float  # device to host, pinned
     pageable_bytes_per_s: float  # host to device, from memory that is not pinned
@@ -113,6 +116,8 @@ def _rates(kind: type[_Rates], content: Any, where: str) -> _Rates:
     for name, value in content.items():
         if name == "multiply_bytes_per_s":
             values[name] = _multiply_rates(value, f"{where}.{name}")
+        elif name == "flops_per_s":
+            values[name] = _gemm_rates(value, f"{where}.{name}")
         elif name != "name":
             _check_number(value, f"{where}.{name}", positive=name.endswith("_per_s") or name == "threads")
     return kind(**values)
@@ -128,6 +133,15 @@ def _multiply_rates(content: Any, where: str) -> dict[str, dict[int, float]]:
         for rows, value in points.items():
             _check_number(value, f"{where}.{weight_format}.{rows}", positive=True)
     return {name: {int(rows): float(value) for rows, value in content[name].items()} for name in formats}
+
+
+def _gemm_rates(content: Any, where: str) -> dict[str, float]:
+    formats = [str(weight_format) for weight_format in WeightFormat if weight_format.is_float]
+    if not isinstance(content, dict) or sorted(content) != sorted(formats):
+        raise ProfileError(f"{where}: has to have the keys {', '.join(formats)} and no others")
+    for name, value in content.items():
+        _check_number(value, f"{where}.{name}", positive=True)
+    return {name: float(content[name]) for name in formats}
 
 
 def _check_number(value: Any, where: str, positive: bool) -> None:

@@ -97,7 +97,7 @@ def markdown(found: Json) -> list[str]:
         "",
         f"- a GEMM: {format_seconds(gpu['launch_s'])}; a copy besides its bytes: {format_seconds(gpu['copy_s'])}; "
         f"there and back: {format_seconds(gpu['round_trip_s'])}",
-        f"- 16-bit GEMM with many rows: {gpu['flops_per_s'] / 1e12:.1f} TFLOP/s",
+        f"- GEMM with many rows, TFLOP/s: {', '.join(f'{f} {v / 1e12:.1f}' for f, v in gpu['flops_per_s'].items())}",
     ]
     return lines + [f"- {note}" for note in found["notes"]]
 

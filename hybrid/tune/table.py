@@ -18,7 +18,6 @@ _CPU = {
 }
 _GPU = {
     "vram_bytes_per_s": "VRAM, reading",
-    "flops_per_s": "16-bit GEMM",
     "bus_bytes_per_s": "bus to the device, pinned",
     "bus_back_bytes_per_s": "bus back, pinned",
     "pageable_bytes_per_s": "bus to the device, not pinned",
@@ -61,6 +60,9 @@ def _rows(measured: DeviceProfile, estimate: DeviceProfile) -> Iterator[Row]:
             )
     yield from (_row(name, label, measured.cpu, estimate.cpu) for name, label in _CPU.items())
     if measured.gpu is not None:
+        for weight_format, value in measured.gpu.flops_per_s.items():
+            estimated = estimate.gpu.flops_per_s[weight_format] if estimate.gpu else 0.0
+            yield f"{weight_format} GEMM", _text("flops_per_s", value), _text("flops_per_s", estimated)
         yield from (_row(name, label, measured.gpu, estimate.gpu) for name, label in _GPU.items())
 
 

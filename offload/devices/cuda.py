@@ -76,10 +76,11 @@ class CudaDevice:
             self.vram.close()
             raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
         self.kernels: CudaKernels | None = None
-        self.bf16_as_fp32 = False  # since no GEMM takes bf16
+        self.bf16_as_fp32 = False  # many rows: since no GEMM takes bf16, or none that is fast
         try:
             self._refused = {form: self._try_gemm(form) for form in WeightFormat if form.is_float}
-            self.bf16_as_fp32 = bool(self._refused[WeightFormat.BF16])
+            # Before Ampere cuBLAS takes bf16 too, but without tensor cores: slower than fp32.
+            self.bf16_as_fp32 = bool(self._refused[WeightFormat.BF16]) or self._properties["major"] < 8
             self.without_kernels = self._try_kernels()  # why; "" where they work
             workspace_bytes = free_bytes - self.memory().free_bytes
         except (*self._calls.errors, OutOfDeviceMemoryError, DeviceLostError) as error:

@@ -1,5 +1,6 @@
 """How long a device takes to multiply: arithmetic that the cost model and the simulated device share."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from offload.devices.scratch import MAX_ROWS
@@ -13,7 +14,7 @@ class MultiplyRates(Protocol):
     def vram_bytes_per_s(self) -> float: ...
 
     @property
-    def flops_per_s(self) -> float: ...
+    def flops_per_s(self) -> Mapping[str, float]: ...
 
 
 def multiply_s(
@@ -24,7 +25,8 @@ def multiply_s(
     More than MAX_ROWS rows meet weights in blocks as fp16 panels, which are written before they are read.
     """
     elements = columns * in_features
-    flops_s = 2 * rows * elements / rates.flops_per_s
+    computed = WeightFormat.FP16 if isinstance(stored, BlockFormat) else stored
+    flops_s = 2 * rows * elements / rates.flops_per_s[computed]
     if not isinstance(stored, BlockFormat):
         return max(elements * stored.itemsize_bytes / rates.vram_bytes_per_s, flops_s)
     blocks_s = columns * stored.column_bytes(in_features) / rates.vram_bytes_per_s

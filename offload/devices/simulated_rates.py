@@ -1,10 +1,16 @@
 """The rates of a simulated device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from offload.device_profile import GpuRates
 from offload.devices.multiply_time import launches, multiply_s
 from offload.specs import BlockFormat, WeightFormat
+
+
+def same_rate(flops_per_s: float) -> dict[str, float]:
+    """A GEMM's rate that is the same for every format of floats."""
+    return {str(weight_format): flops_per_s for weight_format in WeightFormat if weight_format.is_float}
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,7 @@ class SimulatedRates:
     copy_back_bytes_per_s: float = 12e9  # device to host
     copy_latency_s: float = 10e-6
     vram_bytes_per_s: float = 300e9
-    flops_per_s: float = 20e12
+    flops_per_s: Mapping[str, float] = field(default_factory=lambda: same_rate(20e12))
     launch_s: float = 5e-6
     wait_s: float = 0.0  # from the end of what the host waits for until the host goes on
 

@@ -13,6 +13,7 @@ from offload.cost_model import StepShape
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.devices.base import Span
 from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated_rates import same_rate
 from offload.errors import OutOfDeviceMemoryError
 from offload.modelled_step import ModelledRun, run_modelled
 from offload.packing import split_columns
@@ -43,7 +44,7 @@ PROFILE = DeviceProfile(
         name="round numbers",
         vram_bytes=1 << 30,
         vram_bytes_per_s=1e9,
-        flops_per_s=1e15,
+        flops_per_s=same_rate(1e15),
         bus_bytes_per_s=1e9,
         bus_back_bytes_per_s=0.5e9,
         pageable_bytes_per_s=1e9,
@@ -149,7 +150,7 @@ T4 = DeviceProfile(
         launch_s=4 * MICRO,
         step_s=500 * MICRO,
     ),
-    gpu=GpuRates("T4", 16 << 30, 250e9, 39e12, 12e9, 12e9, 4.8e9, 10e-6, 40e-6, 8e-6, 150 << 20, 40 << 20),
+    gpu=GpuRates("T4", 16 << 30, 250e9, same_rate(39e12), 12e9, 12e9, 4.8e9, 10e-6, 40e-6, 8e-6, 150 << 20, 40 << 20),
 )
 MISTRAL_STEP = StepShape(4 * 32 + 2, 32 * 2 * 8 * 128 * 2, 32 * pair_flops(32, 128), concat_cache=False)
 PREFILL = 32

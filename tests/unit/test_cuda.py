@@ -104,6 +104,12 @@ def test_formats_are_tried(emulated: EmulatedCupy) -> None:
     assert device.supports(WeightFormat.BF16) == "cuBLAS refuses bf16 on Emulated GPU: CUBLAS_STATUS 15"
 
 
+@pytest.mark.parametrize(("major", "widens"), [(7, True), (8, False), (12, False)])
+def test_bf16_is_widened_where_its_gemm_has_no_tensor_cores(emulated: EmulatedCupy, major: int, widens: bool) -> None:
+    emulated.properties["major"] = major
+    assert CudaDevice().bf16_as_fp32 == widens
+
+
 def test_wrong_values_are_noticed(emulated: EmulatedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_a_bit(*arguments: Any) -> None:
         emulated.gemmEx(*arguments)

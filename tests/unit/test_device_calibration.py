@@ -12,7 +12,7 @@ from offload.devices.base import Device
 from offload.devices.cuda import CudaDevice
 from offload.devices.scratch import MAX_ROWS
 from offload.devices.simulated import SimulatedDevice
-from offload.devices.simulated_rates import SimulatedRates
+from offload.devices.simulated_rates import SimulatedRates, same_rate
 from offload.errors import OutOfDeviceMemoryError
 from offload.specs import BlockFormat, WeightFormat
 from offload.units import MIB
@@ -27,12 +27,15 @@ def measure(device: Device, effort: DeviceEffort | None = None) -> GpuRates:
         meter.close()
 
 
+HALF_FP32 = {"fp32": 40e12, "fp16": 80e12, "bf16": 60e12}
+
+
 @pytest.mark.parametrize(
     "modelled",
     [
         SimulatedRates(),
-        SimulatedRates(3e9, 2e9, 50e-6, 80e9, 2e12, 30e-6, wait_s=20e-6),
-        SimulatedRates(50e9, 40e9, 2e-6, 900e9, 80e12, 3e-6),
+        SimulatedRates(3e9, 2e9, 50e-6, 80e9, same_rate(2e12), 30e-6, wait_s=20e-6),
+        SimulatedRates(50e9, 40e9, 2e-6, 900e9, HALF_FP32, 3e-6),
     ],
 )
 @pytest.mark.parametrize("own_kernels", [True, False])
@@ -42,7 +45,7 @@ def test_a_simulated_device_is_measured_as_it_was_modelled(modelled: SimulatedRa
     assert rates.bus_bytes_per_s == pytest.approx(modelled.copy_bytes_per_s, rel=0.01)
     assert rates.bus_back_bytes_per_s == pytest.approx(modelled.copy_back_bytes_per_s, rel=0.01)
     assert rates.vram_bytes_per_s == pytest.approx(modelled.vram_bytes_per_s, rel=0.01)
-    assert rates.flops_per_s == pytest.approx(modelled.flops_per_s, rel=0.01)
+    assert rates.flops_per_s == pytest.approx(dict(modelled.flops_per_s), rel=0.01)
     assert rates.copy_s == pytest.approx(modelled.copy_latency_s + modelled.wait_s / 64, rel=0.03)
     assert rates.launch_s == pytest.approx(modelled.launch_s + modelled.wait_s / 64, rel=0.03)
     trip_s = modelled.copy_s(8192) + modelled.copy_back_s(8192) + modelled.wait_s
@@ -61,18 +64,18 @@ class WaveRates(SimulatedRates):
         if rows <= MAX_ROWS:
             return super().multiply_s(stored, columns, in_features, rows)
         waves = -(-(-(-rows // 128) * -(-columns // 256)) // 132)
-        wave_s = 132 * 128 * 256 * in_features * 2 / self.flops_per_s
+        wave_s = 132 * 128 * 256 * in_features * 2 / self.flops_per_s[WeightFormat.FP16]
         return self.launch_s + waves * wave_s + 4 * rows * (in_features + columns) / self.vram_bytes_per_s
 
 
 def test_pieces_are_large_enough_for_a_fast_device() -> None:
-    rates = WaveRates(vram_bytes_per_s=4.8e12, flops_per_s=790e12)
+    rates = WaveRates(vram_bytes_per_s=4.8e12, flops_per_s=same_rate(790e12))
     meter = DeviceMeter(SimulatedDevice(141 << 30, 0, 0, rates, hollow=True), replace(DeviceEffort(), rounds=1))
-    assert meter.flops_rate() == pytest.approx(790e12, rel=0.2)
+    assert meter.flops_rates()["fp16"] == pytest.approx(790e12, rel=0.2)
     meter.close()
     effort = DeviceEffort()
     assert effort.weight_bytes / 2 / rates.vram_bytes_per_s > 100e-6
-    assert 2 * 1024 * effort.gemm_features**2 / rates.flops_per_s > 100e-6
+    assert 2 * 1024 * effort.gemm_features**2 / rates.flops_per_s["fp16"] > 100e-6
 
 
 def test_a_device_gets_its_memory_back() -> None:
@@ -123,7 +126,9 @@ def test_the_calls_for_cuda_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     device = CudaDevice()
     effort = DeviceEffort(copy_bytes=1 << 16, weight_bytes=1 << 16, gemm_features=64, rounds=2)
     rates = measure(device, effort)
-    assert all(value > 0 for name, value in vars(rates).items() if name.endswith("_per_s"))
+    assert all(value > 0 for name, value in vars(rates).items() if name.endswith("bytes_per_s"))
+    assert rates.flops_per_s.keys() == {"fp32", "fp16", "bf16"}
+    assert all(value > 0 for value in rates.flops_per_s.values())
     assert rates.pageable_bytes_per_s != 123.0
 
     class Reading:

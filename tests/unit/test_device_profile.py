@@ -20,7 +20,8 @@ def content() -> dict[str, Any]:
     """A profile whose every number is different."""
     cpu = {field.name: 1000 + n for n, field in enumerate(fields(CpuRates))}
     cpu["multiply_bytes_per_s"] = {str(name): {"1": 300.5 + n, "128": 200.5 + n} for n, name in enumerate(WeightFormat)}
-    gpu = {field.name: 2000 + n for n, field in enumerate(fields(GpuRates))} | {"name": "Bench GPU"}
+    gpu: dict[str, Any] = {field.name: 2000 + n for n, field in enumerate(fields(GpuRates))} | {"name": "Bench GPU"}
+    gpu["flops_per_s"] = {"fp32": 2100.5, "fp16": 2101.5, "bf16": 2102.5}
     return {"name": "bench", "estimated": False, "cpu": cpu, "gpu": gpu}
 
 
@@ -105,6 +106,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda c: c["cpu"]["multiply_bytes_per_s"]["int8"].update({"1": 0}),
         "multiply_bytes_per_s.int8.1: 0",
     ),
+    "a GEMM's rate is zero": (lambda c: c["gpu"]["flops_per_s"].update(bf16=0), "gpu.flops_per_s.bf16: 0"),
+    "a GEMM's rate is missing": (
+        lambda c: c["gpu"]["flops_per_s"].pop("fp32"),
+        "gpu.flops_per_s: has to have the keys",
+    ),
+    "a GEMM has one rate": (lambda c: c["gpu"].update(flops_per_s=1e12), "gpu.flops_per_s: has to have the keys"),
     "a rate is no number": (lambda c: c["cpu"].update(launch_s=float("nan")), "cpu.launch_s: nan"),
 }
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from offload.cost_model import StepShape
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
+from offload.devices.simulated_rates import same_rate
 from offload.errors import RamBudgetError
 from offload.placing import NO_RING, PlanRequest, Shares, place
 from offload.plan import Plan
@@ -49,7 +50,9 @@ def machines(draw: st.DrawFn) -> DeviceProfile:
     cpu = CpuRates(
         2, 64 * GIB, ram, ram * draw(st.floats(0.4, 1)), 1e9, multiply, ram / 2, ram * 8, island_s, 5e-6, 1e-4
     )
-    gpu = GpuRates("g", 24 * GIB, vram, vram * 100, bus, bus, bus / 2, copy_s, round_trip_s, launch_s, MIB, MIB)
+    gpu = GpuRates(
+        "g", 24 * GIB, vram, same_rate(vram * 100), bus, bus, bus / 2, copy_s, round_trip_s, launch_s, MIB, MIB
+    )
     return DeviceProfile("m", True, cpu, gpu)
 
 

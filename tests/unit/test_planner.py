@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from offload.cost_model import StepShape
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
+from offload.devices.simulated_rates import same_rate
 from offload.errors import RamBudgetError
 from offload.packing import resident_matrices, split_columns, streamed_matrices
 from offload.placing import CHUNK_TOKENS, PlanRequest, Shares, place
@@ -26,7 +27,7 @@ MACHINE = DeviceProfile(
     "bench",
     True,
     CpuRates(2, 16 * GIB, 10e9, 9e9, 1e9, MULTIPLY, 5e9, 20e9, 1e-9, 1e-9, 1e-9),
-    GpuRates("Bench GPU", 8 * GIB, 200e9, 20e12, 10e9, 10e9, 4e9, 1e-9, 1e-9, 1e-9, 150 * MIB, 40 * MIB),
+    GpuRates("Bench GPU", 8 * GIB, 200e9, same_rate(20e12), 10e9, 10e9, 4e9, 1e-9, 1e-9, 1e-9, 150 * MIB, 40 * MIB),
 )
 FIXED = {"context": 3 * MIB, "workspace": MIB}
 VRAM_KEYS = ["context", "workspace", "staging", "activations", "weights"]

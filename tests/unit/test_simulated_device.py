@@ -12,7 +12,7 @@ from offload.devices.happens_before import Access, AccessHistory, StreamOrderErr
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_memory import DeviceMisuseError
 from offload.devices.simulated_multiply import rounded_to_int8
-from offload.devices.simulated_rates import SimulatedRates
+from offload.devices.simulated_rates import SimulatedRates, same_rate
 from offload.devices.virtual_clock import VirtualClock
 from offload.errors import OutOfDeviceMemoryError
 from offload.specs import BlockFormat, Layout, WeightFormat
@@ -402,7 +402,7 @@ def test_a_hollow_device_checks_order_and_bounds_and_moves_nothing() -> None:
 
 
 def test_rates_of_a_profile_split_a_round_trip() -> None:
-    gpu = GpuRates("a GPU", 1, 2e9, 3e12, 4e9, 5e9, 6e9, 1e-5, 5e-5, 8e-6, 0, 0)
+    gpu = GpuRates("a GPU", 1, 2e9, same_rate(3e12), 4e9, 5e9, 6e9, 1e-5, 5e-5, 8e-6, 0, 0)
     rates = SimulatedRates.of(gpu)
     assert rates.copy_s(0) + rates.copy_back_s(0) + rates.wait_s == pytest.approx(gpu.round_trip_s)
     assert (rates.copy_s(4000), rates.copy_back_s(5000)) == pytest.approx((1.1e-5, 1.1e-5))
@@ -413,7 +413,7 @@ def test_rates_of_a_profile_split_a_round_trip() -> None:
 def test_many_rows_of_weights_in_blocks_wait_for_a_panel() -> None:
     """1e6 numbers of 1 byte, with scales of 0.125 bytes, at 1 GB/s: 1.125 ms; a panel of fp16: 2 ms each way."""
     blocks = BlockFormat(8, 16, WeightFormat.FP16)
-    rates = SimulatedRates(vram_bytes_per_s=1e9, flops_per_s=4e9, launch_s=0.1)
+    rates = SimulatedRates(vram_bytes_per_s=1e9, flops_per_s=same_rate(4e9), launch_s=0.1)
     for stored, rows, expected_s in (
         (blocks, 1, 0.1 + 1.125e-3),
         (blocks, 8, 0.1 + 4e-3),
