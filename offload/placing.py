@@ -14,7 +14,7 @@ from offload.specs import ColumnRange, LinearSpec, WeightFormat
 from offload.units import MIB, format_bytes
 
 DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
-DEPTHS = (0, 1024, 4096)  # a plan also tells its step at these
+DEPTHS = (0, DEFAULT_DEPTH, 4096)  # a plan also tells its step at these
 CHUNK_TOKENS = 256  # the most tokens of one prefill step
 NO_RING = StreamRing(0, 0)
 _SLOTS, _MOST_SLOT_BYTES = 4, 4 * MIB
@@ -53,7 +53,8 @@ class PlanRequest:
     step: StepShape
     ram_budget_bytes: int | None = None  # all that `Plan.ram_bytes` may add up to
     ram_is_asked: bool = False
-    depth: int = DEFAULT_DEPTH
+    depth: int = DEFAULT_DEPTH  # tokens in the cache of the step that is made fast
+    depths: tuple[int, ...] = DEPTHS  # of the steps that the plan tells
     host_format: WeightFormat | None = None  # what float columns that are not resident are quantised to on load
     pinned_limit_bytes: int | None = None  # the most streamed columns may take
     unsupported: Mapping[str, str] = field(default_factory=dict)
@@ -100,7 +101,7 @@ def place(request: PlanRequest, shares: SharesOf, ring: StreamRing | None = None
         ram_bytes=ram,
         placements=placements,
         predicted=predict(request, placements, ring, request.depth),
-        at_depths=tuple(predict(request, placements, ring, depth) for depth in DEPTHS),
+        at_depths=tuple(predict(request, placements, ring, depth) for depth in request.depths),
         prefill=_prefill(request, placements, ring, prefill_tokens),
         notes=(*request.notes, *warnings, *((_ROUNDED,) if rounds else ())),
         warnings=warnings if request.budget_bytes else (*request.warnings, *in_files),

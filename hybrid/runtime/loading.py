@@ -22,7 +22,7 @@ from hybrid.runtime.quantisation import HostQuantisation, stored_weight
 from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import budget_asked, choose_target
-from hybrid.runtime.threads import default_threads
+from hybrid.runtime.threads import default_threads, threads_warning
 from offload.column_reads import HostWeight
 from offload.devices.base import Device, HostArray
 from offload.devices.vram_meter import VramMeter
@@ -71,7 +71,8 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        target = replace(target, notes=(*target.notes, *_without_kernels(device)))
+        warnings = (*target.warnings, *threads_warning(threads))
+        target = replace(target, notes=(*target.notes, *_without_kernels(device)), warnings=warnings)
         ram = resolve_ram(settings.ram, read_ram(read_limits()))
         plans = ShrinkingPlan(plan_request(opened, target, unsupported, ram), plan_within)
         if device is not None and not any(placement.on_device for placement in plans.plan.placements):

@@ -18,7 +18,7 @@ from offload.advice import with_advice
 from offload.cost_model import StepShape
 from offload.device_profile import DeviceProfile
 from offload.errors import RamBudgetError
-from offload.placing import CHUNK_TOKENS, PlanRequest
+from offload.placing import CHUNK_TOKENS, DEFAULT_DEPTH, DEPTHS, PlanRequest
 from offload.plan import Plan
 from offload.planner import make_plan as fill_budget
 from offload.specs import Activations, WeightFormat
@@ -157,7 +157,15 @@ def plan_request(
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
         host_format=opened.host_format,
+        depth=_depths(decoder.context_limit)[1],
+        depths=_depths(decoder.context_limit),
     )
+
+
+def _depths(context_limit: int) -> tuple[int, ...]:
+    """Tokens in the cache of the steps that a plan tells: none, 1024, 4096; half of what a small model can hold."""
+    usual = min(DEFAULT_DEPTH, context_limit // 2) if context_limit else DEFAULT_DEPTH
+    return (0, usual, *(depth for depth in DEPTHS if usual < depth and (not context_limit or depth < context_limit)))
 
 
 def _activation_bytes(opened: OpenedModel) -> int:

@@ -22,3 +22,12 @@ def _siblings(root: Path, cpu: int) -> str:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
+
+
+def threads_warning(threads: int) -> tuple[str, ...]:
+    """A line where there are more threads than CPUs to run them."""
+    cpus = len(os.sched_getaffinity(0))
+    if threads <= cpus:
+        return ()
+    may_use = "one CPU" if cpus == 1 else f"{cpus} CPUs"
+    return (f"--threads {threads}: this process may use {may_use}, so threads wait for each other; fewer are faster",)

@@ -82,6 +82,17 @@ def test_the_keys_of_a_plan(roomy: dict[str, Any]) -> None:
     assert list(roomy["predicted"])[:2] == ["decode_step_s", "decode_tokens_per_s"]
 
 
+@pytest.mark.parametrize(
+    ("holds", "depths"), [(512, [0, 256]), (2048, [0, 1024]), (4096, [0, 1024]), (32768, [0, 1024, 4096])]
+)
+def test_steps_are_told_as_deep_as_a_model_goes(tmp_path: Path, holds: int, depths: list[int]) -> None:
+    config = TINYLLAMA | {"max_position_embeddings": holds}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = make_plan(RunSettings(tmp_path, cuda="0"))
+    assert [step.depth for step in plan.at_depths] == depths
+    assert plan.predicted.depth == depths[1]
+
+
 def test_of_a_model_that_fits_the_host_keeps_what_it_multiplies_meanwhile(roomy: dict[str, Any]) -> None:
     linears = roomy["linears"]
     assert len(linears) == 22 * 7 + 1

@@ -66,3 +66,10 @@ def test_cpus_without_a_topology_count_each(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_this_machine_has_at_least_one_and_no_more_than_its_cpus() -> None:
     assert 1 <= threads.default_threads() <= len(os.sched_getaffinity(0))
+
+
+def test_more_threads_than_cpus_are_warned_of() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    (line,) = threads.threads_warning(cpus + 1)
+    assert line.startswith(f"--threads {cpus + 1}: this process may use")
+    assert threads.threads_warning(cpus) == ()
