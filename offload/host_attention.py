@@ -51,6 +51,7 @@ class HostAttention:
         self.threads = backend.threads
         self.sgemm = backend.sgemm
         self.launch = host.launcher(words.launch)
+        self.keep_apart = backend.keep_apart
         self._scratch: dict[int, FloatArray] = {}
 
     def warm_up(self, cache_dtypes: Iterable[np.dtype[Any]]) -> None:
@@ -109,6 +110,7 @@ class AttentionCall:
         chunks = self._chunks(seen, threads)
         self._task[words.PAST], self._task[words.CHUNKS] = past, chunks
         mergers = threads if chunks > 1 else 0
+        self._attention.keep_apart()
         self._attention.launch(self._jobs, *self._addresses, self._writers, threads, mergers)
 
     def _threads_for(self, elements: int) -> int:

@@ -19,6 +19,7 @@ from offload.kernels.host import FloatArray
 from offload.kernels.host_jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
 from offload.quantised import QuantisedWeight
 from offload.specs import Activations, ColumnRange, Layout, WeightFormat
+from offload.threads_apart import ThreadsApart
 
 # Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
 DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
@@ -78,6 +79,9 @@ class HostBackend(Protocol):
         """Prepare Linears that read the same x; the weights must stay where they are."""
 
 
+_pool = ThreadsApart()  # numba's, which is one for the process
+
+
 class NumbaBackend:
     """Multiplies fp32, fp16, bf16, int8 and int4 weights where they lie, without a copy in another format.
 
@@ -92,7 +96,19 @@ class NumbaBackend:
         self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
         self._panels: npt.NDArray[np.float32] | None = None
         self._scratch = np.empty(0, np.uint8)
-        self.launch = host.launcher()
+        self._launch = host.launcher()
+        if threads > 1:
+            nothing = np.zeros(HEADER, np.int64)
+            _pool.learn(lambda: self._launch(self.job(_Path.ONE), nothing.ctypes.data, threads))
+
+    def launch(self, job: int, task: int, threads: int) -> None:
+        """Run a job of `host_jobs` on so many threads."""
+        self.keep_apart()
+        self._launch(job, task, threads)
+
+    def keep_apart(self) -> None:
+        """Now and then, see to it that no two threads wait for each other on one CPU."""
+        _pool.look()
 
     def group(self, columns: Sequence[HostColumns]) -> HostGroup:
         """See `HostBackend`: one launch where all weights are floats or all have the same kind of blocks, else one

@@ -50,7 +50,9 @@ class Backend(Protocol):
     """What a group needs of its backend."""
 
     threads: int
-    launch: Callable[[int, int, int], None]
+
+    def launch(self, job: int, task: int, threads: int) -> None:
+        """Run a job of `host_jobs` on so many threads."""
 
     def scratch(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """Memory that any group may use until the next one asks."""

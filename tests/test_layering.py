@@ -25,7 +25,6 @@ ENTRANCES = {
 MAY_READ_ENVIRONMENT = {
     "hybrid/user_folders.py",  # where the XDG specification says that settings are
     "hybrid/runtime/island.py",  # what onnxruntime is told before it is imported
-    "offload/kernels/host.py",  # what libgomp is told before it is loaded
 }
 MAY_PRINT = {"hybrid/cli.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}
 

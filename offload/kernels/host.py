@@ -4,7 +4,6 @@ numba's settings are made here, before its thread pool starts.
 """
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +33,6 @@ _QUANTISED_SIGNATURES = (
 )
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
-# About 0.3 ms, longer than between two launches of a step. libgomp's own choice is some 20 ms: where another program
-# uses a core, threads that spin keep those from it that they wait for, and a launch takes time slices of 4 ms.
-_SPINS = "5000"
 _ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up
 
 
@@ -51,8 +47,6 @@ def set_threads(threads: int) -> None:
     # A launch costs 2 µs with OpenMP and 55 µs with workqueue; a choice of the user's own is kept.
     if config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
         config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
     numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
 
 

@@ -221,20 +221,6 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
         check(x, columns, y)
 
 
-@pytest.mark.parametrize(
-    ("given", "spins"), [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
-)
-def test_threads_do_not_spin_for_long_unless_the_user_says_so(
-    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    NumbaBackend(threads=2)
-    assert os.environ.get("GOMP_SPINCOUNT") == spins
-
-
 def test_warm_up_compiles_ahead(backend: NumbaBackend) -> None:
     backend.warm_up([(WeightFormat.FP16, Layout.NK), (WeightFormat.FP32, Layout.KN)])
 
