@@ -38,7 +38,7 @@ class CudaMultiplication:
     """Multiplications of fp32 rows with 16-bit weights and weights in blocks on one stream."""
 
     def __init__(self, kernels: CudaKernels, gemm: Callable[[Gemm], None], stream: int, fp32_panels: bool) -> None:
-        """`fp32_panels` says that bf16 weights are to be expanded to fp32, since no GEMM takes them."""
+        """`fp32_panels` says that bf16 weights are to be expanded to fp32, for want of a fast GEMM."""
         self._kernels = kernels
         self._gemm = gemm
         self._stream = stream
