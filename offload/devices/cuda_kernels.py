@@ -67,12 +67,6 @@ class Int8Rows:
         if self.numbers % 16:
             raise ValueError(f"int8 rows begin at a multiple of 16 bytes, not at {self.numbers:#x}")
 
-    @staticmethod
-    def sizes_bytes(rows: int, inner: int, block: int) -> tuple[int, int]:
-        """Bytes of the numbers and of the scales."""
-        blocks = -(-inner // block)
-        return rows * blocks * block, rows * blocks * 4
-
 
 @dataclass(frozen=True)
 class FloatRows:

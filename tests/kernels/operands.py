@@ -112,8 +112,8 @@ def multiply(kernels: CudaKernels, operands: FloatOperands | BlockOperands, with
 def multiply_int8(kernels: CudaKernels, operands: BlockOperands, with_bias: bool = False) -> Any:
     """y by the kernels, from x that they have quantised."""
     (rows, inner), block = operands.x.shape, operands.weight.format.block
-    numbers_bytes, scales_bytes = Int8Rows.sizes_bytes(rows, inner, block)
-    numbers, scales = (guarded(np.full(nbytes, 0xFF, np.uint8)) for nbytes in (numbers_bytes, scales_bytes))
+    blocks = -(-inner // block)
+    numbers, scales = (guarded(np.full(rows * blocks * size, 0xFF, np.uint8)) for size in (block, 4))
     quantised_rows = Int8Rows(address(numbers), address(scales), rows, block, inner)
     kernels.quantise(FloatRows(address(operands.x), rows, inner), quantised_rows, 1)
     return run(kernels, quantised_rows, operands, with_bias)
