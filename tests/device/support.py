@@ -224,3 +224,8 @@ class NumpyHostGroup:
                 weight = to_float64(part.weight, part.format)
                 weight = weight if part.layout is Layout.KN else weight.T
             output[:, part.start : part.stop] = seen_x @ weight[:, part.start : part.stop]
+
+
+def row(allocation: Any, start: int, stop: int) -> DeviceArray:
+    """fp32 numbers in bytes [start, stop) of an allocation."""
+    return DeviceArray(allocation, start, (1, (stop - start) // 4), WeightFormat.FP32)

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,3 +125,11 @@ class EmulatedNvrtc:
         monkeypatch.setattr(cuda.driver, "launchKernel", launch, raising=False)
         monkeypatch.setattr(cuda, "function", SimpleNamespace(Module=Module), raising=False)
         monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"], "nvrtc", self, raising=False)
+
+
+@dataclass
+class Emulated:
+    """CuPy and NVRTC."""
+
+    cupy: EmulatedCupy
+    nvrtc: EmulatedNvrtc

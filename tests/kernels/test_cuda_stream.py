@@ -3,42 +3,23 @@
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight, aligned
 from offload.devices.cuda import CudaDevice
 from offload.devices.scratch import MAX_ROWS, scratch_bytes
 from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.specs import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
-from tests.device.emulated_cupy import EmulatedCupy
+from offload.specs import Activations, BlockFormat, Layout, WeightFormat
 from tests.device.support import download, linear, random_stored, to_float64, to_stored
-from tests.kernels.emulated_nvrtc import EmulatedNvrtc
+from tests.kernels.device_memory import Memory
+from tests.kernels.emulated_nvrtc import Emulated, EmulatedNvrtc
 from tests.kernels.operands import TOLERANCE, BlockOperands
 
 FP16, BF16, FP32, INT8 = WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32, WeightFormat.INT8
 NK, KN = Layout.NK, Layout.KN
-
-
-@dataclass
-class Emulated:
-    """CuPy and NVRTC."""
-
-    cupy: EmulatedCupy
-    nvrtc: EmulatedNvrtc
-
-
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Emulated:
-    """CuPy with NVRTC, and a home folder of its own."""
-    monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
-    made = Emulated(EmulatedCupy(), EmulatedNvrtc())
-    made.nvrtc.install(monkeypatch, made.cupy, tmp_path)
-    return made
 
 
 @pytest.fixture(params=["emulated cupy", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -55,59 +36,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
     assert made.without_kernels == ""
     yield made
     made.close()
-
-
-class Memory:
-    """One block of a device, given out from its beginning."""
-
-    def __init__(self, device: CudaDevice) -> None:
-        self.device, self.stream = device, device.stream("compute")
-        self._block, self._used = device.allocate(8 << 20), 0
-
-    def start_anew(self) -> None:
-        """Give out the same places again."""
-        self._used = 0
-
-    def place(self, nbytes: int) -> tuple[Any, int]:
-        """An allocation and an offset."""
-        self._used += aligned(nbytes)
-        return self._block, self._used - aligned(nbytes)
-
-    def array(self, shape: tuple[int, int], form: WeightFormat) -> DeviceArray:
-        return DeviceArray(*self.place(shape[0] * shape[1] * form.itemsize_bytes), shape, form)
-
-    def put(self, array: DeviceArray, values: Any) -> DeviceArray:
-        pinned = self.device.allocate_pinned(array.nbytes)
-        pinned[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        self.stream.copy_to_device(array, pinned)
-        self.stream.synchronize()
-        return array
-
-    def floats(self, values: Any, form: WeightFormat) -> DeviceArray:
-        """A copy of a matrix in the storage type of `form`."""
-        return self.put(self.array(values.shape, form), values)
-
-    def blocks(self, operands: BlockOperands) -> DeviceBlocks:
-        form, columns, inner = operands.weight.format, operands.weight.columns, operands.weight.inner
-        made = DeviceBlocks(*self.place(columns * form.column_bytes(inner)), columns, inner, form)
-        parts = [operands.numbers, operands.scales, *([] if operands.zeros is None else [operands.zeros])]
-        self.put(made.whole, np.concatenate([part.reshape(-1).view(np.uint8) for part in parts]))
-        return made
-
-    def multiply(self, x: Any, w: DeviceWeight, layout: Layout, activations: Activations = Activations.FLOAT) -> Any:
-        """y for fp32 x[M, K], with exactly as much scratch memory as a plan would have."""
-        rows, inner = x.shape
-        blocks = w.blocks if isinstance(w, DeviceBlocks) else None
-        form = blocks.format if blocks else w.format  # type: ignore[union-attr]
-        columns = w.columns if isinstance(w, DeviceBlocks) else w.shape[0 if layout is NK else 1]
-        x_format = self.device.input_format(form)
-        x_array = self.floats(to_stored(x, x_format), x_format)
-        y = self.put(self.array((rows, columns), FP32), np.full((rows, columns), np.nan, np.float32))
-        scratch = self.array((1, scratch_bytes(rows, columns, inner, form, blocks)), INT8)
-        guard = self.put(self.array((1, 64), INT8), np.full(64, 0xA5, np.uint8))
-        self.stream.multiply(x_array, w, y, layout, scratch, activations)
-        assert np.all(download(self.device, self.stream, guard) == 0xA5)
-        return download(self.device, self.stream, y)
 
 
 def check(y: Any, x: Any, w: Any) -> None:
@@ -337,83 +265,6 @@ def wrong_sums(file: str) -> str:
     from offload.kernels.cuda.sources import program
 
     return program(file).replace("bias[column] : 0.0f", "bias[column] : 1.0f")
-
-
-# Warming up.
-
-
-def blocked(spec: LinearSpec, form: BlockFormat, activations: Activations = Activations.INT8) -> LinearSpec:
-    return replace(spec, format=form.format, blocks=form, activations=activations)
-
-
-LINEARS = (
-    linear("q", "q", 512, 1200),
-    linear("k", "q", 256, 64),
-    linear("up", "up", 256, 2000, BF16, KN),
-    linear("head", "head", 43, 2048, FP32),
-    blocked(linear("o", "o", 136, 64), BlockFormat(8, 64, FP16)),
-    blocked(linear("down", "down", 136, 64), BlockFormat(4, 32, FP16, True), Activations.FLOAT),
-)
-
-
-def test_a_warm_up_compiles_and_runs_all_that_steps_need(emulated: Emulated) -> None:
-    """No step compiles, loads or allocates anything, on the device or the host, and none waits."""
-    device = CudaDevice()
-    blocks = dict(emulated.cupy.blocks)
-    device.warm_up(LINEARS, 40)
-    assert emulated.cupy.blocks == blocks, "it gave all back"
-    compiled = len(emulated.nvrtc.compiled)
-    memory, work = Memory(device), []
-    for spec in LINEARS:
-        columns, inner = min(spec.out_features, 64), spec.in_features
-        shape = (columns, inner) if spec.layout is NK else (inner, columns)
-        w: DeviceWeight = (
-            DeviceBlocks(*memory.place(1 << 16), columns, inner, spec.blocks)
-            if spec.blocks
-            else (memory.array(shape, spec.format))
-        )
-        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 40):
-            x, y = memory.array((rows, inner), FP32), memory.array((rows, columns), FP32)
-            nbytes = scratch_bytes(rows, columns, inner, spec.format, spec.blocks)
-            work.append((x, w, y, spec.layout, memory.array((1, nbytes), INT8), spec.activations))
-    pinned = device.allocate_pinned(1024)
-    calls: list[str] = []
-    emulated.cupy.fault = lambda name: calls.append(name) or 0  # type: ignore[func-returns-value]
-    for operands in work:
-        memory.stream.fetch(memory.array((1, 1024), INT8), pinned)
-        memory.stream.multiply(*operands)
-    assert set(calls) == {"launchKernel", "getDevice", "gemm"}
-    assert len(emulated.nvrtc.compiled) == compiled
-    device.close()
-
-
-def test_a_warm_up_is_kept_for_the_next_run(emulated: Emulated) -> None:
-    CudaDevice().warm_up(LINEARS, 40)
-    compiled = len(emulated.nvrtc.compiled)
-    CudaDevice().warm_up(LINEARS[::-1], 20)
-    assert len(emulated.nvrtc.compiled) == compiled
-
-
-def test_what_a_warm_up_loads_is_counted(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = CudaDevice()
-    before = device.fixed_bytes
-    load = emulated.nvrtc.load
-    monkeypatch.setattr(emulated.nvrtc, "load", lambda code: (emulated.cupy.malloc(1000), load(code))[1])
-    device.warm_up(LINEARS, 1)
-    taken = device.fixed_bytes["workspace"] - before["workspace"]
-    assert taken >= 4000
-    assert taken % 1000 == 0
-    assert device.fixed_bytes["context"] == before["context"]
-
-
-def test_a_warm_up_leaves_out_what_is_not_supported(
-    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    EmulatedNvrtc(broken="no NVRTC").install(monkeypatch, emulated.cupy, tmp_path)
-    device = CudaDevice()
-    device.warm_up(LINEARS, 10)
-    assert {name for name, _ in emulated.cupy.calls if "gemm" in name} == {"gemmEx", "sgemm"}
-    assert emulated.cupy.blocks == {}
 
 
 # Devices that fail.
