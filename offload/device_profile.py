@@ -1,7 +1,7 @@
 """The device profile: the rates and sizes of one machine that the cost model computes with. Plain data, JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,9 +124,7 @@ def _rates(kind: type[_Rates], content: Any, where: str) -> _Rates:
 
 
 def _multiply_rates(content: Any, where: str) -> dict[str, dict[int, float]]:
-    formats = [str(weight_format) for weight_format in WeightFormat]
-    if not isinstance(content, dict) or sorted(content) != sorted(formats):
-        raise ProfileError(f"{where}: has to have the keys {', '.join(formats)} and no others")
+    formats = _check_formats(content, WeightFormat, where)
     for weight_format, points in content.items():
         if not isinstance(points, dict) or "1" not in points or not all(r.isdecimal() and int(r) for r in points):
             raise ProfileError(f'{where}.{weight_format}: has to name rates by numbers of rows, "1" among them')
@@ -136,12 +134,18 @@ def _multiply_rates(content: Any, where: str) -> dict[str, dict[int, float]]:
 
 
 def _gemm_rates(content: Any, where: str) -> dict[str, float]:
-    formats = [str(weight_format) for weight_format in WeightFormat if weight_format.is_float]
-    if not isinstance(content, dict) or sorted(content) != sorted(formats):
-        raise ProfileError(f"{where}: has to have the keys {', '.join(formats)} and no others")
+    formats = _check_formats(content, (form for form in WeightFormat if form.is_float), where)
     for name, value in content.items():
         _check_number(value, f"{where}.{name}", positive=True)
     return {name: float(content[name]) for name in formats}
+
+
+def _check_formats(content: Any, weight_formats: Iterable[WeightFormat], where: str) -> list[str]:
+    """The keys that `content` has to have, and has."""
+    formats = [str(weight_format) for weight_format in weight_formats]
+    if not isinstance(content, dict) or sorted(content) != sorted(formats):
+        raise ProfileError(f"{where}: has to have the keys {', '.join(formats)} and no others")
+    return formats
 
 
 def _check_number(value: Any, where: str, positive: bool) -> None:

@@ -89,7 +89,10 @@ class NumbaBackend:
     """
 
     def __init__(self, threads: int) -> None:
-        """Compiles only the launcher: 0.4 s unless cached. Raises ValueError for less than 1 thread."""
+        """Starts the threads, and compiles no more than that takes: half a second unless cached.
+
+        Raises ValueError for less than 1 thread.
+        """
         host.set_threads(threads)
         self.threads = threads
         self._sgemm = _sgemm_address()  # loads BLAS, so that the limit finds it

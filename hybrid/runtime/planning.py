@@ -120,6 +120,7 @@ def plan_request(
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
+    depths = _depths(decoder.context_limit)
     notes = [*target.notes, *decoder.notes, *quantisation_notes(specs, opened.host_format)]
     budget_notes = (note for note in (target.budget.note, ram.note if ram else "") if note)
     if not decoder.shared_cache:
@@ -157,8 +158,8 @@ def plan_request(
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
         host_format=opened.host_format,
-        depth=_depths(decoder.context_limit)[1],
-        depths=_depths(decoder.context_limit),
+        depth=depths[1],
+        depths=depths,
     )
 
 
