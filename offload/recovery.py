@@ -150,10 +150,8 @@ class RecoveringLinears:
 
     def keep_budget(self) -> None:
         """Plan again where a step has made the driver take more than it may: what it loads late is seen only then."""
-        if not any(placement.on_device for placement in self.plan.placements):
-            return
         try:
-            self._check_budget()
+            self._check()
             return
         except (OverBudgetError, DeviceLostError) as failure:
             self._shrink(failure)
@@ -175,13 +173,22 @@ class RecoveringLinears:
     def _load(self) -> None:
         while True:
             try:
-                runner = self._runner = self._build(self.plan)
-                if runner.warning:
-                    self.plans.warn(runner.warning)
+                self._runner = self._build(self.plan)
+                self._check()
+                if self._runner.warning:
+                    self.plans.warn(self._runner.warning)
                 return
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
                 self._shrink(failure)
+            except BaseException:
+                self.close()
+                raise
+            self.close()
             gc.collect()  # an error that has passed an ExitStack keeps its frames, and what they hold, in a cycle
+
+    def _check(self) -> None:
+        if any(placement.on_device for placement in self.plan.placements):
+            self._check_budget()
 
     def _shrink(self, failure: OutOfDeviceMemoryError | DeviceLostError) -> None:
         if line := self.plans.shrink(failure):

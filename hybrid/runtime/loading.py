@@ -149,7 +149,7 @@ def load(
         all_bytes = sum(placement.linear.weight_bytes for placement in placements)
         progress.on_stage("Loading weights", all_bytes - file_bytes(placements))
         host_weights = _host_weights(placements, weights, quantised, progress)
-        runner = LinearRunner(
+        return LinearRunner(
             levels=levels,
             plan=plan,
             weights=stored,
@@ -159,9 +159,6 @@ def load(
             on_bytes=progress.on_bytes,
             host_weights=host_weights,
         )
-        if vram is not None and any(placement.on_device for placement in placements):
-            _check_budget(vram, runner)
-        return runner
 
     with ExitStack() as undo:
         linears = RecoveringLinears(plans, load_linears, vram.check if vram is not None else lambda: None)
@@ -190,15 +187,6 @@ def load(
     return Engine(
         decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, memory, timeline, monitor
     )
-
-
-def _check_budget(vram: VramMeter, runner: LinearRunner) -> None:
-    """Raises OverBudgetError, with `runner` closed, when more is in use now that it is loaded than may be."""
-    try:
-        vram.check()
-    except BaseException:
-        runner.close()
-        raise
 
 
 def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
