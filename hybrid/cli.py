@@ -21,6 +21,7 @@ from hybrid.config import DEMO_MODEL
 from hybrid.console import check_writable, discard, emit, fill_closed_streams, note_between, prompt_text, say, width
 from hybrid.errors import OffloadError, UsageError
 from hybrid.flag_values import run_settings, sampling_flags, shared_with, without_effect
+from hybrid.progress import Progress
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -119,20 +120,20 @@ def run(
     if beams > 1 and stats is not None:
         raise UsageError("--stats tells what sampling took; it does not go with --beams")
 
-    from hybrid import report
-    from hybrid.completion import Request, complete
-    from hybrid.recording import start_recording
-    from hybrid.text.generation_defaults import merge_sampling
-    from hybrid.text.sampling import SamplingSettings
-    from hybrid.text.stop_words import StopWords
-    from hybrid.text.text_model import open_text_model
+    with Progress(sys.stderr) as progress:
+        from hybrid import report
+        from hybrid.completion import Request, complete
+        from hybrid.recording import start_recording
+        from hybrid.text.generation_defaults import merge_sampling
+        from hybrid.text.sampling import SamplingSettings
+        from hybrid.text.stop_words import StopWords
+        from hybrid.text.text_model import open_text_model
 
-    merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
-    StopWords(stop or ())
-    recording = start_recording(timeline, op_times)
-    watched = recording.timeline if recording else None
-    with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
-        text_model = open_text_model(settings, chat_template, False, on_stage, on_bytes, watched)
+        merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+        StopWords(stop or ())
+        recording = start_recording(timeline, op_times)
+        watched = recording.timeline if recording else None
+        text_model = open_text_model(settings, chat_template, False, progress.on_stage, progress.on_bytes, watched)
     with text_model:
         sampling = merge_sampling(text_model.defaults.sampling, **flags)
         if beams > 1 and temperature is None:
@@ -176,17 +177,18 @@ def plan(
     """`hybrid plan`; gives the exit code."""
     if print_config:
         return _print_settings(plan, locals())
-    from hybrid import report
-    from hybrid.model.hub import resolve_model
-    from hybrid.runtime.planning import make_plan
+    with Progress(sys.stderr) as progress:
+        from hybrid import report
+        from hybrid.model.hub import resolve_model
+        from hybrid.runtime.planning import make_plan
 
-    if draw is not None:
-        from hybrid.drawing.files import check_picture, write_plan_picture
+        if draw is not None:
+            from hybrid.drawing.files import check_picture, write_plan_picture
 
-        check_picture("--draw", draw)
-    with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
-        path = resolve_model(model, variant, config_only=True, on_stage=on_stage, on_bytes=on_bytes)
-    made = make_plan(replace(run_settings(locals()), model=path))
+            check_picture("--draw", draw)
+        path = resolve_model(model, variant, config_only=True, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
+        progress.on_stage("Planning", 0)
+        made = make_plan(replace(run_settings(locals()), model=path))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -231,18 +233,18 @@ def chat(
     flags = sampling_flags(locals())
     settings = run_settings(locals())
 
-    from hybrid import report
-    from hybrid.chat.opening import find_template, open_conversation
-    from hybrid.chat.terminal import chat as talk
-    from hybrid.text.generation_defaults import merge_sampling
-    from hybrid.text.sampling import SamplingSettings
-    from hybrid.text.stop_words import StopWords
-    from hybrid.text.text_model import open_text_model
+    with Progress(sys.stderr) as progress:
+        from hybrid import report
+        from hybrid.chat.opening import find_template, open_conversation
+        from hybrid.chat.terminal import chat as talk
+        from hybrid.text.generation_defaults import merge_sampling
+        from hybrid.text.sampling import SamplingSettings
+        from hybrid.text.stop_words import StopWords
+        from hybrid.text.text_model import open_text_model
 
-    merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
-    StopWords(stop or ())
-    with report.loading_progress(sys.stderr) as (on_stage, on_bytes):
-        text_model = open_text_model(settings, on_stage=on_stage, on_bytes=on_bytes)
+        merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
+        StopWords(stop or ())
+        text_model = open_text_model(settings, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
     with text_model:
         engine, tokenizer = text_model.engine, text_model.tokenizer
         folder = engine.decoder.folder
@@ -261,10 +263,11 @@ def chat(
 
 def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson = False) -> int:
     """`hybrid doctor`; gives the exit code."""
-    from hybrid.doctor.examination import examine
-    from hybrid.doctor.text import report_text
+    with Progress(sys.stderr, "Examining this machine"):
+        from hybrid.doctor.examination import examine
+        from hybrid.doctor.text import report_text
 
-    found = examine(None if model is None else Path(model), os.environ)
+        found = examine(None if model is None else Path(model), os.environ)
     emit(json.dumps(found.to_json(), indent=2) + "\n" if as_json else report_text(found, width(sys.stdout)))
     return PROBLEMS if found.problems else 0
 
@@ -280,7 +283,6 @@ def tune(
     if not calibrate:
         raise UsageError("say what to tune: hybrid tune --calibrate measures this machine")
 
-    from hybrid import report
     from hybrid.runtime.machines import calibration_file, save_profile
     from hybrid.runtime.threads import default_threads
     from hybrid.tune.calibration import measure_machine
@@ -289,8 +291,8 @@ def tune(
     if out is not None:
         check_writable("--out", out)
     folder = calibration_file("").parent if out is None else out.absolute().parent
-    with report.tuning_progress(sys.stderr) as on_stage:
-        made = measure_machine(device, threads or default_threads(), folder, on_stage)
+    with Progress(sys.stderr) as progress:
+        made = measure_machine(device, threads or default_threads(), folder, progress.on_share)
     path = out or calibration_file(made.profile.name)
     save_profile(made.profile, path)
     if as_json:

@@ -1,7 +1,6 @@
 """Standard output and standard error, for the commands: results on the one, everything for people on the other."""
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from hybrid.errors import UsageError
+
+_USUAL_SIZE = 80, 24  # where a terminal does not know its own
 
 
 def say(line: str) -> None:
@@ -58,7 +59,23 @@ def fill_closed_streams() -> None:
 
 def width(file: TextIO) -> int:
     """Columns to write tables in: the terminal's, or enough for them when it goes to a file."""
-    return shutil.get_terminal_size().columns if file.isatty() else 120
+    return terminal_size(file)[0] if file.isatty() else 120
+
+
+def terminal_size(file: TextIO) -> tuple[int, int]:
+    """Columns and rows of the terminal that `file` is, as they are now; COLUMNS and LINES win."""
+    try:
+        columns, rows = os.get_terminal_size(file.fileno())
+    except (OSError, ValueError):
+        columns, rows = 0, 0
+    given = [os.environ.get(name, "") for name in ("COLUMNS", "LINES")]
+    asked = [int(text) if text.isdecimal() and len(text) < 6 else 0 for text in given]
+    return asked[0] or columns or _USUAL_SIZE[0], asked[1] or rows or _USUAL_SIZE[1]
+
+
+def can_redraw(file: TextIO) -> bool:
+    """Whether `file` is a terminal with a cursor that can be moved."""
+    return file.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
 def prompt_text(prompt: str | None, file: Path | None) -> str:

@@ -1,10 +1,9 @@
-"""What people read beside the text: status lines, tables and the progress of loading."""
+"""What people read beside the text: status lines and tables."""
 
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from hybrid.gpu_text import gpu_json, vram_text
 from offload.op_times import OpTime, OpTimes
@@ -12,8 +11,6 @@ from offload.plan import HostTier, Plan
 from offload.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from rich.progress import Task
-
     from hybrid.runtime.engine import Engine
     from hybrid.runtime.memory import MemoryUse
     from hybrid.text.generate import Generation, GenerationStats
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
 
 Columns = tuple[int, int, int]  # how many are resident, streamed and on the host
 LayerRow = tuple[str, dict[str, Columns]]  # label, and the columns of each kind of Linear
-OnStage = Callable[[str, int], None]
-OnBytes = Callable[[int], None]
 
 PLACES = ("VRAM", "streamed", "host")
 SAME_SHARE = 0.2  # shares that differ by less are one decision, rounded to whole tiles in each layer
@@ -211,50 +206,6 @@ def op_times_text(times: OpTimes | None, width: int) -> str:
         where = "modelled, beside it on the simulated device" if times.modelled else "beside it, on the device"
         lines.append(_op_table(where, times.device, width))
     return "\n".join(lines)
-
-
-@contextmanager
-def loading_progress(file: TextIO) -> Iterator[tuple[OnStage, OnBytes]]:
-    """The two callbacks of `open_engine`: they draw a bar that is gone afterwards, on a terminal only."""
-    if not file.isatty():
-        yield (lambda label, total_bytes: None), (lambda nbytes: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
-    from rich.text import Text
-
-    class Amount(ProgressColumn):
-        def render(self, task: "Task") -> Text:
-            done = format_bytes(task.completed) if task.completed else ""
-            total = f" of {format_bytes(task.total)}" if task.total else ""
-            speed = f", {format_bytes(task.speed)}/s" if task.speed else ""
-            return Text(done + total + speed)
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Amount())
-    with Progress(*columns, console=Console(file=file), transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("Opening", total=None)
-
-        def on_stage(label: str, total_bytes: int) -> None:
-            nonlocal task
-            progress.remove_task(task)
-            task = progress.add_task(label, total=total_bytes or None)
-
-        yield on_stage, (lambda nbytes: progress.advance(task, nbytes))
-
-
-@contextmanager
-def tuning_progress(file: TextIO) -> Iterator[Callable[[str, float], None]]:
-    """The callback of `measure_machine`: it draws a bar that is gone afterwards, on a terminal only."""
-    if not file.isatty():
-        yield lambda label, share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(file=file), transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("starting", total=1.0)
-        yield lambda label, share: progress.update(task, description=label, completed=share)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Collection[str] = ()) -> str:
