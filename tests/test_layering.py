@@ -11,7 +11,7 @@ SOURCES = sorted([*(ROOT / "hybrid").rglob("*.py"), *(ROOT / "offload").rglob("*
 
 # Each heavy library enters through one place.
 ENTRANCES = {
-    "onnx": {"hybrid/model/onnx_graph.py"},
+    "onnx": {"hybrid/model/onnx_graph.py", "hybrid/model/onnx_validation.py"},
     "onnxruntime": {"hybrid/runtime/island.py"},
     "cupy": {"offload/devices/cuda_libraries.py"},
     "cupy_backends": {"offload/devices/cuda_libraries.py"},

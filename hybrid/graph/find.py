@@ -189,7 +189,7 @@ def _stored_weight(graph: Graph, name: str) -> _StoredWeight | None:
                 pass
             case "Cast" if graph.types.get(name) is ElementType.FLOAT:
                 pass  # a half weight that is multiplied in fp32 is multiplied exactly by our kernels too
-            case "Transpose" if list(producer.attributes.get("perm", [1, 0])) == [1, 0]:
+            case "Transpose" if producer.attributes.get("perm", [1, 0]) == [1, 0]:
                 transposed = not transposed
             case "DequantizeLinear":
                 scale_bytes = sum(graph.initializers[n].nbytes for n in producer.inputs[1:] if n in graph.initializers)
@@ -230,10 +230,11 @@ def _kind_of(name: str) -> str:
 
 def _unique_names(found: Iterable[Linear]) -> list[str]:
     names: dict[str, None] = {}
+    counts: Counter[str] = Counter()
     for linear in found:
-        name, number = linear.spec.name, 1
+        name = linear.spec.name
         while name in names:
-            number += 1
-            name = f"{linear.spec.name}#{number}"
+            counts[linear.spec.name] += 1
+            name = f"{linear.spec.name}#{counts[linear.spec.name] + 1}"
         names[name] = None
     return list(names)

@@ -49,8 +49,8 @@ def open_onnx(source: ModelFolder) -> Decoder:
     shapes = {info.name: _input_shape(graph, info, cache, shared, path) for info in graph.inputs}
     try:
         graph = with_types_and_shapes(graph, shapes)
-    except (LookupError, ValueError) as error:
-        raise ModelFileError(f"{path}: a node lacks what its operator needs ({show(str(error), 200)})") from None
+    except ValueError as error:
+        raise ModelFileError(f"{path}: shapes that do not fit each other ({show(str(error), 200)})") from None
     config = source.config or {}
     logits = next(info for info in graph.outputs if info.name == LOGITS)
     last_dim = (graph.shapes.get(LOGITS) or logits.shape or (None,))[-1]

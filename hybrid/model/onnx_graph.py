@@ -17,6 +17,7 @@ import onnx.shape_inference
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.element_types import propagate_types
 from hybrid.graph.graph import Dim, ElementType, FileRange, Graph, Initializer, Node, Shape, TensorInfo
+from hybrid.model.onnx_validation import validate
 from hybrid.model.onnx_weights import strip_weights
 from hybrid.model.paths import resolve_in_folder
 from hybrid.model.source import show
@@ -29,37 +30,33 @@ def read_graph(path: Path) -> Graph:
 
     Raises ModelFileError for a file that is broken or points outside its folder.
     """
+    model, inline = _parse(path)
+    validate(model, path)
+    return _graph(model, inline, path)
+
+
+def external_files(path: Path) -> set[str]:
+    """The names of the files that an .onnx file keeps weights in, as it gives them: unchecked."""
+    model, _ = _parse(path)
+    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
+def _parse(path: Path) -> tuple[onnx.ModelProto, dict[str, FileRange]]:
+    """The message without its large inline tensors, and where those lie by name."""
     message, inline = strip_weights(path.resolve())
     model = onnx.ModelProto()
     try:
         model.ParseFromString(message)
     except Exception as error:  # protobuf's DecodeError is not a public name
         raise ModelFileError(f"{path}: not an ONNX file: {error}") from None
-    if not model.graph.node:
-        raise ModelFileError(f"{path}: holds no graph")
-    if model.functions:
-        raise UnsupportedModelError(f"{path}: has {len(model.functions)} local functions; export it with them inlined")
-    try:
-        return _graph(model, inline, path)
-    except (IndexError, TypeError, ValueError) as error:  # parts that are absent, or numbers and text that cannot be
-        raise ModelFileError(f"{path}: not a well-formed ONNX file ({show(str(error))})") from None
-
-
-def external_files(path: Path) -> set[str]:
-    """The names of the files that an .onnx file keeps weights in, as it gives them: unchecked."""
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(strip_weights(path.resolve())[0])
-    except Exception as error:  # protobuf's DecodeError is not a public name
-        raise ModelFileError(f"{path}: not an ONNX file: {error}") from None
-    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
-    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return model, inline
 
 
 def with_types_and_shapes(graph: Graph, input_shapes: Mapping[str, Shape | None]) -> Graph:
     """Fill in what can be known of inner tensors when the inputs have these shapes; unknown shapes are left out.
 
-    Raises ValueError or LookupError for nodes that lack what their operators need.
+    Raises ValueError for shapes that do not fit each other.
     """
     inputs = tuple(replace(info, shape=input_shapes.get(info.name, info.shape)) for info in graph.inputs)
     graph = replace(graph, inputs=inputs, types=propagate_types(replace(graph, inputs=inputs)))
@@ -124,10 +121,6 @@ def _graph(model: onnx.ModelProto, inline: Mapping[str, FileRange], path: Path) 
             nodes.append(_node(proto))
     inputs = tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers)
     outputs = tuple(_tensor_info(v) for v in model.graph.output)
-    names = [*initializers, *(info.name for info in (*inputs, *outputs))]
-    names += [name for n in nodes for name in (n.op_type, n.domain, n.name, *n.reads, *n.outputs)]
-    if not all(isinstance(name, str) for name in names):  # protobuf gives bytes that are not UTF-8 as bytes
-        raise ValueError("a name is not UTF-8 text")
     return Graph(
         name=path.stem,
         nodes=tuple(nodes),
@@ -139,14 +132,8 @@ def _graph(model: onnx.ModelProto, inline: Mapping[str, FileRange], path: Path) 
 
 
 def _initializer(tensor: onnx.TensorProto, inline: Mapping[str, FileRange], path: Path) -> Initializer:
-    where = f"{path}: tensor {tensor.name!r}"
-    try:
-        element_type = ElementType(tensor.data_type)
-    except ValueError:
-        raise ModelFileError(f"{where}: unknown element type {tensor.data_type}") from None
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelFileError(f"{where}: negative dimension in {list(tensor.dims)}")
-    empty = Initializer(tensor.name, element_type, tuple(tensor.dims), None)
+    where = f"{path}: tensor {show(tensor.name)}"
+    empty = Initializer(tensor.name, ElementType(tensor.data_type), tuple(tensor.dims), None)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         source: FileRange | npt.NDArray[Any] = _external_range(tensor, empty.nbytes, path, where)
     elif tensor.name in inline:
@@ -270,7 +257,7 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
-        return int(dim.dim_value)
+        return int(dim.dim_value) if dim.dim_value >= 0 else None  # -1 is what some exporters write for unknown
     return str(dim.dim_param) or None
 
 

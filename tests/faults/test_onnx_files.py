@@ -47,15 +47,18 @@ def write(
     outputs: Sequence[str] = ("logits", "opkv0"),
 ) -> Path:
     """A decoder of one table: embed, multiply, and a cache that is handed on."""
+    given = [ids(), past("pkv0")] if inputs is None else inputs
+    tokens = next(info.name for info in given if info.type.tensor_type.elem_type == TensorProto.INT64)
+    cached = next((info.name for info in given if info.name != tokens), "h")
     nodes = [
-        make_node("Gather", ["w", "input_ids"], ["h"]),
+        make_node("Gather", ["w", tokens], ["h"]),
         make_node("MatMul", ["h", "w"], ["logits"]),
-        make_node("Identity", ["pkv0"], ["opkv0"]),
+        make_node("Identity", [cached], ["opkv0"]),
     ]
     graph = make_graph(
         nodes,
         "main",
-        [ids(), past("pkv0")] if inputs is None else inputs,
+        given,
         [value(name, None) for name in outputs],
         [from_array(WEIGHT, "w") if weight is None else weight],
     )
@@ -163,7 +166,9 @@ def test_an_external_file_that_cannot_be_opened(obstacle: str, tmp_path: Path) -
         ({"dims": (8, 9)}, "bytes 0 to 288 lie outside"),
         ({"dims": (8, 7), "length": 256}, "256 bytes stored, its shape and type take 224"),
         ({"dims": (8, -8)}, "negative dimension in [8, -8]"),
-        ({"dims": (2**32, 2**32), "length": 0}, "0 bytes stored"),
+        ({"dims": (2**32, 2**32), "length": 0}, "more than the"),
+        ({"dims": (2**41, 0), "length": 0}, "dimension above"),
+        ({"dims": (0,) * 33, "length": 0}, "33 dimensions"),
     ],
 )
 def test_external_ranges_that_cannot_be(entries: dict[str, object], mention: str, tmp_path: Path) -> None:

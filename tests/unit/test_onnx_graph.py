@@ -158,9 +158,10 @@ def test_bodies_name_what_they_capture(tmp_path: Path) -> None:
         make_node("If", ["which"], ["out"], then_branch=inner, else_branch=inner),
     ]
     outer = make_graph(nodes, "outer", [], [make_tensor_value_info("out", TensorProto.FLOAT, None)])
-    condition = make_tensor_value_info("condition", TensorProto.BOOL, [])
+    condition, which = (make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("condition", "which"))
+    far = make_tensor_value_info("far", TensorProto.FLOAT, [4])
     node = make_node("If", ["condition"], ["y"], then_branch=outer, else_branch=outer)
-    path = write(tmp_path, [identity("far"), node], (), [X, condition])
+    path = write(tmp_path, [identity("far"), node], (), [X, condition, which, far])
     (found,) = (node for node in read_graph(path).nodes if node.op_type == "If")
     assert set(found.captured) == {"far", "x", "which"}
     assert set(found.reads) == {"condition", "far", "x", "which"}
