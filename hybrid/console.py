@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from hybrid.errors import UsageError
+from offload.printable import printable
 
 _USUAL_SIZE = 80, 24  # where a terminal does not know its own
 
 
 def say(line: str) -> None:
-    """Write a line for people."""
-    print(line, file=sys.stderr, flush=True)
+    """Write a line for people; names in it may be a stranger's."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def note_between(line: str) -> None:
@@ -24,9 +25,12 @@ def note_between(line: str) -> None:
 
 
 def emit(text: str) -> None:
-    """Write a result to standard output at once. Raises UsageError when it cannot be written, BrokenPipeError."""
+    """Write a result to standard output at once: as it is, but to a terminal only what that would show.
+
+    Raises UsageError when it cannot be written, BrokenPipeError.
+    """
     try:
-        print(text, end="", flush=True)
+        print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid.gpu_text import gpu_json, vram_text
 from offload.op_times import OpTime, OpTimes
 from offload.plan import HostTier, Plan
+from offload.printable import printable
 from offload.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = Fal
         ),
         *(f"note: {note}" for note in plan.notes),
     ]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines)) + "\n"
 
 
 def op_times_text(times: OpTimes | None, width: int) -> str:

@@ -11,11 +11,16 @@ OffloadError                    base
 └── ProfileError                a device profile that cannot be read
 """
 
+from offload.printable import printable
+
 DEVICE_MEMORY, PINNED_RAM = "device memory", "pinned RAM"
 
 
 class OffloadError(Exception):
-    """Base of the errors that `offload` raises on purpose."""
+    """Base of the errors that `offload` raises on purpose. Shown safely: names out of files are in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class BudgetError(OffloadError):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from hybrid.chat.commands import is_command, left_out_line, run_command, status_line
 from hybrid.chat.conversation import Conversation
-from hybrid.console import ctrl_c_stops
+from hybrid.console import ctrl_c_stops, emit, say
 from hybrid.errors import OffloadError, UsageError
 from hybrid.text.generate import StopReason
+from offload.printable import printable
 
 if TYPE_CHECKING:
     from hybrid.chat.reply import Reply
@@ -50,7 +51,7 @@ def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
 
     def notice(text: str) -> None:
-        console.print(text, style="dim")
+        console.print(printable(text), style="dim")
 
     def answer(reply: "Reply") -> None:
         with quiet_keyboard(sys.stdin), ctrl_c_stops(reply):
@@ -80,23 +81,19 @@ def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
 def _answer_lines(conversation: Conversation, model: str) -> int:
     failed = interrupted = False
 
-    def notice(text: str) -> None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-
     def answer(reply: "Reply") -> None:
         nonlocal interrupted
         with ctrl_c_stops(reply):
-            _write(reply, sys.stdout)
-        notice(status_line(reply.stats))
+            _write(reply)
+        say(status_line(reply.stats))
         interrupted = reply.stats.stop_reason is StopReason.INTERRUPTED
 
     for line in _lines(sys.stdin):
         try:
-            if not _turn(conversation, line, model, notice, answer):
+            if not _turn(conversation, line, model, say, answer):
                 break
         except OffloadError as error:
-            notice(f"error: {error}")
+            say(f"error: {error}")
             failed = True
         if interrupted:
             return INTERRUPTED
@@ -144,7 +141,7 @@ def _read_line(file: TextIO) -> str:
         raise UsageError("standard input is not UTF-8") from None
 
 
-def _write(reply: "Reply", file: TextIO) -> None:
+def _write(reply: "Reply") -> None:
     """Write a reply as it comes, and end it with a newline."""
     begun, last = False, ""
     try:
@@ -152,8 +149,6 @@ def _write(reply: "Reply", file: TextIO) -> None:
             text = piece if begun else piece.lstrip()  # many models begin with a space
             if text:
                 begun, last = True, text
-                file.write(text)
-                file.flush()
+                emit(text)
     finally:
-        file.write("" if last.endswith("\n") else "\n")
-        file.flush()
+        emit("" if last.endswith("\n") else "\n")

@@ -1,6 +1,5 @@
 """A reply on a terminal: markdown, while it comes."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from hybrid.chat.reply import Reply
+from offload.printable import printable
 
 _REDRAW_S = 0.06
-# What could move the cursor or change the terminal, in a text that a model made up.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def show_reply(console: Console, reply: Reply) -> None:
@@ -30,7 +28,7 @@ def show_reply(console: Console, reply: Reply) -> None:
 
 def _show_plain(console: Console, reply: Reply) -> None:
     for piece in reply:
-        console.file.write(_CONTROL.sub("", piece))
+        console.file.write(printable(piece))
         console.file.flush()
     console.file.write("\n")
 
@@ -43,7 +41,7 @@ def _show_markdown(console: Console, reply: Reply) -> None:
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
         try:
             for piece in reply:
-                text = (text + _CONTROL.sub("", piece)).lstrip("\n")
+                text = (text + printable(piece)).lstrip("\n")
                 if time.monotonic() - drawn_s < _REDRAW_S:
                     continue
                 if end := complete_blocks(text[shown:]):

@@ -3,6 +3,7 @@
 import textwrap
 
 from hybrid.doctor.findings import Finding, Level, Report
+from offload.printable import printable
 
 _MARKS = {Level.OK: "", Level.NOTE: "note: ", Level.PROBLEM: "PROBLEM: "}
 _INDENT = "    "
@@ -16,7 +17,7 @@ def report_text(report: Report, width: int = 100) -> str:
         lines += [section.title, *(line for finding in section.findings for line in _finding_lines(finding, width)), ""]
     count = len(report.problems)
     lines.append("No problems found." if count == 0 else "1 problem." if count == 1 else f"{count} problems.")
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines)) + "\n"
 
 
 def _finding_lines(finding: Finding, width: int) -> list[str]:
