@@ -284,15 +284,17 @@ def tune(
         raise UsageError("say what to tune: hybrid tune --calibrate measures this machine")
 
     from hybrid.runtime.machines import calibration_file, save_profile
-    from hybrid.runtime.threads import default_threads
+    from hybrid.runtime.threads import resolve_threads, threads_warning
     from hybrid.tune.calibration import measure_machine
     from hybrid.tune.table import calibration_text
 
     if out is not None:
         check_writable("--out", out)
     folder = calibration_file("").parent if out is None else out.absolute().parent
+    for warning in threads_warning(threads):
+        say(f"note: {warning}")
     with Progress(sys.stderr) as progress:
-        made = measure_machine(device, threads or default_threads(), folder, progress.on_share)
+        made = measure_machine(device, resolve_threads(threads), folder, progress.on_share)
     path = out or calibration_file(made.profile.name)
     save_profile(made.profile, path)
     if as_json:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from offload.devices.base import HostArray
 from offload.errors import OffloadError
+from offload.mapped_file import file_of, offset_in_file
 
 READERS = 4  # one alone waits between its requests, and reads virtual disks more slowly
 _BAND_BYTES = 4 << 20  # what a thread reads at once when it wants some columns of it only
@@ -36,7 +37,7 @@ def copy_part(weight: HostArray, rows: slice, columns: slice, out: HostArray) ->
 
     Raises OffloadError for a file that has become shorter or cannot be read.
     """
-    if not is_mapped(weight):
+    if file_of(weight) is None:
         out[:] = weight[rows, columns]
         return
     row_bytes, first = weight.nbytes // weight.shape[0], rows.start
@@ -50,25 +51,20 @@ def copy_part(weight: HostArray, rows: slice, columns: slice, out: HostArray) ->
         out[start : start + band] = whole[:, columns]
 
 
-def is_mapped(weight: HostArray) -> bool:
-    """Whether a weight lies in a file, which it names."""
-    return isinstance(weight, np.memmap) and weight.filename is not None
-
-
 def read_bytes(weight: HostArray, start: int, target: npt.NDArray[np.uint8]) -> None:
-    """Fill `target` with bytes from byte `start` of a whole mapped weight on, past its mapping. Raises OffloadError."""
-    assert isinstance(weight, np.memmap)
-    assert weight.filename is not None
+    """Fill `target` with bytes from byte `start` of a mapped weight on, past its mapping. Raises OffloadError."""
+    mapped = file_of(weight)
+    assert mapped is not None
     try:
-        with open(weight.filename, "rb", buffering=0) as file:
-            done = 0
+        with open(mapped.path, "rb", buffering=0) as file:
+            position, done = offset_in_file(weight) + start, 0
             while done < target.nbytes:
-                count = os.preadv(file.fileno(), [target[done:].data], weight.offset + start + done)
+                count = os.preadv(file.fileno(), [target[done:].data], position + done)
                 if count == 0:
-                    raise OffloadError(f"{weight.filename}: has become shorter while it was read")
+                    raise OffloadError(f"{mapped.path}: has become shorter while it was read")
                 done += count
     except OSError as error:
-        raise OffloadError(f"{weight.filename}: cannot be read: {error.strerror}") from None
+        raise OffloadError(f"{mapped.path}: cannot be read: {error.strerror}") from None
 
 
 def byte_parts(first: int, last: int, part_bytes: int) -> Iterator[tuple[int, int]]:

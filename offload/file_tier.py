@@ -7,9 +7,9 @@ import numpy as np
 
 from offload.devices.base import HostArray
 from offload.disk_stream import PIECE_BYTES, Bytes, DiskRing, FilePart, split_rows
-from offload.file_reads import is_mapped
 from offload.host_backend import HostBackend, HostColumns
 from offload.kernels.host import FloatArray
+from offload.mapped_file import file_of, offset_in_file
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.specs import ColumnRange, Layout
@@ -34,7 +34,7 @@ class _Piece:
         linear, host = self.placement.linear, self.placement.host
         bytes_of = iter(read)
         arrays = [
-            next(bytes_of).view(array.dtype).reshape(array.shape) if is_mapped(array) else array
+            next(bytes_of).view(array.dtype).reshape(array.shape) if file_of(array) is not None else array
             for array in _arrays(self.weight)
         ]
         weight = self.weight.with_arrays(arrays) if isinstance(self.weight, QuantisedWeight) else arrays[0]
@@ -125,17 +125,16 @@ def _pieces(placement: LinearPlacement, weight: Weight) -> list[_Piece]:
     for start, stop in split_rows(len(rows), sum(map(_row_bytes, arrays)), PIECE_BYTES):
         first, last = rows.start + start, rows.start + stop
         stored = weight.columns(first, last) if isinstance(weight, QuantisedWeight) else weight[first:last]
-        parts = tuple(_file_part(array, first, last) for array in arrays if is_mapped(array))
+        parts = tuple(_file_part(array, first, last) for array in arrays if file_of(array) is not None)
         found.append(_Piece(placement, ColumnRange(first, last), stored, parts))
     return found
 
 
 def _file_part(array: HostArray, first: int, last: int) -> FilePart:
     """Where rows `first <= row < last` of a whole mapped array lie."""
-    assert isinstance(array, np.memmap)
-    assert array.filename is not None
-    row_bytes = _row_bytes(array)
-    return FilePart(str(array.filename), array.offset + first * row_bytes, (last - first) * row_bytes)
+    file, row_bytes = file_of(array), _row_bytes(array)
+    assert file is not None
+    return FilePart(file.path, offset_in_file(array) + first * row_bytes, (last - first) * row_bytes)
 
 
 def _row_bytes(array: HostArray) -> int:

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from offload.devices.base import HostArray, aligned
-from offload.file_reads import byte_parts, is_mapped, read_bytes, run_parallel
+from offload.file_reads import byte_parts, read_bytes, run_parallel
+from offload.mapped_file import file_of
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.specs import ColumnRange, Layout
@@ -33,7 +34,7 @@ def read_into_ram(
     for placement in placements:
         weight = weights[placement.linear.name]
         movable = placement.linear.layout is Layout.NK or len(placement.host) == placement.linear.out_features
-        if len(placement.host) and movable and is_mapped(weight):
+        if len(placement.host) and movable and file_of(weight) is not None:
             moved.append((placement, weight, *_host_bytes(placement, weight)))
         else:
             kept[placement.linear.name] = weight
@@ -66,7 +67,7 @@ def quantised_into_ram(
         target = block[position : position + array.nbytes]
         position += aligned(array.nbytes)
         row_bytes = array.nbytes // len(array)
-        if is_mapped(array):
+        if file_of(array) is not None:
             for start, stop in byte_parts(part.start * row_bytes, part.stop * row_bytes, _READ_BYTES):
                 jobs.append((partial(read_bytes, array, start, target[start:stop]), stop - start))
         else:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.devices.base import HostArray, aligned
-from offload.file_reads import byte_parts, is_mapped, read_bytes, run_parallel
+from offload.file_reads import byte_parts, read_bytes, run_parallel
 from offload.kernels import host, host_jobs, requantise_loops
+from offload.mapped_file import file_of
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.specs import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
@@ -76,7 +77,8 @@ def requantise(
     job, threads = host.kernel_address(host_jobs.requantise), numba.get_num_threads()
     rows = columns if is_nk else ColumnRange(0, linear.in_features)
     step = _rows_a_part(weight, linear.layout)
-    buffer = np.empty(min(step, len(rows)) * (weight.nbytes // len(weight)) if is_mapped(weight) else 0, np.uint8)
+    held_rows = min(step, len(rows)) if file_of(weight) is not None else 0
+    buffer = np.empty(held_rows * (weight.nbytes // len(weight)), np.uint8)
     packed, scales = _address(into.packed), _address(into.scales)
     if not is_nk:  # the kernel counts the columns of both from those of the weight
         packed -= columns.start * into.packed.strides[0]
@@ -103,7 +105,7 @@ def _rows_a_part(weight: HostArray, layout: Layout) -> int:
 
 def _rows(weight: HostArray, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> HostArray:
     """Rows of a stored weight, read into `buffer` where they lie in a file: mapped pages would count as ours."""
-    if not is_mapped(weight):
+    if file_of(weight) is None:
         return weight[start:stop]
     row_bytes = weight.nbytes // len(weight)
     part = buffer[: (stop - start) * row_bytes]

@@ -8,10 +8,10 @@ from offload.column_reads import HostWeight
 from offload.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.devices.base import Device
 from offload.errors import DeviceUnavailableError
-from offload.file_reads import is_mapped
 from offload.file_tier import FileTier
 from offload.host_backend import HostBackend, HostColumns, HostGroup
 from offload.kernels.host import FloatArray
+from offload.mapped_file import file_of
 from offload.plan import HostTier, LinearPlacement, Plan
 from offload.quantised import QuantisedWeight
 from offload.specs import Layout
@@ -51,7 +51,7 @@ class _HostSide:
         if placement.tier is not HostTier.FILE or not len(placement.host):
             return False
         weight = self.weights[placement.linear.name]
-        return is_mapped(weight.packed if isinstance(weight, QuantisedWeight) else weight)
+        return file_of(weight.packed if isinstance(weight, QuantisedWeight) else weight) is not None
 
     @property
     def given_backend(self) -> HostBackend:

@@ -38,11 +38,14 @@ def canonical(island: Island) -> CanonicalIsland:
             *(name for node in island.nodes for name in (*node.reads, *node.outputs) if name),
         ]
     )
+    # Exporters number sizes that they do not know through the whole graph, so that every layer has names of its own.
+    known = (info.shape for info in (*island.inputs, *island.outputs) if info.shape is not None)
+    dims = _number(dim for shape in known for dim in shape if isinstance(dim, str))
     renamed = Island(
         name=island.name,
         nodes=tuple(_renamed(node, number, names) for number, node in enumerate(island.nodes)),
-        inputs=tuple(replace(info, name=names[info.name]) for info in (*island.inputs, *infos)),
-        outputs=tuple(replace(info, name=names[info.name]) for info in island.outputs),
+        inputs=tuple(_renamed_info(info, names, dims) for info in (*island.inputs, *infos)),
+        outputs=tuple(_renamed_info(info, names, dims) for info in island.outputs),
         initializers=tuple(replace(i, name=names[i.name]) for i in island.initializers if i.name not in taken),
         has_matmul=island.has_matmul,
         dequantises=island.dequantises,
@@ -78,6 +81,13 @@ def _as_float32(initializer: Initializer) -> np.ndarray:  # type: ignore[type-ar
 
 def _number(names: Iterable[str]) -> dict[str, str]:
     return {name: f"t{number}" for number, name in enumerate(dict.fromkeys(names))}
+
+
+def _renamed_info(info: TensorInfo, names: Mapping[str, str], dims: Mapping[str, str]) -> TensorInfo:
+    if info.shape is None:
+        return replace(info, name=names[info.name])
+    shape = tuple(dims[dim] if isinstance(dim, str) else dim for dim in info.shape)
+    return replace(info, name=names[info.name], shape=shape)
 
 
 def _renamed(node: Node, number: int, names: Mapping[str, str]) -> Node:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offload.mapped_file import map_array
+
 Dim = int | str | None  # a number, a name ("S" new tokens, "T" past + new, "C" cache capacity), or not known
 Shape = tuple[Dim, ...]
 
@@ -113,7 +115,7 @@ class Initializer:
             shape = self.shape
         if self.nbytes == 0:
             return np.zeros(shape, self.element_type.storage_dtype)
-        return np.memmap(self.source.path, self.element_type.storage_dtype, "r", self.source.offset, shape)
+        return map_array(self.source.path, self.element_type.storage_dtype, self.source.offset, shape)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from hybrid.graph.program import Island, Program
 from hybrid.model.onnx_graph import common_folder, serialize
 from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.packages import check_packages
+from offload.mapped_file import drop_pages
 
 check_packages()  # first: a half-overwritten onnxruntime fails in its import, and says nothing of why
 
@@ -39,6 +39,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+_MOST_POOL_THREADS = 256  # of all sessions together
+
+
 class LoadedIsland:
     """An island whose session may serve other layers too."""
 
@@ -46,11 +49,9 @@ class LoadedIsland:
         self.island = island
         self._canonical = canonical_island
         self._session = session
-        arrays = {name: p.array() for name, p in canonical_island.parameters.items()}
+        self._arrays = {name: p.array() for name, p in canonical_island.parameters.items()}
         types = {name: p.element_type for name, p in canonical_island.parameters.items()}
-        self._parameters = {name: value_of(np.asarray(array), types[name]) for name, array in arrays.items()}
-        bases: list[Any] = [array.base for array in arrays.values()]
-        self._files = [base for base in bases if isinstance(base, mmap.mmap)]
+        self._parameters = {name: value_of(array, types[name]) for name, array in self._arrays.items()}
 
     def bind(self) -> "IslandBinding":
         """A new set of bindings; each keeps its own inputs and outputs."""
@@ -62,9 +63,8 @@ class LoadedIsland:
 
     def drop_mapped_pages(self) -> None:
         """Let go of the pages of mapped parameters; they come back, mostly from the page cache, when they are read."""
-        for file in self._files:
-            if hasattr(mmap, "MADV_DONTNEED"):
-                file.madvise(mmap.MADV_DONTNEED)
+        for array in self._arrays.values():
+            drop_pages(array)
 
 
 class IslandBinding:
@@ -134,6 +134,9 @@ def load_islands(
     DequantizeLinear may be rounded to int8.
     """
     spin = not any(level.linears or level.attentions for level in program.levels)
+    # Each that multiplies weights has a session and a pool of its own, however many layers there are.
+    pools = sum(level.island.has_matmul for level in program.levels if level.island is not None)
+    threads = min(threads, max(1, _MOST_POOL_THREADS // max(1, pools)))
     sessions: dict[tuple[bytes, Path], ort.InferenceSession] = {}
     loaded: list[LoadedIsland | None] = []
     for level in program.levels:
@@ -176,7 +179,7 @@ def value_of(array: npt.NDArray[Any], element_type: ElementType) -> Value:
 
 def constant_value(initializer: Initializer) -> Value:
     """An OrtValue over a constant, mapped when it lies in a file."""
-    return value_of(np.asarray(initializer.array()), initializer.element_type)
+    return value_of(initializer.array(), initializer.element_type)
 
 
 def array_of(value: Value) -> npt.NDArray[Any]:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from hybrid.config import RunSettings
-from hybrid.errors import ModelFileError, UsageError
+from hybrid.errors import ModelFileError
 from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
 from hybrid.runtime.attention import AttentionBinder
@@ -22,7 +22,7 @@ from hybrid.runtime.quantisation import HostQuantisation, stored_weight
 from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import budget_asked, choose_target
-from hybrid.runtime.threads import default_threads, threads_warning
+from hybrid.runtime.threads import resolve_threads, threads_warning
 from offload.column_reads import HostWeight
 from offload.devices.base import Device, HostArray
 from offload.devices.vram_meter import VramMeter
@@ -37,8 +37,6 @@ from offload.recovery import RecoveringLinears, ShrinkingPlan
 from offload.runner import LinearRunner
 from offload.specs import Activations, WeightFormat
 from offload.telemetry import Timeline
-
-_MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def open_engine(
     Raises OffloadError, of which every error of this package is one, for anything a user can put right.
     """
     progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
-    threads = _threads(settings.threads)
+    threads = resolve_threads(settings.threads)
     progress.on_stage("Opening the model", 0)
     opened = open_for_run(settings)
     _check_has_weights(opened)
@@ -71,7 +69,7 @@ def open_engine(
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        warnings = (*target.warnings, *threads_warning(threads))
+        warnings = (*target.warnings, *threads_warning(settings.threads))
         target = replace(target, notes=(*target.notes, *_without_kernels(device)), warnings=warnings)
         ram = resolve_ram(settings.ram, read_ram(read_limits()))
         plans = ShrinkingPlan(plan_request(opened, target, unsupported, ram), plan_within)
@@ -227,14 +225,6 @@ def _check_has_weights(opened: OpenedModel) -> None:
         raise ModelFileError(
             f"{decoder.folder}: has a config but no .safetensors files; it can be planned with `hybrid plan`, not run"
         )
-
-
-def _threads(asked: int | None) -> int:
-    if asked is None:
-        return default_threads()
-    if not 1 <= asked <= _MAX_THREADS:
-        raise UsageError(f"--threads {asked}: must be between 1 and {_MAX_THREADS}")
-    return asked
 
 
 class _HostKernels:

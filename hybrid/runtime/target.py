@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from hybrid.config import RunSettings
 from hybrid.errors import DeviceUnavailableError, UsageError
 from hybrid.runtime.machines import Calibration, calibration, find_profile
-from hybrid.runtime.threads import default_threads
+from hybrid.runtime.threads import resolve_threads
 from offload.budget import AUTO, Budget, ResolvedBudget, parse_budget, resolve_budget
 from offload.device_profile import DeviceProfile, GpuRates
 from offload.units import format_bytes
@@ -131,7 +131,7 @@ def _measured(settings: RunSettings, gpu_name: str | None = None) -> Calibration
     """What was measured on this machine; a machine that is named takes its place."""
     if settings.machine is not None:
         return Calibration(None)
-    return calibration(settings.threads or default_threads(), gpu_name)
+    return calibration(resolve_threads(settings.threads), gpu_name)
 
 
 def _said_of(profile: DeviceProfile, found: Calibration) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from hybrid.errors import UsageError
 from hybrid.runtime.cgroups import read_limits
 
 
@@ -24,10 +25,22 @@ def _siblings(root: Path, cpu: int) -> str:
         return str(cpu)
 
 
-def threads_warning(threads: int) -> tuple[str, ...]:
-    """A line where there are more threads than CPUs to run them."""
+def resolve_threads(asked: int | None) -> int:
+    """The threads of `--threads`, at most as many as the CPUs that may run them; by default one for each core.
+
+    Raises UsageError.
+    """
+    if asked is None:
+        return default_threads()
+    if asked < 1:
+        raise UsageError(f"--threads {asked}: must be 1 or more")
+    return min(asked, len(os.sched_getaffinity(0)))
+
+
+def threads_warning(asked: int | None) -> tuple[str, ...]:
+    """A line where more threads are asked for than there are CPUs to run them."""
     cpus = len(os.sched_getaffinity(0))
-    if threads <= cpus:
+    if asked is None or asked <= cpus:
         return ()
-    may_use = "one CPU" if cpus == 1 else f"{cpus} CPUs"
-    return (f"--threads {threads}: this process may use {may_use}, so threads wait for each other; fewer are faster",)
+    may_use = "one CPU, and it uses one thread" if cpus == 1 else f"{cpus} CPUs, and it uses as many threads"
+    return (f"--threads {asked}: this process may use {may_use}; more would wait for each other",)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from offload.devices.base import DeviceArray, DeviceBlocks, HostArray
 from offload.devices.happens_before import AccessHistory, Clock
+from offload.mapped_file import file_of
 from offload.specs import WeightFormat
 
 POISON = 0xFF  # NaN in fp32, fp16 and bf16
@@ -53,7 +54,7 @@ class PinnedBlocks:
         """Take in a block of somebody else's memory. Raises DeviceMisuseError."""
         address = array.ctypes.data
         pages = range(address // PAGESIZE, -(-(address + array.nbytes) // PAGESIZE))
-        if not array.flags.c_contiguous or isinstance(array, np.memmap):
+        if not array.flags.c_contiguous or file_of(array) is not None:
             raise DeviceMisuseError("only contiguous memory of our own can be pinned")
         if any(pages.start < other.stop and other.start < pages.stop for other in self._registered.values()):
             raise DeviceMisuseError(f"some pages of {array.nbytes} bytes to be pinned are pinned already")

@@ -15,6 +15,7 @@ from offload.disk_stream import PAGE_BYTES, DiskRing
 from offload.errors import OffloadError
 from offload.file_tier import FileTier
 from offload.host_backend import HostColumns, NumbaBackend
+from offload.mapped_file import map_array
 from offload.plan import HostTier, LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.ram_tiers import READ_AHEAD, ram_bytes
@@ -49,7 +50,7 @@ def in_a_file(model: Model, path: Path) -> dict[str, HostArray]:
     mapped: dict[str, HostArray] = {}
     offset = _FILE_HEADER_BYTES
     for name, weight in model.weights.items():
-        mapped[name] = np.memmap(path, weight.dtype, "r", offset, weight.shape)
+        mapped[name] = map_array(path, weight.dtype, offset, weight.shape)
         offset += weight.nbytes
     return mapped
 
@@ -150,7 +151,7 @@ def blocks_in_a_file(weight: QuantisedWeight, path: Path, scales_in_ram: bool = 
             offset = file.tell()
             file.write(array.tobytes())
             file.flush()
-            mapped.append(np.memmap(path, array.dtype, "r", offset, array.shape))
+            mapped.append(map_array(path, array.dtype, offset, array.shape))
     return weight.with_arrays([mapped[-1], *(weight.arrays[1:] if scales_in_ram else mapped[-2::-1])])
 
 
@@ -204,7 +205,7 @@ def test_the_planned_buffer_holds_several_pieces_of_blocks(
         nbytes = np.dtype(dtype).itemsize * int(np.prod(shape))
         with (tmp_path / "weights").open("ab") as file:
             file.truncate(offset + nbytes)
-        arrays.append(np.memmap(tmp_path / "weights", dtype, "r", offset, shape))
+        arrays.append(map_array(tmp_path / "weights", dtype, offset, shape))
         offset += nbytes
     weight = QuantisedWeight(arrays[0], arrays[1], arrays[2] if zero_points else None, WeightFormat.INT4, k)
     placement = placed_blocks(weight)

@@ -10,6 +10,7 @@ import pytest
 from offload.devices.base import HostArray
 from offload.devices.cuda import CudaDevice
 from offload.errors import PinningError
+from offload.mapped_file import map_array
 from offload.plan import HostTier, LinearPlacement
 from offload.runner import LinearRunner
 from offload.specs import Layout, LinearSpec
@@ -154,7 +155,7 @@ def test_a_mapped_file_is_never_pinned(device: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(device, "pin", None)
     mapped = in_one_block(model.weights)
     (tmp_path / "weight").write_bytes(mapped["q0"].tobytes())
-    mapped["q0"] = np.memmap(tmp_path / "weight", np.float16, "r", shape=mapped["q0"].shape)
+    mapped["q0"] = map_array(tmp_path / "weight", np.float16, 0, mapped["q0"].shape)
     runner = make_runner(model, "three ways, more in prefill", device, mapped)
     assert runner.warning == (
         "prefill streams no host columns: the host columns of q0 are in a mapped file, not in memory of our own"

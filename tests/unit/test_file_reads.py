@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from offload import file_reads
+from offload.devices.base import HostArray
 from offload.errors import OffloadError
 from offload.file_reads import byte_parts, copy_part, run_parallel
+from offload.mapped_file import map_array
 
 ROWS, COLUMNS, HEADER_BYTES = 37, 29, 11
 
 
 @pytest.fixture
-def weight(tmp_path: Path) -> np.memmap:  # type: ignore[type-arg]
+def weight(tmp_path: Path) -> HostArray:
     values = np.random.default_rng(0).integers(0, 1 << 16, (ROWS, COLUMNS), np.uint16)
     (tmp_path / "weights").write_bytes(bytes(HEADER_BYTES) + values.tobytes())
-    return np.memmap(tmp_path / "weights", np.uint16, "r", HEADER_BYTES, (ROWS, COLUMNS))
+    return map_array(tmp_path / "weights", np.uint16, HEADER_BYTES, (ROWS, COLUMNS))
 
 
 @pytest.mark.parametrize("columns", [slice(0, COLUMNS), slice(3, 20), slice(28, 29)])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.kernels import host_loops
 from offload.kernels.host import cast_activations
+from offload.mapped_file import map_array
 from offload.specs import Layout, WeightFormat
 
 Array = npt.NDArray[Any]
@@ -141,7 +142,7 @@ def test_weights_at_odd_addresses(
     path, shift = tmp_path / "weights", 2 if weight_format is WeightFormat.FP32 else 1
     path.write_bytes(b"\0" * shift + columns.weight.tobytes())
     shape, dtype = columns.weight.shape, columns.weight.dtype
-    mapped = np.memmap(path, dtype=dtype, mode="r", offset=shift, shape=shape)
+    mapped = map_array(path, dtype, shift, shape)
     assert mapped.ctypes.data % dtype.itemsize
     x = activations(rows, 77)
     (y,) = multiply(backend, x, HostColumns(mapped, weight_format, layout, 3, 70))

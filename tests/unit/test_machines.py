@@ -69,7 +69,8 @@ def test_what_was_measured_is_used_from_then_on() -> None:
     assert on_cpu(machine="generic-cpu").profile.name == "generic-cpu"
 
 
-def test_another_number_of_threads_is_another_machine() -> None:
+def test_another_number_of_threads_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(5)))
     measured(threads=3)
     assert on_cpu(threads=3).notes == ()
     target = on_cpu(threads=5)

@@ -11,6 +11,7 @@ import pytest
 
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.host_quantised import QuantisedKind
+from offload.mapped_file import map_array
 from offload.quantised import QuantisedWeight
 from offload.specs import BLOCKS, Activations, Layout, WeightFormat
 from tests.quantised import exact, random_weight, seen
@@ -103,7 +104,7 @@ def test_mapped_weights_at_odd_addresses(
     path.write_bytes(b"\0".join([b"", *(array.tobytes() for array in arrays)]))
     position = 1
     for array in arrays:
-        mapped.append(np.memmap(path, array.dtype, "r", position, array.shape))
+        mapped.append(map_array(path, array.dtype, position, array.shape))
         position += array.nbytes + 1
     assert mapped[1].ctypes.data % 4
     columns = columns_of(QuantisedWeight(*mapped, weight_format, 200), activations, 3, 44)

@@ -6,8 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from offload.devices.base import HostArray
 from offload.file_reads import read_bytes
 from offload.host_backend import HostColumns, NumbaBackend
+from offload.mapped_file import map_array
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.requantise import requantise_into_ram, warm_up
@@ -81,10 +83,10 @@ def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
     expected = quantised(values, wanted, WeightFormat.FP16, layout, start=5)
     weight = stored(values, WeightFormat.FP16, layout)
     (tmp_path / "weights").write_bytes(bytes(101) + weight.tobytes())
-    mapped = np.memmap(tmp_path / "weights", weight.dtype, "r", 101, weight.shape)
+    mapped = map_array(tmp_path / "weights", weight.dtype, 101, weight.shape)
     sizes: list[int] = []
 
-    def read(source: np.memmap, start: int, target: npt.NDArray[np.uint8]) -> None:  # type: ignore[type-arg]
+    def read(source: HostArray, start: int, target: npt.NDArray[np.uint8]) -> None:
         sizes.append(target.nbytes)
         read_bytes(source, start, target)
 

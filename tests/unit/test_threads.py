@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid.errors import UsageError
 from hybrid.runtime import threads
 
 
@@ -68,8 +69,14 @@ def test_this_machine_has_at_least_one_and_no_more_than_its_cpus() -> None:
     assert 1 <= threads.default_threads() <= len(os.sched_getaffinity(0))
 
 
-def test_more_threads_than_cpus_are_warned_of() -> None:
+def test_more_threads_than_cpus_are_as_many_as_the_cpus_and_told() -> None:
     cpus = len(os.sched_getaffinity(0))
+    assert [threads.resolve_threads(asked) for asked in (1, cpus, cpus + 1, 10**12)] == [1, cpus, cpus, cpus]
     (line,) = threads.threads_warning(cpus + 1)
     assert line.startswith(f"--threads {cpus + 1}: this process may use")
-    assert threads.threads_warning(cpus) == ()
+    assert threads.threads_warning(cpus) == threads.threads_warning(None) == ()
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(UsageError, match="--threads 0"):
+        threads.resolve_threads(0)
