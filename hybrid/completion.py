@@ -94,8 +94,10 @@ def _updating(status: StatusLine | None, pieces: Iterable[str]) -> Iterator[str]
 
 
 def _search(model: TextModel, request: Request) -> None:
-    best = beam_search(
-        model.engine, request.prompt_ids, request.beams, request.max_tokens, model.stop_ids, request.length_penalty
+    best = model.engine.alone(
+        lambda: beam_search(
+            model.engine, request.prompt_ids, request.beams, request.max_tokens, model.stop_ids, request.length_penalty
+        )
     )[0]
     stream = TextStream(model.tokenizer, after=request.prompt_ids)
     _write([*(stream.feed(token_id) for token_id in best.token_ids), stream.flush()])

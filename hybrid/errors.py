@@ -7,6 +7,8 @@
     │   ├── ModelConfigError        config values that are absent, absurd or contradict the weights
     │   └── UnsupportedModelError   well formed, but an architecture or weight format we do not run
     ├── TokenizerError              no tokenizer, or one that cannot be read
+    ├── EngineError                 a model that cannot go on here: closed, or in a fork of its process
+    │   └── SupersededError         a text that another one was begun before
     ├── ContextFullError            the prompt or text does not fit the context
     ├── InstallationError           packages that are missing or overwrite each other
     └── DeviceUnavailableError      the GPU that was asked for cannot be used
@@ -21,12 +23,14 @@ from offload.errors import DeviceUnavailableError, OffloadError
 __all__ = [
     "ContextFullError",
     "DeviceUnavailableError",
+    "EngineError",
     "HybridError",
     "InstallationError",
     "ModelConfigError",
     "ModelError",
     "ModelFileError",
     "OffloadError",
+    "SupersededError",
     "TokenizerError",
     "UnsupportedModelError",
     "UsageError",
@@ -59,6 +63,14 @@ class UnsupportedModelError(ModelError):
 
 class TokenizerError(HybridError):
     """No tokenizer in the model folder, or one that cannot be read."""
+
+
+class EngineError(HybridError):
+    """A model that cannot go on here: it was closed, or this process is a fork of the one that loaded it."""
+
+
+class SupersededError(EngineError):
+    """A text that was not at its end when its reader began another one, and cannot be read on."""
 
 
 class ContextFullError(HybridError):

@@ -4,10 +4,10 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from hybrid.errors import ContextFullError
 from hybrid.graph.graph import Graph
 from hybrid.model.decoder import Decoder
 from hybrid.runtime.memory import MemoryUse
+from hybrid.token_ids import common_prefix
 from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
 
@@ -55,7 +56,29 @@ def small_plan(budget_bytes: int = 8 * 2**20) -> Plan:
     )
 
 
-class FakeEngine:
+T = TypeVar("T")
+
+
+class Unshared:
+    """An engine that one thread uses: nothing is handed over, and nothing runs ahead."""
+
+    cache: list[int]  # what it holds
+
+    def ahead(self, steps: Generator[T, None, None]) -> Generator[T, None, None]:
+        return steps
+
+    def alone(self, function: Callable[[], T]) -> T:
+        return function()
+
+    def held(self, token_ids: Sequence[int], /) -> int:
+        return common_prefix(self.cache, token_ids)
+
+    @property
+    def position(self) -> int:
+        return len(self.cache)
+
+
+class FakeEngine(Unshared):
     """Says the tokens of `script` one after another, whatever it is fed; then the end token for ever."""
 
     def __init__(
@@ -64,7 +87,7 @@ class FakeEngine:
         self.script = list(script)
         self.context_tokens = context_tokens
         self.on_step = on_step or (lambda step: None)
-        self.position = 0
+        self.cache: list[int] = []
         self.step = 0
         self.fed: list[int] = []
         self.closed = False
@@ -78,13 +101,13 @@ class FakeEngine:
     def prefill(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         if self.position + len(ids) > self.context_tokens:
             raise ContextFullError(f"{len(ids)} tokens do not fit into {self.context_tokens}")
-        self.position += len(ids)
+        self.cache += ids
         self.step = 0
         return self._logits()
 
     def decode(self, token_id: int) -> npt.NDArray[np.float32]:
         assert self.position < self.context_tokens
-        self.position += 1
+        self.cache.append(token_id)
         self.fed.append(token_id)
         self.step += 1
         self.on_step(self.step)
@@ -92,7 +115,7 @@ class FakeEngine:
 
     def trim(self, length: int) -> None:
         self.step = max(0, self.step - (self.position - length))
-        self.position = length
+        del self.cache[length:]
 
     def memory(self) -> MemoryUse:
         return {

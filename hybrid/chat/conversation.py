@@ -33,8 +33,8 @@ class Conversation:
     """Messages, and the engine that answers them. Knows no terminal.
 
     A turn runs only the tokens that the cache does not hold yet. When the context is full, the oldest turns are left
-    out of what the model sees; they stay in `messages`, and the system message is always seen. The engine must not
-    be used by anyone else meanwhile.
+    out of what the model sees; they stay in `messages`, and the system message is always seen. Others may use the
+    engine between two turns; then the next one runs all of its prompt.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Conversation:
         self._left_out = 0  # messages at the beginning that the model no longer sees
         self._retries = 0
         self._reply: Reply | None = None
-        engine.trim(0)
 
     @property
     def left_out(self) -> int:

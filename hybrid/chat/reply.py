@@ -9,7 +9,6 @@ from hybrid.text.generate import Generation, StopReason, TokenEngine
 from hybrid.text.sampling import Logits, SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.tokenizer import TextStream, Tokenizer
-from hybrid.text.turns import common_prefix
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Reply(Iterator[str]):
         self._generation: Generation | None = None
         self._stop_asked = False
         self._stop_reason: StopReason | None = None
-        self._pieces = self._run()
+        self._pieces = engine.ahead(self._run())
 
     @property
     def said_something(self) -> bool:
@@ -149,7 +148,7 @@ class Reply(Iterator[str]):
         """Run what the cache does not hold; gives the logits after each chunk."""
         ids = self.prompt.ids
         # The last token is run even if it is held: logits are not kept.
-        common = min(common_prefix(self._transcript.ids, ids), self._engine.position, len(ids) - 1)
+        common = min(self._engine.held(ids), len(ids) - 1)
         self._engine.trim(common)
         self._transcript.ask(self.prompt.rendered, ids)
         self._reused = common

@@ -1,18 +1,22 @@
 """The engine: token ids in, logits out."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from hybrid.errors import ContextFullError, UsageError
+from hybrid.errors import ContextFullError, EngineError, UsageError
 from hybrid.model.decoder import Decoder
+from hybrid.runtime.engine_thread import engine_thread
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import array_of
 from hybrid.runtime.kv_cache import KvCache
 from hybrid.runtime.memory import MemoryUse, MemoryWatch
 from hybrid.runtime.step_inputs import StepInputs
+from hybrid.runtime.turns import Text, Turns, this_caller
+from hybrid.token_ids import common_prefix
 from offload.devices.base import Device
 from offload.gpu_monitor import GpuMonitor
 from offload.plan import Plan
@@ -20,10 +24,14 @@ from offload.recovery import RecoveringLinears
 from offload.telemetry import DECODE, Timeline, step
 
 Logits = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Engine:
-    """A loaded model and its cache. Knows token ids only; not safe to use from several threads.
+    """A loaded model and its cache. Knows token ids only.
+
+    Every thread may call it: what it does is done on the engine's thread, one call after the other. Calls that belong
+    together, because they build on what the cache holds, go through `ahead` or `alone`.
 
     `target` is one clause on where it runs and why. `on_warning` is called with one line whenever a device that fails
     makes the run go on with less.
@@ -48,7 +56,10 @@ class Engine:
         self.decoder = decoder
         self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
         self.context_tokens = context_tokens
-        self.position = 0
+        self._held: list[int] = []  # the tokens in the cache
+        self._torn = False  # whether a step was begun and has not come to its end
+        self._thread = engine_thread()
+        self._turns = Turns(self._thread)
         self._executor = executor
         self._cache = cache
         self._inputs = inputs
@@ -67,11 +78,51 @@ class Engine:
         """The plan in force."""
         return self._linears.plan
 
+    @property
+    def position(self) -> int:
+        """How many tokens the cache holds."""
+        return len(self._held)
+
+    def held(self, token_ids: Sequence[int]) -> int:
+        """How many of `token_ids`, from the first on, the cache holds from its beginning on."""
+        return common_prefix(self._held, token_ids)
+
+    def ahead(self, steps: Generator[T, None, None]) -> Text[T] | Generator[T, None, None]:
+        """What `steps` yields, made on the engine's thread as one text, a little ahead of who reads it.
+
+        A text that is half read while another caller begins one is made to its end at once; one that was superseded
+        by its own reader raises SupersededError.
+        """
+        return steps if self._thread.is_current else Text(self._turns, steps)
+
+    def alone(self, function: Callable[[], T]) -> T:
+        """Call `function` on the engine's thread, with no other text coming in between; gives what it gives."""
+        if self._thread.is_current:
+            return function()
+        caller = this_caller()
+
+        def turn() -> T:
+            self._turns.take(None, caller)
+            return function()
+
+        return self._thread.run(turn)
+
     def prefill(self, token_ids: Sequence[int]) -> Logits:
         """Append `token_ids` to the cache; gives the float32 logits [vocab] after the last one.
 
         Raises ContextFullError, with the cache as it was, when they do not fit.
         """
+        return self.alone(lambda: self._prefill(token_ids))
+
+    def decode(self, token_id: int) -> Logits:
+        """Append one token; gives the float32 logits [vocab] after it."""
+        return self.alone(lambda: self._decode(token_id))
+
+    def trim(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self.alone(lambda: self._trim(length))
+
+    def _prefill(self, token_ids: Sequence[int]) -> Logits:
         self._check(token_ids)
         logits = np.empty(0, np.float32)
         chunk_tokens = self.plan.chunk_tokens
@@ -81,19 +132,17 @@ class Engine:
                 logits = self._step(chunk)
         return logits
 
-    def decode(self, token_id: int) -> Logits:
-        """Append one token; gives the float32 logits [vocab] after it."""
+    def _decode(self, token_id: int) -> Logits:
         self._check((token_id,))
         with step(self._timeline, DECODE):
             return self._step((token_id,))
 
-    def trim(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+    def _trim(self, length: int) -> None:
         if not 0 <= length <= self.position:
             raise UsageError(f"cannot trim the cache to {length} tokens; it holds {self.position}")
         if length < self.position:
+            del self._held[length:]
             self._cache.trim(length)
-            self.position = length
 
     def memory(self) -> MemoryUse:
         """Bytes in use and at the peak: VRAM as measured, RAM of this process."""
@@ -105,8 +154,16 @@ class Engine:
         return self._device is not None and self._device.simulated
 
     def close(self) -> None:
-        """Give back what the device holds. The engine cannot be used afterwards."""
+        """Give back what the device holds. The engine cannot be used afterwards; a text ends at its next step.
+
+        In a fork of the process this does nothing: what is held is the parent's.
+        """
         self._closed = True
+        if not self._thread.is_foreign:
+            self._thread.run(self._close)
+
+    def _close(self) -> None:
+        self._turns.close(EngineError(self._closed_line))
         if self.monitor is not None:
             self.monitor.close()
         self._linears.close()
@@ -121,7 +178,7 @@ class Engine:
 
     def _check(self, token_ids: Sequence[int]) -> None:
         if self._closed:
-            raise UsageError(f"{self.decoder.name} was closed; load it again to go on")
+            raise UsageError(self._closed_line)
         if not token_ids:
             raise UsageError("there are no tokens to run; a prompt needs at least one")
         vocab_size = self.decoder.vocab_size
@@ -135,9 +192,17 @@ class Engine:
                 f"{self.context_tokens} tokens; shorten the prompt or raise --context"
             )
 
+    @property
+    def _closed_line(self) -> str:
+        return f"{self.decoder.name} was closed; load it again to go on"
+
     def _step(self, token_ids: Sequence[int]) -> Logits:
+        if self._torn:  # what ended the last step may have come between any two instructions
+            self._executor.bind_anew()
+            self._cache.trim(self.position)
+        self._torn = True
         inputs = {**self._inputs.next(token_ids, self.position), **self._cache.inputs()}
-        outputs = self._executor.run(len(token_ids), inputs)
+        outputs = self._executor.run(len(token_ids), inputs, self._thread.check)
         if len(token_ids) not in self._step_sizes:  # libraries have other kernels for other numbers of tokens
             self._step_sizes.add(len(token_ids))
             self._linears.keep_budget()
@@ -146,7 +211,8 @@ class Engine:
             # Pages of mapped tables count as this process's RAM; the system has them still when they are wanted again.
             self._executor.drop_mapped_pages()
         self._cache.update(outputs)
-        self.position += len(token_ids)
+        self._held += token_ids
+        self._torn = False
         logits = array_of(outputs["logits"])
         last: Logits = logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
         return last

@@ -1,6 +1,6 @@
 """The step: one walk of the program, level by level."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,12 @@ class Executor:
         self._steps: dict[int, _Step] = {}
         self._timeline = timeline
 
-    def run(self, new_tokens: int, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    def run(
+        self, new_tokens: int, inputs: Mapping[str, Value], check: Callable[[], None] = lambda: None
+    ) -> dict[str, Value]:
         """One step over `new_tokens` tokens. Gives every output that is not part of the fixed cache.
 
+        `check` is called between levels, and may raise to end the step: it can be run again.
         What comes back in a buffer of the executor ("logits") is valid until the next step.
         """
         if new_tokens not in self._steps:
@@ -56,7 +59,11 @@ class Executor:
                 self._buffers,
                 new_tokens,
             )
-        return self._steps[new_tokens].run(inputs, self._timeline)
+        return self._steps[new_tokens].run(inputs, self._timeline, check)
+
+    def bind_anew(self) -> None:
+        """Forget what is bound: a run that was torn may have left it in any state."""
+        self._steps = {}
 
     def drop_mapped_pages(self) -> None:
         """Let go of the pages of tables and parameters that the steps so far have touched in mapped files."""
@@ -98,9 +105,12 @@ class _Step:
             for number in range(len(program.levels))
         ]
 
-    def run(self, inputs: Mapping[str, Value], timeline: Timeline | None) -> dict[str, Value]:
+    def run(
+        self, inputs: Mapping[str, Value], timeline: Timeline | None, check: Callable[[], None]
+    ) -> dict[str, Value]:
         passing = dict(inputs)  # tensors whose size changes from step to step
         for station, expired in zip(self._stations, self._expired, strict=True):
+            check()
             station.run(passing, timeline)
             for name in expired:
                 passing.pop(name, None)

@@ -74,7 +74,7 @@ class GrowingCache:
         self._past = {pair.past: outputs[pair.present] for pair in self._pairs}
 
     def trim(self, length: int) -> None:
-        for pair in self._pairs:
+        for pair in self._pairs:  # again the same when it is called once more
             kept = array_of(self._past[pair.past])[:, :, :length]
             self._past[pair.past] = self._value(pair, np.array(kept, order="C"))
 

@@ -12,6 +12,7 @@ from hybrid.runtime.attention import AttentionBinder
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.device_opener import DeviceOpener
 from hybrid.runtime.engine import Engine
+from hybrid.runtime.engine_thread import engine_thread
 from hybrid.runtime.executor import Executor
 from hybrid.runtime.island import load_islands
 from hybrid.runtime.island_profiler import IslandProfiler
@@ -57,9 +58,14 @@ def open_engine(
 ) -> Engine:
     """Open, plan and load the model of `settings`; see `Progress` for the callbacks.
 
-    Raises OffloadError, of which every error of this package is one, for anything a user can put right.
+    All of it is done on the engine's thread. Raises OffloadError, of which every error of this package is one, for
+    anything a user can put right.
     """
     progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
+    return engine_thread().run(lambda: _open_engine(settings, progress, timeline))
+
+
+def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline | None) -> Engine:
     threads = resolve_threads(settings.threads)
     progress.on_stage("Opening the model", 0)
     opened = open_for_run(settings)
@@ -118,14 +124,30 @@ def load(
     target: str = "",
     vram: VramMeter | None = None,
 ) -> Engine:
-    """Load `opened` with the Linears `outside` run as planned, all others inside their islands.
+    """Load `opened` with the Linears `outside` run as planned, all others inside their islands; on the engine's thread.
 
     They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
     Linears run outside or onnxruntime cannot attend. `vram` measures a CUDA device, also one that was opened and is
     not used: its context stays.
     """
+    return engine_thread().run(
+        lambda: _load(opened, plans, outside, device, threads, progress or Progress(), timeline, target, vram)
+    )
+
+
+def _load(
+    opened: OpenedModel,
+    plans: ShrinkingPlan,
+    outside: Sequence[Linear],
+    device: Device | None,
+    threads: int,
+    progress: Progress,
+    timeline: Timeline | None,
+    target: str,
+    vram: VramMeter | None,
+) -> Engine:
     memory = MemoryWatch(vram)
-    progress = _watched(progress or Progress(), memory)
+    progress = _watched(progress, memory)
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
@@ -188,13 +210,16 @@ def load(
 
 
 def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
-    """`progress` that also takes note of the memory in use."""
+    """`progress` that also takes note of the memory in use, and ends a load that nobody waits for."""
+    check = engine_thread().check
 
     def on_stage(label: str, total_bytes: int) -> None:
+        check()
         memory.sample()
         progress.on_stage(label, total_bytes)
 
     def on_bytes(nbytes: int) -> None:
+        check()
         memory.sample()
         progress.on_bytes(nbytes)
 

@@ -11,7 +11,7 @@ from hybrid.errors import UsageError
 from hybrid.text.generate import StopReason, TokenEngine
 from hybrid.text.sampling import Logits
 from hybrid.text.transforms import check, keep_top_k
-from hybrid.text.turns import common_prefix
+from hybrid.token_ids import common_prefix
 
 
 @dataclass(frozen=True)

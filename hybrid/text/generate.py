@@ -2,15 +2,25 @@
 
 import statistics
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hybrid.errors import UsageError
 from hybrid.text.sampling import Logits, Sampler, SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.tokenizer import TextStream
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pieces(Iterator[T_co], Protocol[T_co]):
+    """What comes piece by piece, and can be left before its end."""
+
+    def close(self) -> None:
+        """Leave it where it is."""
 
 
 class TokenEngine(Protocol):
@@ -32,6 +42,12 @@ class TokenEngine(Protocol):
 
     def trim(self, length: int, /) -> None:
         """Forget all but the first `length` tokens."""
+
+    def held(self, token_ids: Sequence[int], /) -> int:
+        """How many of the ids, from the first on, the cache holds from its beginning on."""
+
+    def ahead(self, steps: Generator[T, None, None], /) -> Pieces[T]:
+        """What `steps` yields, with nobody else using the engine in between; they may run ahead of who reads."""
 
 
 class StopReason(StrEnum):
@@ -97,25 +113,28 @@ class Generation(Iterator[int]):
         max_tokens: int,
         stop_ids: Collection[int],
         prompt_logits: Logits | None = None,
+        is_fresh: bool = False,
     ) -> None:
         if not prompt_ids:
             raise UsageError("the prompt has no tokens; this model needs at least one character")
         if max_tokens < 1:
             raise UsageError(f"max-tokens must be at least 1, not {max_tokens}")
         self._engine = engine
+        self._is_fresh = is_fresh
         self._prompt_ids = prompt_ids
         self._prompt_logits = prompt_logits  # None: the prompt has to be run yet
         self._sampler = Sampler(sampling, prompt_ids)
         self._max_tokens = max_tokens
         self._stop_ids = frozenset(stop_ids)
         self._stop_asked: StopReason | None = None
-        self._generated = 0
+        self._given = 0
         self._prefill_s = 0.0
         self._step_s: list[float] = []
         self._first_depth = 0
         self._first_token_s: float | None = None
+        self._loop_reason: StopReason | None = None  # why no further token was made
         self._stop_reason: StopReason | None = None
-        self._tokens = self._loop()
+        self._tokens = engine.ahead(self._loop())
 
     @property
     def seed(self) -> int | None:
@@ -129,13 +148,14 @@ class Generation(Iterator[int]):
 
     @property
     def stats(self) -> GenerationStats:
-        """What was measured so far."""
+        """What was measured so far, for the tokens that were given out."""
+        is_whole = self._stop_reason is not None and self._stop_reason is self._loop_reason
         return GenerationStats(
             prompt_tokens=len(self._prompt_ids),
-            generated_tokens=self._generated,
+            generated_tokens=self._given,
             prefill_s=self._prefill_s,
-            step_s=tuple(self._step_s),
-            time_to_first_token_s=self._first_token_s,
+            step_s=tuple(self._step_s if is_whole else self._step_s[: max(0, self._given - 1)]),
+            time_to_first_token_s=self._first_token_s if self._given else None,
             stop_reason=self._stop_reason,
             first_depth=self._first_depth,
         )
@@ -150,36 +170,46 @@ class Generation(Iterator[int]):
         self._stop_asked = reason
 
     def __next__(self) -> int:
-        return next(self._tokens)
+        if self._stop_reason is None and self._stop_asked is None:
+            token_id = next(self._tokens, None)
+            if token_id is not None:
+                self._given += 1
+                return token_id
+            self._stop_reason = self._loop_reason
+        self._stop_reason = self._stop_reason or self._stop_asked
+        raise StopIteration
 
-    def _loop(self) -> Iterator[int]:
+    def _loop(self) -> Generator[int, None, None]:
         started = time.perf_counter()
+        if self._is_fresh:
+            self._engine.trim(0)
         if self._prompt_logits is None:
             self._prompt_logits = self._engine.prefill(self._prompt_ids).copy()  # the engine's array may be used again
             self._prefill_s = time.perf_counter() - started
         logits = self._prompt_logits
         self._first_depth = self._engine.position
+        made = 0
         while self._stop_asked is None:
             token_id = self._sampler(logits)
             if token_id in self._stop_ids:
-                self._stop_reason = StopReason.END
+                self._loop_reason = StopReason.END
                 return
-            self._generated += 1
+            made += 1
             if self._first_token_s is None:
                 self._first_token_s = time.perf_counter() - started
             yield token_id
             if self._stop_asked is not None:
                 break
-            if self._generated >= self._max_tokens:
-                self._stop_reason = StopReason.MAX_TOKENS
+            if made >= self._max_tokens:
+                self._loop_reason = StopReason.MAX_TOKENS
                 return
             if self._engine.position >= self._engine.context_tokens:
-                self._stop_reason = StopReason.CONTEXT
+                self._loop_reason = StopReason.CONTEXT
                 return
             step_started = time.perf_counter()
             logits = self._engine.decode(token_id)
             self._step_s.append(time.perf_counter() - step_started)
-        self._stop_reason = self._stop_asked
+        self._loop_reason = self._stop_asked
 
 
 def generate(
@@ -188,13 +218,14 @@ def generate(
     sampling: SamplingSettings,
     max_tokens: int,
     stop_ids: Collection[int] = (),
+    is_fresh: bool = False,
 ) -> Generation:
-    """Token ids after a prompt, as they come; the engine's cache goes on from where it is.
+    """Token ids after a prompt, as they come; the cache goes on from where it is, or begins anew if `is_fresh`.
 
     Ends before any of `stop_ids` (which is not given out), after `max_tokens`, or when the context is full;
     `Generation.stats.stop_reason` says which. A prompt that does not fit raises ContextFullError.
     """
-    return Generation(engine, prompt_ids, sampling, max_tokens, stop_ids)
+    return Generation(engine, prompt_ids, sampling, max_tokens, stop_ids, is_fresh=is_fresh)
 
 
 def generate_several(

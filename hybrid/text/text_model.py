@@ -22,6 +22,10 @@ from offload.telemetry import Timeline
 class TextModel:
     """A loaded model that completes text. Close it, or use it as a context manager, to give VRAM back.
 
+    Threads and asyncio tasks may share it: texts come one after the other, each as it would be alone. Where the main
+    thread (or a task in it) begins a text before it has read a stream of its own to the end, that stream is superseded,
+    and raises SupersededError when it is read on.
+
     `template` is the model's own chat template, if it has one; `defaults` what its makers recommend.
     """
 
@@ -55,8 +59,7 @@ class TextModel:
         self, prompt_ids: Sequence[int], sampling: SamplingSettings, max_tokens: int
     ) -> tuple[Generation, TextStream]:
         """Start a completion: its token ids, and what turns them into text. The cache begins anew."""
-        self.engine.trim(0)
-        generation = generate(self.engine, prompt_ids, sampling, max_tokens, self.stop_ids)
+        generation = generate(self.engine, prompt_ids, sampling, max_tokens, self.stop_ids, is_fresh=True)
         return generation, TextStream(self.tokenizer, after=prompt_ids)
 
     def stream(
@@ -72,6 +75,7 @@ class TextModel:
         try:
             yield from text_of(generation, text, StopWords(stop))
         finally:
+            generation.stop()  # where it is left before its end; the engine is free for the next text
             self.last_stats = generation.stats
 
     def generate(

@@ -5,14 +5,6 @@ from collections.abc import Sequence
 from hybrid.text.tokenizer import Tokenizer
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences have in common from their beginning."""
-    for index, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return index
-    return min(len(one), len(other))
-
-
 def encode_turn(tokenizer: Tokenizer, rendered: str, past_ids: Sequence[int] = (), past_text: str = "") -> list[int]:
     """Ids of a rendered conversation that begin with the ids of its past, whenever that is possible.
 

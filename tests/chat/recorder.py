@@ -9,10 +9,10 @@ from hybrid.chat.conversation import Conversation
 from hybrid.chat.reply import Reply
 from hybrid.text.chat_template import ChatTemplate, Message
 from hybrid.text.tokenizer import Tokenizer
-from tests.fakes import EOS, VOCAB
+from tests.fakes import EOS, VOCAB, Unshared
 
 
-class Recorder:
+class Recorder(Unshared):
     """An engine that says its replies one after another, and remembers every call and what its cache holds."""
 
     def __init__(self, replies: Sequence[Sequence[int]], context_tokens: int = 2000) -> None:
@@ -24,10 +24,6 @@ class Recorder:
         self.on_decode: Callable[[], None] = lambda: None
         self.on_prefill: Callable[[], None] = lambda: None
         self._going: list[int] = []
-
-    @property
-    def position(self) -> int:
-        return len(self.cache)
 
     def prefill(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         assert token_ids

@@ -12,39 +12,36 @@ from hybrid.errors import ContextFullError, UsageError
 from hybrid.text.beam import Beam, beam_search, log_softmax
 from hybrid.text.generate import StopReason, generate
 from hybrid.text.sampling import SamplingSettings
+from tests.fakes import Unshared
 
 PROMPT = [3, 1]
 VOCAB, END = 4, 0
 
 
-class ToyEngine:
+class ToyEngine(Unshared):
     """Logits are random numbers seeded by the ids in the cache; counts the tokens that it ran."""
 
     def __init__(self, seed: int = 0, context_tokens: int = 64, vocab: int = VOCAB) -> None:
         self.seed = seed
         self.context_tokens = context_tokens
         self.vocab = vocab
-        self.ids: list[int] = []
+        self.cache: list[int] = []
         self.ran = 0
-
-    @property
-    def position(self) -> int:
-        return len(self.ids)
 
     def prefill(self, token_ids: Sequence[int], /) -> npt.NDArray[np.float32]:
         assert len(token_ids) > 0
         if self.position + len(token_ids) > self.context_tokens:
             raise ContextFullError("full")
-        self.ids += token_ids
+        self.cache += token_ids
         self.ran += len(token_ids)
-        return self.logits_after(self.ids)
+        return self.logits_after(self.cache)
 
     def decode(self, token_id: int, /) -> npt.NDArray[np.float32]:
         return self.prefill([token_id])
 
     def trim(self, length: int, /) -> None:
         assert 0 <= length <= self.position
-        del self.ids[length:]
+        del self.cache[length:]
 
     def logits_after(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         return np.random.default_rng([self.seed, *ids]).normal(0, 2, self.vocab).astype(np.float32)
@@ -127,14 +124,14 @@ def test_the_prompt_runs_once_and_what_is_common_is_kept() -> None:
     engine = ToyEngine(1)
     found = beam_search(engine, PROMPT, 3, 10)
     assert engine.ran < len(PROMPT) + 3 * sum(range(10))  # less than each beam from the prompt, each step
-    assert engine.ids == [*PROMPT, *found[0].token_ids][: len(engine.ids)]
+    assert engine.cache == [*PROMPT, *found[0].token_ids][: len(engine.cache)]
 
 
 def test_it_goes_on_from_the_cache() -> None:
     engine = ToyEngine(2)
     engine.prefill([2, 2])
     found = beam_search(engine, PROMPT, 2, 5)
-    assert engine.ids[:4] == [2, 2, *PROMPT]
+    assert engine.cache[:4] == [2, 2, *PROMPT]
     assert found[0].log_probability < 0
 
 

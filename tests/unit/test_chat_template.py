@@ -10,7 +10,8 @@ from hybrid.errors import ModelFileError, UsageError
 from hybrid.text.builtin_templates import BUILT_IN, guess
 from hybrid.text.chat_template import ChatTemplate, Message, load_chat_template
 from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
-from hybrid.text.turns import common_prefix, encode_turn
+from hybrid.text.turns import encode_turn
+from hybrid.token_ids import common_prefix
 from tests.fakes import train_json_tokenizer, train_tokenizer
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
