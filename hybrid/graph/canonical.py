@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hybrid.graph.graph import ElementType, Initializer, Node, TensorInfo
+from hybrid.graph.graph import ElementType, Initializer, TensorInfo
 from hybrid.graph.program import Island
+from hybrid.graph.rename import names_in, renamed
 
 _PARAMETER_TYPES = (ElementType.FLOAT, ElementType.FLOAT16, ElementType.BFLOAT16)
 _LEAST_PARAMETER_BYTES = 128  # smaller ones are factors and bounds, which onnxruntime folds into its kernels
@@ -35,22 +36,22 @@ def canonical(island: Island) -> CanonicalIsland:
     names = _number(
         [
             *(info.name for info in (*island.inputs, *infos)),
-            *(name for node in island.nodes for name in (*node.reads, *node.outputs) if name),
+            *(name for node in island.nodes for name in names_in(node)),
         ]
     )
     # Exporters number sizes that they do not know through the whole graph, so that every layer has names of its own.
     known = (info.shape for info in (*island.inputs, *island.outputs) if info.shape is not None)
     dims = _number(dim for shape in known for dim in shape if isinstance(dim, str))
-    renamed = Island(
+    part = Island(
         name=island.name,
-        nodes=tuple(_renamed(node, number, names) for number, node in enumerate(island.nodes)),
+        nodes=tuple(replace(renamed(node, names), name=f"n{number}") for number, node in enumerate(island.nodes)),
         inputs=tuple(_renamed_info(info, names, dims) for info in (*island.inputs, *infos)),
         outputs=tuple(_renamed_info(info, names, dims) for info in island.outputs),
         initializers=tuple(replace(i, name=names[i.name]) for i in island.initializers if i.name not in taken),
         has_matmul=island.has_matmul,
         dequantises=island.dequantises,
     )
-    return CanonicalIsland(renamed, names, {names[p.name]: p for p in parameters})
+    return CanonicalIsland(part, names, {names[p.name]: p for p in parameters})
 
 
 def _is_parameter(initializer: Initializer) -> bool:
@@ -88,14 +89,3 @@ def _renamed_info(info: TensorInfo, names: Mapping[str, str], dims: Mapping[str,
         return replace(info, name=names[info.name])
     shape = tuple(dims[dim] if isinstance(dim, str) else dim for dim in info.shape)
     return replace(info, name=names[info.name], shape=shape)
-
-
-def _renamed(node: Node, number: int, names: Mapping[str, str]) -> Node:
-    if node.captured:  # the body of a control-flow node keeps the outer names it reads
-        return node
-    return replace(
-        node,
-        name=f"n{number}",
-        inputs=tuple(names.get(name, "") for name in node.inputs),
-        outputs=tuple(names.get(name, "") for name in node.outputs),
-    )

@@ -1,6 +1,6 @@
 """The Graph: a decoder as nodes, tensors and weights that still lie in their files. Plain data, no onnx needed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -131,7 +131,7 @@ class TensorInfo:
 class Node:
     """One operator. An empty input name is an optional input that is not given.
 
-    `captured` names outer tensors that the bodies of control-flow attributes read.
+    The bodies of control flow are attributes that are Graphs; they may read tensors of the graphs around them.
     """
 
     op_type: str
@@ -140,17 +140,25 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     domain: str = ""
     name: str = ""
-    captured: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def bodies(self) -> Mapping[str, "Graph"]:
+        """The bodies of a control-flow node, by attribute."""
+        return {name: value for name, value in self.attributes.items() if isinstance(value, Graph)}
+
+    @cached_property
     def reads(self) -> tuple[str, ...]:
-        """Every tensor the node needs."""
-        return tuple(name for name in (*self.inputs, *self.captured) if name)
+        """Every tensor the node needs, those that its bodies read around them included."""
+        captured = (name for body in self.bodies.values() for name in body.captured)
+        return tuple(name for name in (*self.inputs, *captured) if name)
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A decoder. `nodes` are in topological order; `types` and `shapes` hold what is known of inner tensors."""
+    """A decoder, or the body of a control-flow node. `nodes` are in topological order.
+
+    `types` and `shapes` hold what is known of inner tensors.
+    """
 
     name: str
     nodes: tuple[Node, ...]
@@ -165,6 +173,13 @@ class Graph:
     def producers(self) -> dict[str, Node]:
         """The node that writes each tensor."""
         return {output: node for node in self.nodes for output in node.outputs if output}
+
+    @cached_property
+    def captured(self) -> tuple[str, ...]:
+        """The tensors of the graphs around it that a body reads; empty for a whole model."""
+        own = {*self.initializers, *(info.name for info in self.inputs), *self.producers}
+        read = [name for node in self.nodes for name in node.reads] + [info.name for info in self.outputs]
+        return tuple(dict.fromkeys(name for name in read if name not in own))
 
     @cached_property
     def constants(self) -> set[str]:
@@ -183,3 +198,11 @@ class Graph:
             for name in dict.fromkeys(node.reads):
                 readers.setdefault(name, []).append(node)
         return readers
+
+
+def body_initializers(nodes: Iterable[Node]) -> Iterator[Initializer]:
+    """The constants in the bodies of control-flow nodes, at any depth."""
+    for node in nodes:
+        for body in node.bodies.values():
+            yield from body.initializers.values()
+            yield from body_initializers(body.nodes)

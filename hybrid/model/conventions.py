@@ -9,18 +9,23 @@ Conventions are told apart by the names that their exporters use:
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.graph.graph import ElementType, Graph, Shape, TensorInfo
+from hybrid.graph.branches import pruned, with_branches_taken
+from hybrid.graph.graph import ElementType, Graph, Initializer, Shape, TensorInfo
+from hybrid.graph.small_values import small_value
 from hybrid.model.decoder import CachePair, Decoder
 from hybrid.model.onnx_graph import read_graph, with_types_and_shapes
 from hybrid.model.source import ModelFolder, show
 
 LOGITS = "logits"
-_ID_INPUTS = ("input_ids", "attention_mask", "position_ids", "use_cache_branch")
+CACHE_SWITCH = "use_cache_branch"  # of decoders that are merged out of one without and one with a past
+_ID_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _FLOATS = (ElementType.FLOAT, ElementType.FLOAT16)
 
 
@@ -44,6 +49,7 @@ def open_onnx(source: ModelFolder) -> Decoder:
     path = source.onnx
     graph = read_graph(path)
     convention, cache = _cache_pairs(graph, path)
+    graph = _with_branches_taken(graph, cache)
     _check_ids(graph, path)
     shared = _attention_shares_cache(graph, cache)
     shapes = {info.name: _input_shape(graph, info, cache, shared, path) for info in graph.inputs}
@@ -89,6 +95,31 @@ def _cache_pairs(graph: Graph, path: Path) -> tuple[str, tuple[CachePair, ...]]:
     raise UnsupportedModelError(
         f"{path}: no cache inputs we know (pkv0 or past_key_values.0.key); the inputs are {_listing(inputs)}"
     )
+
+
+def _with_branches_taken(graph: Graph, cache: Sequence[CachePair]) -> Graph:
+    """The graph that reads its cache, without the branches that it then never takes and the outputs nobody asks for.
+
+    `use_cache_branch` becomes a constant: true, unless it is the other branch that reads the cache.
+    """
+    outputs = (LOGITS, *(pair.present for pair in cache))
+    switch = next((info for info in graph.inputs if info.name == CACHE_SWITCH), None)
+    if switch is None:
+        return pruned(with_branches_taken(graph, _decided), outputs)
+    shape = tuple(dim if isinstance(dim, int) else 1 for dim in switch.shape or ())
+    inputs = tuple(info for info in graph.inputs if info is not switch)
+    merged = []
+    for value in (True, False):
+        constant = Initializer(CACHE_SWITCH, ElementType.BOOL, shape, np.full(shape, value))
+        chosen = replace(graph, inputs=inputs, initializers={**graph.initializers, CACHE_SWITCH: constant})
+        merged.append(pruned(with_branches_taken(chosen, _decided), outputs))
+    return next((g for g in merged if all(pair.past in g.consumers for pair in cache)), merged[0])
+
+
+def _decided(graph: Graph, condition: str) -> bool | None:
+    """What a condition of constants is."""
+    value = small_value(graph, condition, {})
+    return None if value is None or value.size != 1 else bool(value.reshape(-1)[0])
 
 
 def _check_ids(graph: Graph, path: Path) -> None:

@@ -23,6 +23,7 @@ from hybrid.model.paths import resolve_in_folder
 from hybrid.model.source import show
 
 IR_VERSION = 10  # onnxruntime refuses the one that onnx writes by default
+_SMALL_BYTES = 1024
 
 
 def read_graph(path: Path) -> Graph:
@@ -32,13 +33,14 @@ def read_graph(path: Path) -> Graph:
     """
     model, inline = _parse(path)
     validate(model, path)
-    return _graph(model, inline, path)
+    graph = _graph(model.graph, inline, path)
+    return replace(graph, name=path.stem, opsets={opset.domain: opset.version for opset in model.opset_import})
 
 
 def external_files(path: Path) -> set[str]:
     """The names of the files that an .onnx file keeps weights in, as it gives them: unchecked."""
     model, _ = _parse(path)
-    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    tensors = (tensor for tensor in _tensors(model.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL)
     return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
@@ -60,9 +62,8 @@ def with_types_and_shapes(graph: Graph, input_shapes: Mapping[str, Shape | None]
     """
     inputs = tuple(replace(info, shape=input_shapes.get(info.name, info.shape)) for info in graph.inputs)
     graph = replace(graph, inputs=inputs, types=propagate_types(replace(graph, inputs=inputs)))
-    bare = {n: replace(i, source=_small_or_nothing(i)) for n, i in graph.initializers.items()}
     outputs = tuple(replace(info, shape=None) for info in graph.outputs)
-    model = _model(graph.name, graph.nodes, inputs, outputs, bare.values(), graph.opsets, None)
+    model = _model(graph.name, graph.nodes, inputs, outputs, graph.initializers.values(), graph.opsets, None)
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
@@ -92,6 +93,17 @@ def common_folder(initializers: Iterable[Initializer]) -> Path:
     return Path(os.path.commonpath(sorted(folders))) if folders else Path.cwd()
 
 
+def _tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
+    """The weights and constants of a graph and of the bodies in it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _tensors(attribute.g)
+
+
 def _model(
     name: str,
     nodes: Sequence[Node],
@@ -101,34 +113,40 @@ def _model(
     opsets: Mapping[str, int],
     folder: Path | None,
 ) -> onnx.ModelProto:
-    graph = onnx.GraphProto(name=name)
-    graph.node.extend(_node_proto(node) for node in nodes)
-    graph.input.extend(_value_info(info) for info in inputs)
-    graph.output.extend(_value_info(info) for info in outputs)
-    graph.initializer.extend(_tensor_proto(initializer, folder) for initializer in initializers)
+    graph = _graph_proto(name, nodes, inputs, outputs, initializers, folder)
     opset_ids = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     return onnx.ModelProto(ir_version=IR_VERSION, graph=graph, opset_import=opset_ids)
 
 
-def _graph(model: onnx.ModelProto, inline: Mapping[str, FileRange], path: Path) -> Graph:
-    initializers = {tensor.name: _initializer(tensor, inline, path) for tensor in model.graph.initializer}
+def _graph_proto(
+    name: str,
+    nodes: Sequence[Node],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    initializers: Iterable[Initializer],
+    folder: Path | None,
+) -> onnx.GraphProto:
+    graph = onnx.GraphProto(name=name)
+    graph.node.extend(_node_proto(node, folder) for node in nodes)
+    graph.input.extend(_value_info(info) for info in inputs)
+    graph.output.extend(_value_info(info) for info in outputs)
+    graph.initializer.extend(_tensor_proto(initializer, folder) for initializer in initializers)
+    return graph
+
+
+def _graph(proto: onnx.GraphProto, inline: Mapping[str, FileRange], path: Path) -> Graph:
+    """A graph, or the body of a control-flow node, whose weights are never in `inline`."""
+    initializers = {tensor.name: _initializer(tensor, inline, path) for tensor in proto.initializer}
     nodes = []
-    for proto in model.graph.node:
-        if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
-            constant = _constant(proto, path)
+    for node in proto.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            constant = _constant(node, path)
             initializers[constant.name] = constant
         else:
-            nodes.append(_node(proto))
-    inputs = tuple(_tensor_info(v) for v in model.graph.input if v.name not in initializers)
-    outputs = tuple(_tensor_info(v) for v in model.graph.output)
-    return Graph(
-        name=path.stem,
-        nodes=tuple(nodes),
-        inputs=inputs,
-        outputs=outputs,
-        initializers=initializers,
-        opsets={opset.domain: opset.version for opset in model.opset_import},
-    )
+            nodes.append(_node(node, path))
+    inputs = tuple(_tensor_info(v) for v in proto.input if v.name not in initializers)
+    outputs = tuple(_tensor_info(v) for v in proto.output)
+    return Graph(proto.name, tuple(nodes), inputs, outputs, initializers, {})
 
 
 def _initializer(tensor: onnx.TensorProto, inline: Mapping[str, FileRange], path: Path) -> Initializer:
@@ -200,46 +218,30 @@ def _constant(proto: onnx.NodeProto, path: Path) -> Initializer:
     return Initializer(name, element_type, plain.shape, plain)
 
 
-def _node(proto: onnx.NodeProto) -> Node:
+def _node(proto: onnx.NodeProto, path: Path) -> Node:
     attributes: dict[str, Any] = {}
-    captured: dict[str, None] = {}
     plain = (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING)
     for attribute in proto.attribute:
-        # Only plain values are unpacked; an empty list would lose its type, a body its names.
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            attributes[attribute.name] = _graph(attribute.g, {}, path)
+            continue
+        # Only plain values are unpacked; an empty list would lose its type.
         lists = attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS)
         value = onnx.helper.get_attribute_value(attribute)
         unpack = attribute.type in plain or (lists and len(value) > 0)
         attributes[attribute.name] = value if unpack else attribute
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            captured |= dict.fromkeys(_captured(attribute.g))
     domain = "" if proto.domain == "ai.onnx" else proto.domain
-    return Node(
-        proto.op_type,
-        tuple(proto.input),
-        tuple(proto.output),
-        attributes,
-        domain,
-        proto.name,
-        tuple(captured),
-    )
+    return Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, domain, proto.name)
 
 
-def _captured(body: onnx.GraphProto) -> Iterable[str]:
-    own = {v.name for v in body.input} | {t.name for t in body.initializer}
-    own |= {output for node in body.node for output in node.output}
-    for node in body.node:
-        yield from (name for name in node.input if name and name not in own)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from (name for name in _captured(attribute.g) if name not in own)
-    yield from (v.name for v in body.output if v.name not in own)
-
-
-def _node_proto(node: Node) -> onnx.NodeProto:
+def _node_proto(node: Node, folder: Path | None) -> onnx.NodeProto:
     proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
     proto.input.extend(node.inputs)
     proto.output.extend(node.outputs)
     for name, value in node.attributes.items():
+        if isinstance(value, Graph):
+            parts = value.nodes, value.inputs, value.outputs, value.initializers.values()
+            value = onnx.helper.make_attribute(name, _graph_proto(value.name, *parts, folder))
         is_proto = isinstance(value, onnx.AttributeProto)
         proto.attribute.append(value if is_proto else onnx.helper.make_attribute(name, value))
     return proto
@@ -269,8 +271,14 @@ def _value_info(info: TensorInfo) -> onnx.ValueInfoProto:
 
 
 def _tensor_proto(initializer: Initializer, folder: Path | None) -> onnx.TensorProto:
+    """A weight whose file is named relative to `folder`; without one it has no data, unless it is small.
+
+    Shape inference, which needs no folder, reads shapes and axes, never weights.
+    """
     proto = onnx.TensorProto(name=initializer.name, data_type=int(initializer.element_type), dims=initializer.shape)
     source = initializer.source
+    if folder is None:
+        source = initializer.array() if source is not None and initializer.nbytes <= _SMALL_BYTES else None
     if isinstance(source, np.ndarray):
         proto.raw_data = source.tobytes()
     elif source is not None and folder is not None:
@@ -282,8 +290,3 @@ def _tensor_proto(initializer: Initializer, folder: Path | None) -> onnx.TensorP
         }
         proto.external_data.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in entries.items())
     return proto
-
-
-def _small_or_nothing(initializer: Initializer) -> npt.NDArray[Any] | None:
-    """Shape inference reads shapes and axes, never weights."""
-    return initializer.array() if initializer.nbytes <= 1024 and initializer.source is not None else None

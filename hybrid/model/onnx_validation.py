@@ -219,6 +219,10 @@ class _Check:
             _check_schema(schema, node, attributes, where)
         if node.op_type == "Constant" and node.domain in _STANDARD and len(attributes) != 1:
             raise ModelFileError(f"{where}: has {len(attributes)} attributes, must have the one that is its value")
+        for name in ("then_branch", "else_branch") if node.op_type == "If" else ():
+            given = len(attributes[name].g.output) if name in attributes else 0
+            if given != len(node.output):
+                raise ModelFileError(f"{where}: {name} gives {given} outputs, must give {len(node.output)}")
         needs = _NEEDS.get(node.op_type)
         if needs is None:
             needs = _Needs(0, {name: _HEADS for name in ("num_heads",) if name in attributes})

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hybrid.errors import UnsupportedModelError
 from hybrid.graph.canonical import CanonicalIsland, canonical
-from hybrid.graph.graph import ElementType, Initializer
+from hybrid.graph.graph import ElementType, Initializer, body_initializers
 from hybrid.graph.program import Island, Program
 from hybrid.model.onnx_graph import common_folder, serialize
 from hybrid.runtime.island_profiler import IslandProfiler
@@ -145,7 +145,7 @@ def load_islands(
             continue
         renamed = canonical(level.island)
         part = renamed.island
-        folder = common_folder(part.initializers)
+        folder = common_folder([*part.initializers, *body_initializers(part.nodes)])
         opsets = program.graph.opsets
         model = serialize("island", part.nodes, part.inputs, part.outputs, part.initializers, opsets, folder)
         if (model, folder) not in sessions:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hybrid.config import RunSettings
 from hybrid.graph.attention import Attention, find_attentions
 from hybrid.graph.find import Linear, find_linears
+from hybrid.graph.graph import body_initializers
 from hybrid.model.decoder import Decoder
 from hybrid.model.open import open_model
 from hybrid.runtime.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
@@ -212,7 +213,7 @@ def _other_weight_bytes(opened: OpenedModel) -> int:
         linear.blocks is not None or linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16)
         for linear in opened.linears
     )
-    total = 0
+    total = sum(initializer.nbytes for initializer in body_initializers(graph.nodes))
     for name, initializer in graph.initializers.items():
         readers = graph.consumers.get(name, [])
         if outside and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):

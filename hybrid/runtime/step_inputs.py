@@ -36,7 +36,6 @@ class StepInputs:
             "input_ids": np.asarray(token_ids, np.int64)[np.newaxis],
             "position_ids": np.arange(past, total)[np.newaxis],
             "attention_mask": np.ones((1, total)),
-            "use_cache_branch": np.ones(1),
         }
         return {
             name: value_of(np.ascontiguousarray(array, self._types[name].storage_dtype), self._types[name])

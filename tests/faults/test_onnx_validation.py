@@ -76,6 +76,7 @@ REFUSED: dict[str, list[NodeProto]] = {
     "a node that makes an input": [make_node("Neg", ["x"], ["y"]), make_node("Abs", ["x"], ["x"])],
     "a node that makes nothing": [make_node("Neg", ["x"], ["y"]), make_node("Neg", ["x"], [])],
     "bodies without end": [branching(body(12))],
+    "a branch that gives too little": [make_node("If", ["x"], ["y", "z"], then_branch=body(0), else_branch=body(0))],
     "too few inputs": [make_node("MatMul", ["x"], ["y"])],
     "too many inputs": [make_node("Neg", ["x", "x"], ["y"])],
     "an input left out": [make_node("MatMul", ["", "x"], ["y"])],
@@ -147,7 +148,7 @@ def test_what_is_right_passes_and_is_put_in_order(tmp_path: Path) -> None:
     ]
     graph = read_graph(write(nodes, tmp_path))
     assert [node.op_type for node in graph.nodes] == ["Abs", "Neg", "If"]
-    assert graph.nodes[-1].captured == ("c", "x")
+    assert graph.nodes[-1].reads == ("x", "c", "x", "c", "x")
 
 
 def test_operators_that_onnx_does_not_know_pass(tmp_path: Path) -> None:

@@ -232,7 +232,8 @@ def test_a_linear_may_feed_a_linear_and_read_the_graphs_input() -> None:
 
 def test_captured_tensors_cross_levels_too() -> None:
     """The body of an If reads `h` and the Linear's `y`: the node has to wait for both."""
-    branch = replace(node("If", "x", "z"), captured=("h", "y"))
+    body = Graph("body", (node("Add", "h y", "sum"),), (), (TensorInfo("sum", FP32, None),), {}, {})
+    branch = replace(node("If", "x", "z"), attributes={"then_branch": body, "else_branch": body})
     nodes = [node("Neg", "x", "h"), node("MatMul", "h w", "y"), branch]
     program = cut_out(graph_of(nodes, {"w": (FP32, (8, 8))}, "z"))
     check_order(program)
