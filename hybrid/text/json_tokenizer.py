@@ -2,53 +2,58 @@
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid.errors import TokenizerError
+from hybrid.model.source import real_file, show
+from hybrid.text.added_tokens import AddedToken
+from hybrid.text.decoding import CleanUp, StreamingDecoder
+from hybrid.text.json_decoder import step_makers
 from hybrid.text.special_tokens import SpecialTokens
-from hybrid.text.tokenizer import SPACE, check_unicode, decode_all
+from hybrid.text.tokenizer import check_unicode, decode_all
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+    from tokenizers.decoders import Decoder
 
 _MAX_BYTES = 1 << 27  # Gemma 3's, one of the largest, has 33 MiB
+_EMPTY = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 
 
 class JsonTokenizer:
-    """Text to ids and back as a tokenizer.json says.
+    """Text to ids and back as a tokenizer.json says, and the folder's small files about its tokens.
 
-    Pieces are either bytes (byte-level vocabularies: GPT-2, Llama 3, Qwen) or text with single bytes as a fallback
-    (Llama 2, Mistral, Gemma). Where those bytes are no UTF-8, one U+FFFD is shown for each bad one, as sentencepiece
-    does; `tokenizers` gives up the good ones of the same run too, which cannot be known while it streams.
+    What those say is added as transformers does: their flags win over the file's, and names without an id are looked
+    up or get the next one. The file alone says what texts begin with.
     """
 
     def __init__(self, backend: "Backend", special: SpecialTokens) -> None:
         self._backend = backend
-        self.special = _named(special, backend)
-        self.notes: tuple[str, ...] = ()
         self._lock = threading.Lock()
-        self._add_missing()
+        self._hidden = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        notes = [*special.notes, *self._add(special)]
+        self.special = _named(special, backend)
         added = backend.get_added_tokens_decoder()
         self.vocab_size = max([backend.get_vocab_size(with_added_tokens=True), *[token_id + 1 for token_id in added]])
-        self._hidden = {token_id for token_id, token in added.items() if token.special}
         self.bos_id = self._find("bos_token")
         self.eos_id = self._find("eos_token")
-        self._begin = self._find_begin()
-        self._decoder = _Decoder(_state(backend.decoder))
-        self.byte_errors = "replace" if self._decoder.byte_level else "surrogateescape"
-        self._pieces: dict[int, str | bytes] = {}
+        self._begin, end = _template_ids(_state(backend.post_processor))
+        self.notes = (*notes, *self._begin_notes(), *(_end_note(backend.id_to_token(token_id)) for token_id in end[:1]))
+        self._splits_names = special.flags.get("split_special_tokens", False)
+        self._makers = step_makers(_state(backend.decoder), _library_decoder)
+        if special.flags.get("clean_up_tokenization_spaces") and type(backend.model).__name__ != "BPE":
+            self._makers.append(CleanUp)
 
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         check_unicode(text)
         with self._lock:  # whether names of special tokens are text is a setting of the whole tokenizer
-            self._backend.encode_special_tokens = not parse_special
-            try:
+            self._backend.encode_special_tokens = self._splits_names or not parse_special
+            with _explained("the text cannot be written in this vocabulary"):  # it has holes, and no <unk>
                 ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-            except Exception as error:  # a vocabulary with holes and no <unk>
-                raise TokenizerError(f"the text cannot be written in this vocabulary: {_one_line(error)}") from None
         return [*self._begin, *ids] if add_bos else ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -57,108 +62,121 @@ class JsonTokenizer:
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
-    def piece(self, token_id: int) -> str | bytes:
-        known = self._pieces.get(token_id)
-        if known is None:
-            known = self._pieces[token_id] = self._read_piece(token_id)
-        return known
+    def is_hidden(self, token_id: int) -> bool:
+        return self._shown(token_id) is None
 
-    def strip_first(self, piece: str) -> tuple[str, bool]:
-        if self._decoder.strips_first and piece.startswith(SPACE):
-            return piece[1:], True
-        return piece, False
+    def decoder(self) -> StreamingDecoder:
+        return StreamingDecoder(self._shown, [make() for make in self._makers])
 
-    def _read_piece(self, token_id: int) -> str | bytes:
-        if not 0 <= token_id < 2**32 or token_id in self._hidden:
-            return b""  # and not "": a hidden token may stand between the bytes of a character
-        token = self._backend.id_to_token(token_id)
-        return b"" if token is None else self._decoder.piece(token)
+    def _shown(self, token_id: int) -> str | None:
+        token = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+        return None if token in self._hidden else token
 
-    def _add_missing(self) -> None:
-        """Add what only tokenizer_config.json knows, as transformers does; the library counts the ids on."""
-        from tokenizers import AddedToken
+    def _add(self, special: SpecialTokens) -> list[str]:
+        """Add what the small files know; gives a note for each token whose id is another than they say."""
+        from tokenizers import AddedToken as LibraryToken
 
-        for token in self.special.added:
-            if self._backend.token_to_id(token.text) is None:
-                self._backend.add_tokens([AddedToken(token.text, special=token.special, normalized=False)])
-                given = self._backend.token_to_id(token.text)
-                if given != token.token_id:
-                    raise TokenizerError(f"added token {token.text!r} must get id {token.token_id}, but gets {given}")
+        tokens = _as_they_are_added(special, self._backend)
+        known = {token.text: self._backend.token_to_id(token.text) for token in tokens}
+        self._backend.add_tokens(
+            [
+                LibraryToken(
+                    token.text,
+                    single_word=token.single_word,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=token.normalized,
+                    special=token.special,
+                )
+                for token in tokens
+            ]
+        )
+        self._hidden |= {token.text for token in tokens if token.special}
+        notes = []
+        for token in tokens:
+            given = self._backend.token_to_id(token.text)
+            if token.token_id is None or token.token_id == given:
+                continue
+            if known[token.text] is None:
+                raise TokenizerError(f"added token {token.text!r} must get id {token.token_id}, but gets {given}")
+            notes.append(f"token {show(token.text)} has id {given} in tokenizer.json, {token.token_id} elsewhere")
+        return notes
 
     def _find(self, role: str) -> int | None:
         name = self.special.names.get(role)
         return self._backend.token_to_id(name) if name else None
 
-    def _find_begin(self) -> list[int]:
-        """The ids that begin every text: as tokenizer_config.json says, else as the file's post-processor does."""
-        if self.special.add_bos is False:
+    def _begin_notes(self) -> list[str]:
+        """A note where tokenizer_config.json and tokenizer.json disagree on what texts begin with."""
+        wanted = self.special.flags.get("add_bos_token")
+        if wanted is None or wanted == bool(self._begin) or (wanted and self.bos_id is None):
             return []
-        encoding = self._backend.encode("a", add_special_tokens=True)
-        count = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
-        begin: list[int] = encoding.ids[:count]
-        return [self.bos_id] if self.special.add_bos and not begin and self.bos_id is not None else begin
+        first = show(self._backend.id_to_token(self._begin[0])) if self._begin else "no special token"
+        return [f"add_bos_token is {str(wanted).lower()}, but texts begin with {first}, as tokenizer.json says"]
 
 
-class _Decoder:
-    """How tokens become text, out of the `decoder` of a tokenizer.json."""
+def _as_they_are_added(special: SpecialTokens, backend: "Backend") -> list[AddedToken]:
+    """The tokens to add, in the order that gives new ones their ids: those with ids, roles, others.
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        kind = state.get("type")
-        steps = state.get("decoders", []) if kind == "Sequence" else [state]
-        kinds = [step.get("type") for step in steps]
-        unknown = sorted(set(map(str, kinds)) - {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"})
-        if unknown:
-            raise TokenizerError(f"decoder {', '.join(unknown)} is not supported")
-        self.byte_level = "ByteLevel" in kinds
-        self.strips_first = False
-        self._byte_fallback = "ByteFallback" in kinds
-        self._replaced: list[tuple[str, str]] = []
-        for step in steps:
-            self._read(step)
-
-    def piece(self, token: str) -> str | bytes:
-        """What a token of the vocabulary stands for."""
-        if self.byte_level:
-            values = [_BYTE_OF.get(character) for character in token]
-            return token.encode() if None in values else bytes(value for value in values if value is not None)
-        if self._byte_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            try:
-                return bytes([int(token[3:5], 16)])
-            except ValueError:
-                pass  # a token that only looks like "<0xE2>"
-        for old, new in self._replaced:
-            token = token.replace(old, new)
-        return token.replace(" ", SPACE)  # as pieces write it
-
-    def _read(self, step: dict[str, Any]) -> None:
-        if step["type"] == "Replace":
-            pattern = step["pattern"].get("String")
-            if pattern is None:
-                raise TokenizerError("a decoder that replaces a regular expression is not supported")
-            self._replaced.append((pattern, step["content"]))
-        elif step["type"] == "Strip":
-            if (step["content"], step["start"], step["stop"]) not in ((" ", 1, 0), (" ", 0, 0)):
-                raise TokenizerError("a decoder that strips more than one leading space is not supported")
-            self.strips_first |= step["start"] == 1
-        elif step["type"] == "Metaspace":
-            self._replaced.append((step["replacement"], " "))
-            self.strips_first |= step.get("prepend_scheme", "always") != "never"
+    Unless tokenizer_config.json lists all added tokens, those of tokenizer.json count as listed, and a role makes
+    them special.
+    """
+    own = {
+        token_id: AddedToken(
+            token.content, token.special, token.lstrip, token.rstrip, token.single_word, token.normalized, token_id
+        )
+        for token_id, token in backend.get_added_tokens_decoder().items()
+    }
+    listed = {token.token_id or 0: token for token in special.added}
+    if not special.only_config:
+        listed |= own
+    roles = {token.text for token in special.roles}
+    tokens = [listed[token_id] for token_id in sorted(listed)]
+    tokens = [token.as_special() if token.text in roles else token for token in tokens]
+    known = {token.text for token in (*own.values(), *tokens)}
+    for token in (*special.roles, *special.extra):
+        if token.text not in known:
+            tokens.append(token)
+            known.add(token.text)
+    return tokens
 
 
-def _byte_characters() -> dict[str, int]:
-    """The printable character that byte-level vocabularies write for each byte, back to the byte (GPT-2)."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+def _template_ids(state: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """The ids that a post-processor puts before and after a text."""
+    kind = state.get("type")
+    if kind == "Sequence":
+        parts = [_template_ids(part) for part in state["processors"]]
+        return [i for begin, _ in reversed(parts) for i in begin], [i for _, end in parts for i in end]
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return [state["cls"][1]], [state["sep"][1]]
+    if kind != "TemplateProcessing":
+        return [], []
+    begin: list[int] = []
+    ids = begin
+    end: list[int] = []
+    for item in state["single"]:
+        if "Sequence" in item:
+            ids = end
+        else:
+            ids.extend(state["special_tokens"][item["SpecialToken"]["id"]]["ids"])
+    return begin, end
 
 
-_BYTE_OF = _byte_characters()
+def _end_note(token: str | None) -> str:
+    return f"texts end with {show(token)}, as tokenizer.json says; it is left out, for a prompt goes on"
 
 
 def _state(part: Any) -> dict[str, Any]:
     """The settings of one part of a tokenizer, as in its file."""
     content = json.loads(part.__getstate__()) if part is not None else {}
     return content if isinstance(content, dict) else {}
+
+
+def _library_decoder(state: Mapping[str, Any]) -> "Decoder":
+    from tokenizers import Tokenizer as Backend
+
+    decoder: Decoder = Backend.from_str(json.dumps(_EMPTY | {"decoder": state})).decoder
+    return decoder
 
 
 def _named(special: SpecialTokens, backend: "Backend") -> SpecialTokens:
@@ -169,29 +187,35 @@ def _named(special: SpecialTokens, backend: "Backend") -> SpecialTokens:
 
 
 def read_json_tokenizer(path: Path, special: SpecialTokens) -> JsonTokenizer:
-    """Read a tokenizer.json, or raise TokenizerError."""
+    """Read a tokenizer.json, or raise TokenizerError or ModelFileError."""
     try:
         from tokenizers import Tokenizer as Backend
     except ImportError as error:
         raise TokenizerError(f"{path}: needs the tokenizers package; pip install tokenizers") from error
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
+    real = real_file(path)
+    with _explained(f"{path}: cannot be read as a tokenizer"):
+        with real.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            size = real.stat().st_size
             raise TokenizerError(f"{size} bytes, more than the {_MAX_BYTES} a tokenizer may have")
-        backend = Backend.from_str(path.read_bytes().decode())
+        backend = Backend.from_str(data.decode())
         backend.no_truncation()  # limits that were set for training
         backend.no_padding()
         return JsonTokenizer(backend, special)
-    except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
-        raise _unreadable(path, error) from None
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever the library raises into a TokenizerError on one line, which begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # it raises plain Exception for whatever is wrong with a file
+        raise TokenizerError(f"{what}: {_one_line(error)}") from None
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # Rust's panics; pyo3 does not export their class
             raise
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: BaseException) -> TokenizerError:
-    return TokenizerError(f"{path}: cannot be read as a tokenizer: {_one_line(error)}")
+        raise TokenizerError(f"{what}: {_one_line(error)}") from None
 
 
 def _one_line(error: BaseException) -> str:

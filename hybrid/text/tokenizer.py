@@ -1,19 +1,16 @@
 """What a tokenizer is here, how ids become text as they come, and how the tokenizer of a model is found."""
 
-import codecs
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from hybrid.errors import TokenizerError
+from hybrid.text.decoding import StreamingDecoder
 from hybrid.text.model_files import home_of
 from hybrid.text.special_tokens import SpecialTokens, read_special_tokens
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
-SPACE = "▁"  # how many vocabularies write a space inside a piece
-ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 
 
 class Tokenizer(Protocol):
@@ -39,10 +36,6 @@ class Tokenizer(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What people should know about how it was read, a line each."""
 
-    @property
-    def byte_errors(self) -> str:
-        """What is shown for bytes that are no UTF-8: "replace", U+FFFD for a run; "surrogateescape", one for each."""
-
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text, after the ids that begin every text of this model.
 
@@ -57,57 +50,48 @@ class Tokenizer(Protocol):
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name in the vocabulary; None when there is no such token."""
 
-    def piece(self, token_id: int) -> str | bytes:
-        """What one id stands for: text with its spaces as "▁", or bytes that need not be whole characters.
+    def is_hidden(self, token_id: int) -> bool:
+        """Whether an id has no text: special tokens, and ids past the tokenizer's (embeddings are often padded)."""
 
-        Special tokens have no text, nor have ids past the tokenizer's (embeddings are often padded).
-        """
-
-    def strip_first(self, piece: str) -> tuple[str, bool]:
-        """A piece at the start of a text without the space that encoding adds, and whether no more may go."""
+    def decoder(self) -> StreamingDecoder:
+        """What turns the ids of a text into its characters, from the beginning."""
 
 
 class TextStream:
     """Token ids in, text out as soon as it is certain; the pieces joined are the text decoded at once.
 
-    `after` is the prompt that the text continues: its last characters decide whether a leading space is kept.
+    `after` is the prompt that the text continues: a leading space depends on it, and a character or word may
+    begin there.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._bytes = codecs.getincrementaldecoder("utf-8")(tokenizer.byte_errors)
-        self._at_start = True
+        self._decoder = tokenizer.decoder()
         for token_id in after:
-            self.feed(token_id)
-        self.flush()
+            self._decoder.feed(token_id)
+        self._shown = self._decoder.pending()  # the end of the prompt, which the decoder still holds
 
     def feed(self, token_id: int) -> str:
         """The text that is certain after one more id; empty for special tokens and unfinished characters."""
-        piece = self._tokenizer.piece(token_id)
-        if isinstance(piece, bytes):
-            return self._mark_invalid(self._bytes.decode(piece))
-        text = self.flush()  # an unfinished character cannot go on after a piece
-        if self._at_start:
-            piece, space_taken = self._tokenizer.strip_first(piece)
-            self._at_start = not (piece or space_taken)
-        return text + piece.replace(SPACE, " ")
+        return self._new(self._decoder.feed(token_id))
 
     def flush(self) -> str:
         """The end of the text: bytes of a character that never became whole, as U+FFFD."""
-        text = self._bytes.decode(b"", final=True)
-        self._bytes.reset()
-        return self._mark_invalid(text)
+        return self._new(self._decoder.flush())
 
-    def _mark_invalid(self, text: str) -> str:
-        if text:
-            self._at_start = False
-        return ESCAPED_BYTE.sub("\ufffd", text)
+    def _new(self, text: str) -> str:
+        """The part of a text that is not the prompt's."""
+        if not (text and self._shown):
+            return text
+        pairs = enumerate(zip(text, self._shown, strict=False))
+        shared = next((index for index, (new, old) in pairs if new != old), min(len(text), len(self._shown)))
+        self._shown = self._shown[shared:] if shared == len(text) else ""
+        return text[shared:]
 
 
 def decode_all(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of token ids, from its beginning: a whole text streamed."""
-    stream = TextStream(tokenizer)
-    return "".join([stream.feed(token_id) for token_id in ids]) + stream.flush()
+    decoder = tokenizer.decoder()
+    return "".join([decoder.feed(token_id) for token_id in ids]) + decoder.flush()
 
 
 def check_unicode(text: str) -> None:

@@ -18,6 +18,6 @@ def encode_turn(tokenizer: Tokenizer, rendered: str, past_ids: Sequence[int] = (
     """
     if past_text and rendered.startswith(past_text):
         ids = tokenizer.encode(rendered[len(past_text) :], add_bos=False, parse_special=True)
-        if ids and tokenizer.piece(ids[0]) in ("", b""):
+        if ids and tokenizer.is_hidden(ids[0]):
             return [*past_ids, *ids]
     return tokenizer.encode(rendered, add_bos=False, parse_special=True)

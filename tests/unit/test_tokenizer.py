@@ -166,9 +166,8 @@ def test_special_tokens_are_parsed_when_asked(tiny: SentencePieceTokenizer) -> N
 def test_tokens_that_were_added_later(tmp_path: Path) -> None:
     train_tokenizer(tmp_path)
     size = load(tmp_path).vocab_size
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": size, "<think>": size + 1}))
-    shown = {str(size + 1): {"content": "<think>", "special": False}}
-    config = {"added_tokens_decoder": shown, "eos_token": "<|im_start|>", "add_bos_token": False}
+    listed = {str(size): {"content": "<|im_start|>", "special": True}, str(size + 1): {"content": "<think>"}}
+    config = {"added_tokens_decoder": listed, "eos_token": "<|im_start|>", "add_bos_token": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load(tmp_path)
     cat = tokenizer.encode("cat")
