@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
 from hybrid.errors import UsageError
 from offload.printable import printable
+
+_MAX_PROMPT_BYTES = 1 << 26
 
 _USUAL_SIZE = 80, 24  # where a terminal does not know its own
 
@@ -94,9 +96,11 @@ def prompt_text(prompt: str | None, file: Path | None) -> str:
 
 
 def _read_stdin() -> str:
-    """All of standard input, without the newline that ends it. Raises UsageError when it is no text."""
+    """All of standard input, without the newline that ends it. Raises UsageError when it is no text, or has no end."""
     try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return _text_of("standard input", sys.stdin.buffer)
+    except OSError as error:
+        raise UsageError(f"standard input cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 at byte {error.start}") from None
 
@@ -104,11 +108,23 @@ def _read_stdin() -> str:
 def _read_text(flag: str, path: Path) -> str:
     """The text of a file named by `flag`, without the newline that ends it. Raises UsageError."""
     try:
-        return path.read_bytes().decode().removesuffix("\n")
+        with path.open("rb") as content:  # a pipe too: --file <(command)
+            return _text_of(f"{flag} {path}", content)
     except OSError as error:
         raise UsageError(f"{flag} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{flag} {path} is not UTF-8 at byte {error.start}") from None
+
+
+def _text_of(what: str, content: BinaryIO) -> str:
+    """The text in UTF-8, without the newline that ends it.
+
+    Raises UsageError for more than any prompt, UnicodeDecodeError and OSError.
+    """
+    text = content.read(_MAX_PROMPT_BYTES + 1)
+    if len(text) > _MAX_PROMPT_BYTES:
+        raise UsageError(f"{what} has more than {_MAX_PROMPT_BYTES} bytes, which no model reads")
+    return text.decode().removesuffix("\n")
 
 
 def check_writable(flag: str, path: Path) -> None:

@@ -17,9 +17,12 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hybrid.errors import UsageError
 from hybrid.model.source import show
+from offload.small_files import UnreadableFileError, read_small_text
 
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel
 _CHECKOUT = Path(__file__).parents[1] / "configs"  # in a checkout
+_MAX_BYTES = 1 << 20
+_ABSURD = 1 << 1000  # what floats cannot hold, nor messages show
 _NOT_SETTINGS = ("prompt", "version", "config", "print_config")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
@@ -65,7 +68,9 @@ def read_settings(path: Path, known: Mapping[str, type]) -> dict[str, Any]:
     text = _read(path)
     try:
         values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise UsageError(f"{show(path)}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # numbers and dates that cannot be too
         raise UsageError(f"{show(path)}: not valid TOML: {error}") from None
     settings = {}
     for key, value in values.items():
@@ -115,11 +120,9 @@ def _plain(hint: Any) -> type:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{show(path)}: not UTF-8 at byte {error.start}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UsageError(f"{show(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        return read_small_text(path, _MAX_BYTES)
+    except UnreadableFileError as error:
+        raise UsageError(f"{show(path)}: {error}") from None
 
 
 def _line_of(key: str, text: str) -> int:
@@ -136,6 +139,8 @@ def _typed(value: Any, wanted: type, where: str) -> Any:
         if value in choices:
             return wanted(value)
         raise UsageError(f"{where} is {_shown(value)}, must be {' or '.join(map(repr, choices))}")
+    if isinstance(value, int) and abs(value) >= _ABSURD:
+        raise UsageError(f"{where} is a number that no setting can be")
     if wanted is float and is_number:
         return float(value)
     if wanted is str and is_number:

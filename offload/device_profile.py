@@ -1,6 +1,6 @@
 """The device profile: the rates and sizes of one machine that the cost model computes with. Plain data, JSON."""
 
-import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,9 +9,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from offload.errors import ProfileError
+from offload.small_files import UnreadableFileError, printable, read_small_json
 from offload.specs import WeightFormat
 
-_ABSURD = 1e30  # no machine has a rate or a size like that
+# No machine is larger, faster or slower than that, and the planner computes with all that lies between.
+_MAX_THREADS = 1 << 16
+_MAX_BYTES_THERE = 1 << 60
+_MAX_PER_S = 1e18
+_MAX_S = 1e4
+_MAX_NAME = 200
+_MAX_BYTES = 1 << 20  # of the file
+_ROWS = re.compile("[1-9][0-9]{0,8}")
 _Rates = TypeVar("_Rates", "CpuRates", "GpuRates")
 
 
@@ -90,27 +98,28 @@ class DeviceProfile:
 
 def load_profile(path: Path) -> DeviceProfile:
     """Read a profile. Raises ProfileError, naming file, key and value, for what is missing, unknown or no rate."""
+    where = printable(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{path}: not JSON: {error}") from None
+        content = read_small_json(path, _MAX_BYTES)
+    except UnreadableFileError as error:
+        raise ProfileError(f"{where}: {error}") from None
     known = {"name", "estimated", "cpu", "gpu"}
     if not isinstance(content, dict) or content.keys() != known:
-        raise ProfileError(f"{path}: a machine profile has the keys {', '.join(sorted(known))} and no others")
+        raise ProfileError(f"{where}: a machine profile has the keys {', '.join(sorted(known))} and no others")
+    if not isinstance(content["estimated"], bool):
+        raise ProfileError(f"{where}: estimated: {_shown(content['estimated'])} is not true or false")
     gpu = content["gpu"]
     return DeviceProfile(
-        name=str(content["name"]),
-        estimated=bool(content["estimated"]),
-        cpu=_rates(CpuRates, content["cpu"], f"{path}: cpu"),
-        gpu=None if gpu is None else _rates(GpuRates, gpu, f"{path}: gpu"),
+        name=_name(content["name"], f"{where}: name"),
+        estimated=content["estimated"],
+        cpu=_rates(CpuRates, content["cpu"], f"{where}: cpu"),
+        gpu=None if gpu is None else _rates(GpuRates, gpu, f"{where}: gpu"),
     )
 
 
 def _rates(kind: type[_Rates], content: Any, where: str) -> _Rates:
-    names = {field.name for field in fields(kind)}
-    if not isinstance(content, dict) or content.keys() != names:
+    names = {field.name: field.type for field in fields(kind)}
+    if not isinstance(content, dict) or content.keys() != names.keys():
         raise ProfileError(f"{where}: has to have the keys {', '.join(sorted(names))} and no others")
     values = dict(content)
     for name, value in content.items():
@@ -118,25 +127,32 @@ def _rates(kind: type[_Rates], content: Any, where: str) -> _Rates:
             values[name] = _multiply_rates(value, f"{where}.{name}")
         elif name == "flops_per_s":
             values[name] = _gemm_rates(value, f"{where}.{name}")
-        elif name != "name":
-            _check_number(value, f"{where}.{name}", positive=name.endswith("_per_s") or name == "threads")
+        elif name == "name":
+            values[name] = _name(value, f"{where}.{name}")
+        elif names[name] is int:
+            least, most = (1, _MAX_THREADS) if name == "threads" else (0, _MAX_BYTES_THERE)
+            values[name] = _count(value, f"{where}.{name}", least, most)
+        elif "_per_s" in name:
+            _check_rate(value, f"{where}.{name}")
+        else:
+            _check_seconds(value, f"{where}.{name}")
     return kind(**values)
 
 
 def _multiply_rates(content: Any, where: str) -> dict[str, dict[int, float]]:
     formats = _check_formats(content, WeightFormat, where)
     for weight_format, points in content.items():
-        if not isinstance(points, dict) or "1" not in points or not all(r.isdecimal() and int(r) for r in points):
+        if not isinstance(points, dict) or "1" not in points or not all(map(_ROWS.fullmatch, points)):
             raise ProfileError(f'{where}.{weight_format}: has to name rates by numbers of rows, "1" among them')
         for rows, value in points.items():
-            _check_number(value, f"{where}.{weight_format}.{rows}", positive=True)
+            _check_rate(value, f"{where}.{weight_format}.{rows}")
     return {name: {int(rows): float(value) for rows, value in content[name].items()} for name in formats}
 
 
 def _gemm_rates(content: Any, where: str) -> dict[str, float]:
     formats = _check_formats(content, (form for form in WeightFormat if form.is_float), where)
     for name, value in content.items():
-        _check_number(value, f"{where}.{name}", positive=True)
+        _check_rate(value, f"{where}.{name}")
     return {name: float(content[name]) for name in formats}
 
 
@@ -148,7 +164,32 @@ def _check_formats(content: Any, weight_formats: Iterable[WeightFormat], where: 
     return formats
 
 
-def _check_number(value: Any, where: str, positive: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _ABSURD
-    if not number or (positive and value == 0):
-        raise ProfileError(f"{where}: {value!r} is not a positive number")
+def _name(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= _MAX_NAME:
+        raise ProfileError(f"{where}: {_shown(value)} is not a name of at most {_MAX_NAME} characters")
+    return value
+
+
+def _check_rate(value: Any, where: str) -> None:
+    if not _is_number(value) or not 1 <= value <= _MAX_PER_S:
+        raise ProfileError(f"{where}: {_shown(value)} is not a number from 1 to {_MAX_PER_S:g}")
+
+
+def _check_seconds(value: Any, where: str) -> None:
+    if not _is_number(value) or not 0 <= value <= _MAX_S:
+        raise ProfileError(f"{where}: {_shown(value)} is not a number of seconds from 0 to {_MAX_S:g}")
+
+
+def _count(value: Any, where: str, least: int, most: int) -> int:
+    if not _is_number(value) or not least <= value <= most or int(value) != value:
+        raise ProfileError(f"{where}: {_shown(value)} is not a whole number from {least} to {most}")
+    return int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."

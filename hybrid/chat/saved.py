@@ -9,6 +9,7 @@ from typing import Any
 
 from hybrid.errors import UsageError
 from hybrid.text.chat_template import Message
+from offload.small_files import UnreadableFileError, read_small_json
 
 FORMAT = "hybrid-run conversation"
 _MAX_BYTES = 1 << 26
@@ -46,13 +47,9 @@ def save(path: Path, system: str | None, messages: Sequence[Message], model: str
 def load(path: Path) -> tuple[str | None, tuple[Message, ...]]:
     """The system message, if any, and the messages of a file; raises UsageError for a file that has none."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-        content = json.loads(raw)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UsageError(f"{path} is no saved conversation: not JSON") from None
+        content = read_small_json(path, _MAX_BYTES)
+    except UnreadableFileError as error:
+        raise UsageError(f"{path} is no saved conversation: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is no saved conversation")
     listed = content.get("messages")

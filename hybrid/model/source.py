@@ -1,6 +1,5 @@
 """What a path is: a Hugging Face folder, an ONNX file, or neither; and which of its files to open."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.model.paths import resolve_in_folder
+from offload.small_files import UnreadableFileError, read_small_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -80,16 +80,10 @@ def real_file(path: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ModelFileError when it cannot be read or is not an object."""
-    real = real_file(path)
     try:
-        size = real.stat().st_size
-        if size > _MAX_JSON_BYTES:
-            raise ModelFileError(f"{show(path)}: {size} bytes, more than the {_MAX_JSON_BYTES} a JSON file may have")
-        value = json.loads(real.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ModelFileError(f"{show(path)}: cannot be read ({_reason(error)})") from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
-        raise ModelFileError(f"{show(path)}: not valid JSON ({_reason(error)})") from error
+        value = read_small_json(real_file(path), _MAX_JSON_BYTES)
+    except UnreadableFileError as error:
+        raise ModelFileError(f"{show(path)}: {show(Path(str(error)))}") from None
     if not isinstance(value, dict):
         raise ModelFileError(f"{show(path)}: holds {show(value)}, must be a JSON object")
     return value
@@ -112,8 +106,6 @@ def listed(names: list[str], limit: int = 4) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(ascii(text)[1:-1].split())[:120]
 

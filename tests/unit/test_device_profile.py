@@ -112,6 +112,17 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "gpu.flops_per_s: has to have the keys",
     ),
     "a GEMM has one rate": (lambda c: c["gpu"].update(flops_per_s=1e12), "gpu.flops_per_s: has to have the keys"),
+    "a rate is almost nothing": (lambda c: c["cpu"].update(attention_bytes_per_s=1e-320), "attention_bytes_per_s: 1e"),
+    "a cost is a year": (lambda c: c["cpu"].update(step_s=3e7), "cpu.step_s: 30000000.0"),
+    "no threads": (lambda c: c["cpu"].update(threads=0), "cpu.threads: 0"),
+    "half a thread": (lambda c: c["cpu"].update(threads=1.5), "cpu.threads: 1.5"),
+    "a number of rows that is no number": (
+        lambda c: c["cpu"]["multiply_bytes_per_s"]["bf16"].update({"9" * 5000: 1.0}),
+        "multiply_bytes_per_s.bf16: has to",
+    ),
+    "a name is no text": (lambda c: c.update(name=["x"]), "name: ['x']"),
+    "a name would move the cursor": (lambda c: c["gpu"].update(name="\x1b[2J"), "gpu.name: "),
+    "estimated is text": (lambda c: c.update(estimated="no"), "estimated: 'no'"),
     "a rate is no number": (lambda c: c["cpu"].update(launch_s=float("nan")), "cpu.launch_s: nan"),
 }
 
