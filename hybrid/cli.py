@@ -4,7 +4,6 @@ Standard output carries the result and nothing else; everything for people goes 
 Whatever is slow to import is imported inside the commands.
 """
 
-import io
 import json
 import os
 import signal
@@ -18,10 +17,11 @@ import typer
 
 from hybrid import options
 from hybrid.config import DEMO_MODEL
-from hybrid.console import check_writable, discard, emit, fill_closed_streams, note_between, prompt_text, say, width
+from hybrid.console import check_writable, emit, note_between, prompt_text, say, width
 from hybrid.errors import OffloadError, UsageError
 from hybrid.flag_values import run_settings, sampling_flags, shared_with, without_effect
 from hybrid.progress import Progress
+from hybrid.standard_streams import OutputLostError, prepare_streams
 
 PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -360,13 +360,23 @@ def main_run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
-    """Run a command line. What a user can cause becomes one line; a bug of ours keeps its traceback."""
+    """Run a command line on the standard streams; gives the exit code."""
     try:
-        fill_closed_streams()
+        prepare_streams()
     except UsageError as error:
         return _fail(str(error))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" and goes on
+    try:
+        code = _run(application, name, arguments)
+        sys.stdout.flush()  # now, while there is somebody to say that it cannot be
+        return code
+    except OutputLostError as error:
+        return _fail(str(error.strerror))
+    except BrokenPipeError:  # whoever read the text has seen enough
+        return PIPE_CLOSED
+
+
+def _run(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
+    """Run a command line. What a user can cause becomes one line; a bug of ours keeps its traceback."""
     # Not through typer's own main, which prints errors in boxes and has its own mind about Ctrl-C and pipes.
     command = typer.main.get_command(application)
     try:
@@ -381,10 +391,6 @@ def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None
         return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the text has seen enough
-        discard(sys.stdout)
-        discard(sys.stderr)
-        return PIPE_CLOSED
 
 
 def _fail(message: str) -> int:

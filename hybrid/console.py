@@ -29,38 +29,9 @@ def note_between(line: str) -> None:
 def emit(text: str) -> None:
     """Write a result to standard output at once: as it is, but to a terminal only what that would show.
 
-    Raises UsageError when it cannot be written, BrokenPipeError.
+    Raises OutputLostError when it cannot be written, BrokenPipeError (see `hybrid.standard_streams`).
     """
-    try:
-        print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        discard(sys.stdout)
-        raise UsageError(f"standard output cannot be written: {error.strerror}") from None
-
-
-def discard(stream: TextIO) -> None:
-    """Send a stream nowhere: what it still buffers would fail again when Python closes it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def fill_closed_streams() -> None:
-    """Open standard streams that this process was started without, as nothing; no file of a model may take their place.
-
-    Raises UsageError when it is standard output that is missing: the result could go nowhere.
-    """
-    is_silent = sys.stdout is None
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
-    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    if is_silent:
-        raise UsageError("standard output is closed; send it to a file, or to /dev/null")
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def width(file: TextIO) -> int:

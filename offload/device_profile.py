@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from offload.errors import ProfileError
-from offload.small_files import UnreadableFileError, printable, read_small_json
+from offload.printable import printable
+from offload.small_files import UnreadableFileError, read_small_json
 from offload.specs import WeightFormat
 
 # No machine is larger, faster or slower than that, and the planner computes with all that lies between.
@@ -98,7 +99,7 @@ class DeviceProfile:
 
 def load_profile(path: Path) -> DeviceProfile:
     """Read a profile. Raises ProfileError, naming file, key and value, for what is missing, unknown or no rate."""
-    where = printable(path)
+    where = printable(str(path))
     try:
         content = read_small_json(path, _MAX_BYTES)
     except UnreadableFileError as error:

@@ -46,9 +46,3 @@ def read_small_json(path: Path, most_bytes: int) -> Any:
         raise UnreadableFileError("not JSON: nested too deeply") from None
     except ValueError as error:  # what is not UTF-8, and numbers of thousands of digits, too
         raise UnreadableFileError(f"not JSON: {error}") from None
-
-
-def printable(path: Path) -> str:
-    """A path for people: escaped where it has characters that are not to be shown, or bytes that are no text."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)

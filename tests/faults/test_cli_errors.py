@@ -271,6 +271,44 @@ def test_standard_output_that_is_full(model: Path) -> None:
     assert last == "hybrid-run: error: standard output cannot be written: No space left on device"
 
 
+def command(shell: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """`hybrid` with those arguments as "$@" of a line of shell."""
+    line = ["bash", "-o", "pipefail", "-c", shell, "bash", sys.executable, "-m", "hybrid", *arguments]
+    return subprocess.run(line, cwd=ROOT, input=stdin, capture_output=True, check=False)
+
+
+FULL = b"hybrid-run: error: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["run", "--help"], ["doctor"], ["plan"], ["run", "--print-config"]]
+)
+def test_whatever_is_written_to_a_full_disk_ends_in_one_line(arguments: list[str]) -> None:
+    done = command('"$@" >/dev/full', *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", FULL)
+
+
+def test_a_chat_that_is_written_to_a_full_disk_ends_in_one_line() -> None:
+    done = command('"$@" >/dev/full', "chat", "--cuda", "0", stdin=b"hello\nagain\n")
+    assert (done.returncode, done.stderr.splitlines(keepends=True)[-1]) == (2, FULL)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_result_does_not_depend_on_what_is_said_beside_it() -> None:
+    arguments = ["run", "--cuda", "0", "--max-tokens", "8", "the cat"]
+    usual = command('"$@"', *arguments)
+    assert usual.stdout.strip()
+    for shell in ('"$@" 2>/dev/full', '"$@" 2>&-', '"$@" 2> >(exit 0)'):
+        done = command(shell, *arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (0, usual.stdout, b"")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence() -> None:
+    for arguments in (["--help"], ["run", "--print-config"]):
+        done = command('"$@" | (exit 0)', *arguments)
+        assert (done.returncode in (0, 141), done.stderr) == (True, b"")
+
+
 def closed(descriptor: int, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
     """A command of a process that is started without one of its standard streams."""
     shell = f'exec "$@" {descriptor}>&-'

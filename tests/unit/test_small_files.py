@@ -11,7 +11,7 @@ from hybrid.errors import UsageError
 from hybrid.runtime.machines import find_profile
 from hybrid.settings_file import read_settings
 from offload.errors import OffloadError, ProfileError
-from offload.small_files import UnreadableFileError, printable, read_small, read_small_json
+from offload.small_files import UnreadableFileError, read_small, read_small_json
 
 READERS: dict[str, tuple[Callable[[Path], object], type[OffloadError]]] = {
     "a machine profile": (lambda path: find_profile(str(path)), ProfileError),
@@ -58,9 +58,3 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
         read_small(tmp_path / "a.json", 7)
     with pytest.raises(UnreadableFileError):
         read_small(Path("a\0b"), 7)
-
-
-def test_a_path_that_is_no_text_can_be_printed() -> None:
-    path = Path(os.fsdecode(b"/\xff\x1b"))
-    assert printable(path).encode().isascii()
-    assert printable(Path("/tmp/é")) == "/tmp/é"
