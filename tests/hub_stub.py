@@ -5,8 +5,8 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +28,7 @@ class Request:
     path: str
     range: str | None
     token: str | None
+    proxy: str | None = None
 
 
 @dataclass
@@ -48,7 +49,11 @@ class StubHub:
     refusal: tuple[int, str] | None = None
     hidden: tuple[int, str] | None = None
     ignores_ranges: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)  # lies of the listing
+    sizes: dict[str, Any] = field(default_factory=dict)  # lies of the listing
+    sends: dict[str, bytes] = field(default_factory=dict)  # other bytes than those that are listed
+    leads_to: str = ""  # where files are said to lie
+    headers: dict[str, str] = field(default_factory=dict)  # of files, instead of the right ones
+    endless: str = ""  # paths that end so have no end
     requests: list[Request] = field(default_factory=list)
     sent_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -88,13 +93,22 @@ class StubHub:
         """The answer of /api/models/NAME?blobs=true."""
         siblings = []
         for name, data in self.files.items():
-            entry: dict[str, Any] = {"rfilename": name, "size": self.sizes.get(name, len(data)), "blobId": "b" * 40}
+            size = self.sizes.get(name, len(data))
+            entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": git_sha1(data)}
             if name.endswith(STORED):
                 sha256 = hashlib.sha256(data).hexdigest()
-                entry["lfs"] = {"sha256": sha256, "size": self.sizes.get(name, len(data)), "pointerSize": 130}
+                pointer = b"version https://git-lfs.github.com/spec/v1\n"
+                pointer += f"oid sha256:{sha256}\nsize {len(data)}\n".encode()
+                entry["blobId"] = git_sha1(pointer)
+                entry["lfs"] = {"sha256": sha256, "size": size, "pointerSize": len(pointer)}
             siblings.append(entry)
         return {"_id": "1", "id": self.repository, "modelId": self.repository, "sha": self.commit, "private": False,
                 "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
+
+
+def git_sha1(data: bytes) -> str:
+    """What Git calls a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def tiny_files(folder: Path, shards: int = 3) -> dict[str, bytes]:
@@ -122,9 +136,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         stub, path = self.stub, unquote(urlsplit(self.path).path)
-        stub.requests.append(Request(self.command, path, self.headers["Range"], self.headers["Authorization"]))
+        token, proxy = self.headers["Authorization"], self.headers["Proxy-Authorization"]
+        stub.requests.append(Request(self.command, path, self.headers["Range"], token, proxy))
         if stub.busy:
             return self._send(stub.busy.pop(0))
+        if stub.endless and path.endswith(stub.endless):
+            return self._go_on_and_on()
         api, resolve = f"/api/models/{stub.repository}", f"/{stub.repository}/resolve/"
         if path.startswith("/storage/"):
             return self._file(path.removeprefix("/storage/"), {})
@@ -143,18 +160,21 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in stub.files:
             return self._refuse(404, "EntryNotFound")
         data = stub.files[name]
-        headers = {"X-Repo-Commit": stub.commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        headers = {"X-Repo-Commit": stub.commit, "ETag": f'"{git_sha1(data)}"', **stub.headers}
+        if stub.leads_to:
+            return self._send(302, b"", {**headers, "Location": stub.leads_to + name})
         if name.endswith(STORED):
             linked = {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
-            return self._send(302, b"", {**headers, **linked, "Location": stub.storage + name})
+            return self._send(302, b"", {**headers, **linked, **stub.headers, "Location": stub.storage + name})
         return self._file(name, headers)
 
     def _file(self, name: str, headers: Mapping[str, str]) -> None:
-        stub, data, start = self.stub, self.stub.files[name], 0
+        stub, start = self.stub, 0
+        data = stub.sends.get(name, stub.files[name])
         asked = self.headers["Range"]
         if asked and not stub.ignores_ranges:
             start = int(asked.removeprefix("bytes=").partition("-")[0])
-            headers = {**headers, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}", **headers}
         cuts = stub.cuts.get(name)
         body = data[start:]
         part = body[: cuts.pop(0)] if cuts and self.command == "GET" else body
@@ -171,6 +191,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
+    def _go_on_and_on(self) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
 
@@ -183,15 +212,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def connect(monkeypatch: pytest.MonkeyPatch, hub: StubHub, home: Path) -> list[float]:
-    """Make huggingface_hub talk to a stub and keep its cache in `home`. Gives the pauses that it would have made.
+def connect(monkeypatch: pytest.MonkeyPatch, hub: StubHub, home: Path) -> None:
+    """Make us, and huggingface_hub, talk to a stub and keep the cache in `home`.
 
-    It reads the environment when it is imported, which another test may have done already.
+    The library reads the environment when it is imported, which another test may have done already.
     """
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants
 
+    # For downloads of its own, which some tests compare with.
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)  # before 1.0
     for name, value in {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": template,
@@ -201,12 +230,9 @@ def connect(monkeypatch: pytest.MonkeyPatch, hub: StubHub, home: Path) -> list[f
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_DISABLE_TELEMETRY": True,
-        "DOWNLOAD_CHUNK_SIZE": 1000,
     }.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("hybrid.model.hub_http._PIECE_BYTES", 1000)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    return pauses

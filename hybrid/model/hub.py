@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from hybrid.errors import ModelFileError, UsageError
@@ -11,7 +11,9 @@ from hybrid.model.hub_errors import Pause
 from hybrid.model.hub_files import Choice, RepositoryFile, choose_files
 from hybrid.model.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up
 from hybrid.model.source import CONFIG, read_json, shard_names, show
+from offload.units import format_bytes
 
+_MOST_SETTINGS_BYTES = 1 << 28
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 
 
@@ -42,6 +44,7 @@ def resolve_model(
     def bring(files: tuple[RepositoryFile, ...]) -> None:
         fetch(snapshot, files, on_stage, on_bytes, pause)
 
+    _check_settings(snapshot, (*choice.settings, *((choice.index,) if choice.index else ())))
     bring(choice.settings)
     if choice.onnx is not None:
         path = _bring_onnx(snapshot, choice, choice.onnx, bring)
@@ -50,6 +53,16 @@ def resolve_model(
     # An offline run is better off with an older commit that is whole than with the config of a newer one.
     snapshot.remember(only_if_new=path.name == CONFIG)
     return path
+
+
+def _check_settings(snapshot: Snapshot, files: Iterable[RepositoryFile]) -> None:
+    """Refuse settings that are as large as weights: they would fill the disk before anybody looked into them."""
+    for file in files:
+        if file.nbytes > _MOST_SETTINGS_BYTES:
+            raise ModelFileError(
+                f"{snapshot.repository}/{file.name}: {format_bytes(file.nbytes)}, more than the "
+                f"{format_bytes(_MOST_SETTINGS_BYTES)} that a file of settings may have"
+            )
 
 
 def _bring_safetensors(

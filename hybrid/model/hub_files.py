@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hybrid.errors import ModelFileError, UsageError
+from hybrid.model.part_file import Checksum
 from hybrid.model.source import CONFIG, GENERATION_CONFIG, ONNX_NAMES, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, listed
 from offload.units import format_bytes
 
@@ -24,11 +25,11 @@ _DUPLICATES = ("adapter_", "consolidated")  # of other programs: LoRA, Mistral's
 
 @dataclass(frozen=True)
 class RepositoryFile:
-    """A file of a repository. `sha256` is known of those in large-file storage: all weights."""
+    """A file of a repository, with the checksum that the hub lists. Weights are in large-file storage, with SHA-256."""
 
     name: str
     nbytes: int
-    sha256: str | None = None
+    checksum: Checksum | None = None
 
 
 @dataclass(frozen=True)

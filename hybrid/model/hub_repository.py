@@ -1,33 +1,37 @@
 """One repository of the Hugging Face hub: what is in it, and the files of it that are in the local cache.
 
-The only importer of huggingface_hub, and late. That library reads HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE,
-and defines the cache: `snapshots/<commit>/<name>` are links to `blobs/<checksum>`, so programs share their downloads.
-It forgets the beginning of a file when its process ends; weights are fetched into a part here that is kept.
+The only importer of huggingface_hub, and late, for what is set: HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, and the token.
+It makes no request for us, but where it has to renew a token.
 """
 
-import os
+import json
 import re
 import secrets
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from hybrid.errors import ModelFileError
-from hybrid.model.hub_errors import Pause, explain, is_busy, is_passing, is_unreachable, with_retries
+from hybrid.model.hub_download import Download
+from hybrid.model.hub_errors import HubError, NoHub, Pause, Unreachable, explain, is_busy, reason, with_retries
 from hybrid.model.hub_files import RepositoryFile
-from hybrid.model.part_file import file_sha256, open_locked
+from hybrid.model.hub_http import HubClient
+from hybrid.model.part_file import Checksum
 from hybrid.model.source import listed, show
 from offload.units import format_bytes
 
 DEFAULT_REVISION = "main"
 
-_LOOK_UP_TIMEOUT_S = 30.0
+_LISTING_BYTES = 1 << 23  # of 20,000 files, or more
+_LISTING_S = 120.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,10 @@ class Snapshot:
 
 def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapshot:
     """Ask the hub for a repository's commit and files; without a network, the cache. Raises ModelFileError."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
+    if "--" in repository or ".." in repository:  # the one would be another model's folder in the cache
+        raise ModelFileError(f"{repository}: not a name that a model can have; expected org/name")
     cache = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     cached = _cached_snapshot(repository, revision, cache, why)
@@ -91,22 +97,20 @@ def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapsh
             raise ModelFileError(f"{repository}: not in the cache, {cache}, and HF_HUB_OFFLINE forbids to download it")
         return cached
 
-    def ask() -> Any:  # files_metadata: their sizes and checksums
-        return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=_LOOK_UP_TIMEOUT_S)
+    def ask() -> Snapshot:
+        path = f"/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"  # with sizes and checksums
+        with _client().get(path) as answer:
+            if (answer.nbytes or 0) > _LISTING_BYTES:
+                raise NoHub(f"its listing has {answer.nbytes} bytes")
+            listing = b"".join(answer.pieces(_LISTING_BYTES + 1, _LISTING_S))
+        return _read_listing(listing, repository, revision, cache)
 
     try:
-        info = ask() if cached is not None else with_retries(ask, is_busy, pause)
-    except Exception as error:
-        if cached is not None and (is_unreachable(error) or is_busy(error)):
+        return ask() if cached is not None else with_retries(ask, is_busy, pause)
+    except HubError as error:
+        if cached is not None and (isinstance(error, Unreachable) or is_busy(error)):
             return cached
-        message = explain(error, constants.ENDPOINT, repository, revision)
-        if message is None:
-            raise
-        raise ModelFileError(message) from error
-    if not _COMMIT.fullmatch(info.sha or ""):
-        raise ModelFileError(f"{repository}: {constants.ENDPOINT} does not say at which commit it is")
-    files = [_listed_file(sibling) for sibling in info.siblings or []]
-    return Snapshot(repository, revision, info.sha, cache, {file.name: file for file in files if _is_plain(file.name)})
+        raise ModelFileError(explain(error, constants.ENDPOINT, repository, revision)) from error
 
 
 def fetch(
@@ -125,116 +129,35 @@ def fetch(
             f"{snapshot.label}: {listed([file.name for file in missing])} not downloaded yet; run once with a network"
         )
     from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars, logging
 
-    disable_progress_bars()
-    logging.set_verbosity_error()  # it warns of every broken connection that it mends
-    downloads = [_Download(snapshot, file, on_bytes, pause) for file in missing]
+    repository, cache, client = snapshot.repository, snapshot.cache, _client()
+    downloads = [Download(client, cache, repository, snapshot.commit, file, on_bytes) for file in missing]
     nbytes = sum(download.bytes_to_fetch for download in downloads)
-    free_bytes = _free_bytes(snapshot.cache)
+    free_bytes = _free_bytes(cache)
     if nbytes > free_bytes:
         raise ModelFileError(
-            f"{snapshot.repository}: {format_bytes(nbytes)} to download, but {snapshot.cache} has only "
+            f"{repository}: {format_bytes(nbytes)} to download, but {cache} has only "
             f"{format_bytes(free_bytes)} free; make room, or set HF_HOME to a folder on a larger disk"
         )
-    on_stage(f"Downloading {snapshot.repository}", nbytes)
+    on_stage(f"Downloading {repository}", nbytes)
     for download in downloads:
         try:
-            with_retries(download.run, is_passing, pause, download.has_advanced)
-        except Exception as error:
-            message = explain(error, constants.ENDPOINT, snapshot.repository, snapshot.revision, download.file.name)
-            if message is None:
-                raise
+            download.run(pause)
+        except (HubError, OSError) as error:
+            message = explain(error, constants.ENDPOINT, repository, snapshot.revision, download.file.name)
             raise ModelFileError(message) from error
 
 
-class _Download:
-    """A file on its way into the cache."""
+def _client() -> HubClient:
+    from huggingface_hub import constants, get_token
 
-    def __init__(self, snapshot: Snapshot, file: RepositoryFile, on_bytes: Callable[[int], None], pause: Pause) -> None:
-        from huggingface_hub import constants
-
-        self.file = file
-        self._snapshot = snapshot
-        self._on_bytes = on_bytes
-        self._name = file.sha256 or ""
-        # Larger ones are not served over plain HTTP, and small ones are not worth a part.
-        self._in_parts = file.sha256 is not None and file.nbytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
-        self._blob = snapshot.cache / "blobs" / self._name
-        # Not the name that huggingface_hub uses, which appends under another lock.
-        self._part = self._blob.with_name(f"{self._name}.hybrid.incomplete")
-        self._seen_bytes = self._checked_bytes = self._present_bytes()
-
-    @property
-    def bytes_to_fetch(self) -> int:
-        return max(0, self.file.nbytes - self._seen_bytes)
-
-    def has_advanced(self) -> bool:
-        """Whether bytes have come since this was asked last."""
-        before, self._checked_bytes = self._checked_bytes, self._seen_bytes
-        return self._seen_bytes > before
-
-    def run(self) -> None:
-        """Fetch what is missing, put it in its place."""
-        if not self._in_parts:
-            self._fetch_small()
-            return
-        if not self._blob.is_file():
-            self._fetch_part()
-        self._link()
-
-    def _present_bytes(self) -> int:
-        if not self._in_parts:
-            return 0
-        present = self._blob if self._blob.is_file() else self._part
-        return min(present.stat().st_size, self.file.nbytes) if present.is_file() else 0
-
-    def _fetch_small(self) -> None:
-        from huggingface_hub import hf_hub_download
-
-        hf_hub_download(self._snapshot.repository, self.file.name, revision=self._snapshot.commit)
-        self._reached(self.file.nbytes)
-
-    def _fetch_part(self) -> None:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
-
-        self._part.parent.mkdir(parents=True, exist_ok=True)
-        with open_locked(self._part, self._reached) as part:
-            if self._blob.is_file():  # another process was faster
-                self._part.unlink(missing_ok=True)
-                return
-            start = part.tell()
-            if start > self.file.nbytes:
-                start = part.empty()
-            if start < self.file.nbytes:
-                url = hf_hub_url(self._snapshot.repository, self.file.name, revision=self._snapshot.commit)
-                http_get(url, part, resume_size=start, headers=build_hf_headers(), expected_size=self.file.nbytes)
-            part.flush()
-            if start and file_sha256(self._part) != self._name:
-                part.empty()
-                raise OSError("its checksum is wrong")
-            self._part.replace(self._blob)
-
-    def _link(self) -> None:
-        link = self._snapshot.folder / self.file.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.unlink(missing_ok=True)  # it led to a file that was deleted
-        try:
-            link.symlink_to(os.path.relpath(self._blob, link.parent))
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            self._blob.replace(link)
-
-    def _reached(self, position: int) -> None:
-        """Count bytes once, also when some are fetched again."""
-        position = min(position, self.file.nbytes)
-        if position > self._seen_bytes:
-            self._on_bytes(position - self._seen_bytes)
-            self._seen_bytes = position
+    try:
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    except (
+        Exception
+    ) as error:  # it may have to renew a token, by a network library that changes from version to version
+        raise Unreachable(f"no token: {reason(error)}") from error
+    return HubClient(constants.ENDPOINT, token)
 
 
 def _cached_snapshot(repository: str, revision: str, cache: Path, offline: str) -> Snapshot | None:
@@ -250,11 +173,43 @@ def _cached_snapshot(repository: str, revision: str, cache: Path, offline: str) 
     return Snapshot(repository, revision, commit, cache, {file.name: file for file in files}, offline)
 
 
-def _listed_file(sibling: Any) -> RepositoryFile:
-    stored = sibling.lfs
-    nbytes = (stored.size if stored else sibling.size) or 0
-    sha256 = str(stored.sha256) if stored else ""
-    return RepositoryFile(sibling.rfilename, nbytes, sha256 if _SHA256.fullmatch(sha256) else None)
+def _read_listing(listing: bytes, repository: str, revision: str, cache: Path) -> Snapshot:
+    """What the hub answers about a repository. Raises NoHub for what is none of its answers."""
+    if len(listing) > _LISTING_BYTES:
+        raise NoHub(f"its listing has more than {_LISTING_BYTES} bytes")
+    try:
+        answer = json.loads(listing)
+        commit, siblings = answer["sha"], answer["siblings"]
+        names = [str(sibling["rfilename"]) for sibling in siblings]
+        files = [_listed_file(name, sibling) for name, sibling in zip(names, siblings, strict=True) if _is_plain(name)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NoHub(f"{type(error).__name__} in its listing") from error
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise NoHub("it does not say at which commit it is")
+    return Snapshot(repository, revision, commit, cache, _without_false_ids({file.name: file for file in files}))
+
+
+def _listed_file(name: str, sibling: dict[str, Any]) -> RepositoryFile:
+    """Raises ValueError, KeyError or TypeError for an entry that is none."""
+    stored = sibling.get("lfs")
+    nbytes = (stored or sibling)["size"]
+    if not isinstance(nbytes, int) or not 0 <= nbytes < 1 << 62:
+        raise ValueError("a size that is none")
+    if stored:
+        digest = str(stored.get("sha256"))
+        return RepositoryFile(name, nbytes, Checksum("sha256", digest.lower()) if _SHA256.fullmatch(digest) else None)
+    digest = str(sibling.get("blobId"))
+    return RepositoryFile(name, nbytes, Checksum("git", digest) if _COMMIT.fullmatch(digest) else None)
+
+
+def _without_false_ids(files: dict[str, RepositoryFile]) -> dict[str, RepositoryFile]:
+    """Drop the ids of a hub that makes them up, known by one id for files of different sizes."""
+    sizes = defaultdict(set)
+    for file in files.values():
+        if file.checksum is not None:
+            sizes[file.checksum].add(file.nbytes)
+    is_false = {checksum for checksum, found in sizes.items() if len(found) > 1}
+    return {name: replace(file, checksum=None) if file.checksum in is_false else file for name, file in files.items()}
 
 
 def _is_plain(name: str) -> bool:
