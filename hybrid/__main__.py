@@ -2,6 +2,6 @@
 
 import sys
 
-from hybrid.cli import main
+from hybrid.entry import main
 
 sys.exit(main())
