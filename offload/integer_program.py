@@ -1,4 +1,4 @@
-"""The placement as a mixed-integer linear programme over kinds of Linear groups, solved by HiGHS.
+"""The placement as a mixed-integer linear programme over kinds of Linear groups.
 
 Groups that look alike (the q/k/v of every layer) share one pair of fractions: one variable per Linear would be
 degenerate, and optimal vertices bunch the streamed columns together and stall the ring. For each kind of group:
@@ -20,13 +20,12 @@ A second solve gives up a thousandth of S and asks least of the ring: streamed c
 them, so that the replay hardly stalls, and equal questions have equal answers.
 """
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from offload.branch_and_bound import MixedProgramme
 
 _SLACK = 1e-3  # of the best time, which the second solve gives up for a ring that seldom has to be full
 _GAP = 1e-4  # relative, between the best solution found and the bound
@@ -112,22 +111,12 @@ class Programme:
 
     def _minimise(self, objective: "np.ndarray", most_s: float | None = None) -> "np.ndarray | None":  # type: ignore[type-arg]
         """The variables at the minimum of `objective`, with S at most `most_s`; None when there is none."""
-        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second; not every plan needs it
-
         upper = self._upper.copy()
         if most_s is not None:
             upper[-2] = most_s
-        integrality = np.zeros(self._size)
-        integrality[2 * self._count : 3 * self._count] = 1
-        with _stdout_closed():
-            result = milp(
-                objective,
-                integrality=integrality,
-                bounds=Bounds(self._lower, upper),
-                constraints=LinearConstraint(np.array(self._rows), ub=np.array(self._most)),
-                options={"mip_rel_gap": _GAP},
-            )
-        return None if result.x is None else np.asarray(result.x)
+        binary = np.arange(2 * self._count, 3 * self._count)
+        rows, most = np.array(self._rows), np.array(self._most)
+        return MixedProgramme(self._lower, upper, rows, most, binary).minimise(objective, _GAP)
 
     def _level(self, i: int, kind: GroupKind) -> None:
         r, s, z, t = (i + part * self._count for part in range(4))
@@ -174,21 +163,3 @@ class Programme:
         for number, value in coefficients.items():
             row[number] += value
         return row
-
-
-@contextmanager
-def _stdout_closed() -> Iterator[None]:
-    """HiGHS now and then writes a line for its developers to file descriptor 1, which no option turns off."""
-    if sys.stdout is None:  # closed by who started us
-        yield
-        return
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(nowhere)
-        os.close(kept)

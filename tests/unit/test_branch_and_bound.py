@@ -1,0 +1,56 @@
+"""Branch and bound: the best of all choices of the binary variables, found by looking at some of them; silent."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.runtime.planning import make_plan
+from offload.branch_and_bound import MixedProgramme
+
+BINARY = 4
+GAP = 1e-4
+
+
+def programme(seed: int) -> tuple[MixedProgramme, np.ndarray]:  # type: ignore[type-arg]
+    """Four shares, each of which costs something as soon as any of it is taken, within a limit; and an objective."""
+    rng = np.random.default_rng(seed)
+    count = 2 * BINARY
+    uses = np.hstack([np.eye(BINARY), -np.eye(BINARY)])  # share <= whether it is begun
+    limit = np.concatenate([rng.uniform(1, 3, BINARY), rng.uniform(0, 1, BINARY)])
+    rows, most = np.vstack([uses, limit]), np.array([0.0] * BINARY + [limit.sum() * rng.uniform(-0.1, 0.9)])
+    objective = np.concatenate([-rng.uniform(1, 4, BINARY), rng.uniform(0, 2, BINARY)])
+    return MixedProgramme(np.zeros(count), np.ones(count), rows, most, np.arange(BINARY, count)), objective
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_choice_of_the_binary_variables_is_better(seed: int) -> None:
+    problem, objective = programme(seed)
+    values = []
+    for chosen in product((0.0, 1.0), repeat=BINARY):
+        bounds = [(0.0, 1.0)] * BINARY + [(value, value) for value in chosen]
+        found = linprog(objective, problem.rows, problem.most, bounds=bounds)
+        values.append(found.fun if found.status == 0 else np.inf)
+    x = problem.minimise(objective, GAP)
+    if min(values) == np.inf:
+        assert x is None
+        return
+    assert x is not None
+    assert np.all(problem.rows @ x <= problem.most + 1e-6)
+    assert set(np.round(x[BINARY:], 6)) <= {0.0, 1.0}
+    assert objective @ x <= min(values) + GAP * abs(min(values)) + 1e-9
+
+
+def test_planning_leaves_standard_output_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a file descriptor is the whole process's")
+
+    before = Path("/proc/self/fd/1").readlink()
+    with monkeypatch.context() as patched:  # pytest itself redirects
+        patched.setattr(os, "dup2", refuse)
+        make_plan(RunSettings(model=DEMO_MODEL, device="simulated", cuda="4MiB"))
+    assert Path("/proc/self/fd/1").readlink() == before
