@@ -11,9 +11,12 @@ from offload.host_pieces import host_pieces, pin
 from offload.kernels.host import FloatArray, cast_activations
 from offload.packing import ActivationRow, ColumnMatrix, working_memory
 from offload.plan import LinearPlacement, Plan
+from offload.row_scales import fp16_row_scales
 from offload.specs import Activations, ColumnRange, Layout, WeightFormat
 from offload.stream import Piece, WeightRing
 from offload.weight_store import WeightStore
+
+_Cast = tuple[str, WeightFormat]  # the x of a group, rounded to a format
 
 
 @dataclass
@@ -52,7 +55,7 @@ class DeviceStep:
     multiplications: tuple[Multiplication, ...]
     y_device: DeviceArray
     y_pinned: HostArray
-    results: tuple[tuple[str, ColumnRange, FloatArray], ...]  # Linear, its columns, pinned [M, n]
+    results: tuple[tuple[_Cast, str, ColumnRange, FloatArray], ...]  # its x, Linear, its columns, pinned [M, n]
 
 
 class DeviceWork:
@@ -145,7 +148,7 @@ class DeviceWork:
         casts: list[tuple[str, HostArray, WeightFormat]] = []
         resident: list[Multiplication] = []
         streamed: list[Multiplication] = []
-        results: list[tuple[str, ColumnRange, FloatArray]] = []
+        results: list[tuple[_Cast, str, ColumnRange, FloatArray]] = []
         x_offset, y_offset = 0, self._working.x_bytes
         for group in groups:
             inputs: dict[WeightFormat, DeviceArray] = {}
@@ -163,7 +166,8 @@ class DeviceWork:
                 (streamed if isinstance(weights, int) else resident).append(one)
                 values = self._typed(y)
                 for (linear, columns), start in zip(matrix.segments, matrix.positions(), strict=True):
-                    results.append((linear.name, columns, values[:, start : start + len(columns)]))
+                    part = values[:, start : start + len(columns)]
+                    results.append(((group.name, x_format), linear.name, columns, part))
                 y_offset += y.nbytes
         x_all = DeviceArray(self._memory, 0, (1, x_offset // 4), WeightFormat.FP32)
         y_shape = (1, (y_offset - self._working.x_bytes) // 4)
@@ -180,11 +184,18 @@ class DeviceWork:
             results=tuple(results),
         )
 
-    def queue(self, step: DeviceStep, inputs: Mapping[str, FloatArray]) -> None:
-        """Queue everything of a step, all on the compute stream, so in this order."""
-        compute = self.compute
+    def queue(self, step: DeviceStep, inputs: Mapping[str, FloatArray]) -> dict[_Cast, FloatArray]:
+        """Queue everything of a step, all on the compute stream, so in this order.
+
+        Gives what rows of results, [M, 1], are to be multiplied by, where the device takes their x in fp16.
+        """
+        compute, scales = self.compute, dict[_Cast, FloatArray]()
         for group, pinned, weight_format in step.casts:
-            cast_activations(inputs[group], pinned, weight_format)
+            x = inputs[group]
+            if weight_format is WeightFormat.FP16:
+                scales[group, weight_format] = fp16_row_scales(x)
+                x = x / scales[group, weight_format]
+            cast_activations(x, pinned, weight_format)
         compute.fetch(step.x_device, step.x_pinned)
         if self._ring is not None:
             self._ring.aim(self._pieces[step.prefill])
@@ -197,6 +208,7 @@ class DeviceWork:
             else:
                 compute.multiply(one.x, one.weights, one.y, one.layout, self._scratch, one.activations)
         compute.copy_to_host(step.y_pinned, step.y_device)
+        return scales
 
     def _typed(self, array: DeviceArray) -> HostArray:
         """The part of the pinned buffer that mirrors a part of the device's."""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
+
 from offload.column_reads import HostWeight
 from offload.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.devices.base import Device
@@ -143,7 +145,7 @@ class LinearRunner:
                 if self._timeline is not None:
                     self._timeline.align()
                 with span(self._timeline, _TRACK, f"queue level {level}", Operator.QUEUE, work.kinds):
-                    self._work.queue(step, inputs)
+                    scales = self._work.queue(step, inputs)
                 if number == 0:
                     self._multiply_on_host(work, inputs, outputs)
             finally:
@@ -151,8 +153,9 @@ class LinearRunner:
                 with span(self._timeline, _TRACK, "wait for the device", Operator.WAIT, work.kinds):
                     self._work.compute.synchronize()
             with span(self._timeline, _TRACK, "collect outputs", Operator.COLLECT, work.kinds):
-                for name, columns, values in step.results:
-                    outputs[name][:, columns.start : columns.stop] = values
+                for cast, name, columns, values in step.results:
+                    part = outputs[name][:, columns.start : columns.stop]
+                    np.multiply(values, scales.get(cast, 1), out=part)
 
     def _multiply_on_host(
         self, level: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]

@@ -177,7 +177,9 @@ class DeviceStream(Protocol):
         least `scratch_bytes` of `offload/devices/scratch.py`, and is written to.
         Up to MAX_ROWS rows of fp32 x are multiplied as they are, or with weights in blocks as `activations` says.
         Of more rows, x and weights in blocks are rounded to 16 bits. (Rounding x to int8 first would bring it no closer
-        to what the host gives: whatever differs in the last bits tips such roundings, and what comes of them.)
+        to what the host gives: whatever differs in the last bits tips such roundings, and what comes of them.) Rows of
+        fp32 x that would not fit fp16, too large or very small, are divided by `fp16_row_scales` before, and their y is
+        multiplied by them.
         """
 
     def record(self, event: DeviceEvent) -> None:

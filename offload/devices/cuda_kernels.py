@@ -188,11 +188,23 @@ class CudaKernels:
         """A copy of pinned host memory, which is read where it is."""
         return launch.fetch(nbytes), [_pointer(source), _pointer(to), _long(nbytes)]
 
-    def round_rows(self, x: FloatRows, out: int, rounded: WeightFormat, stream: int) -> None:
-        """Queue the rounding of x to fp16 or bf16: to nearest even, as `cast_activations` on the host does."""
-        count = x.rows * x.inner
-        arguments = [_pointer(x.address), _pointer(out), _long(count)]
-        self._launch(launch.round_rows(rounded, count), arguments, stream)
+    def round_rows(self, x: FloatRows, out: int, rounded: WeightFormat, stream: int, scales: int = 0) -> None:
+        """Queue the rounding of x to fp16 or bf16: to nearest even, as `cast_activations` on the host does.
+
+        Rows are divided by their `scales` first, where that is no 0.
+        """
+        arguments = [_pointer(x.address), _pointer(scales), _pointer(out), _int(x.inner)]
+        self._launch(launch.round_rows(rounded, x.rows, x.inner), arguments, stream)
+
+    def row_scales(self, x: FloatRows, scales: int, stream: int) -> None:
+        """Queue finding the powers of two, fp32[rows], which rows of x are divided by to fit fp16; mostly 1."""
+        arguments = [_pointer(x.address), _pointer(scales), _int(x.inner), _int(x.rows)]
+        self._launch(launch.row_scales(x.rows), arguments, stream)
+
+    def scale_rows(self, y: int, scales: int, rows: int, columns: int, stream: int) -> None:
+        """Queue multiplying rows of y, fp32[rows, columns], by their scales."""
+        arguments = [_pointer(y), _pointer(scales), _int(columns)]
+        self._launch(launch.scale_rows(rows, columns), arguments, stream)
 
     def widen_bf16(self, weight: FloatWeight, start: int, stop: int, out: int, stream: int) -> None:
         """Queue columns start <= n < stop of a bf16 weight as a panel in fp32, in the layout of the weight."""

@@ -65,11 +65,16 @@ class CudaMultiplication:
             self._by_panels(x.address, WeightFormat.FP32, x.rows, w, y, scratch.address, parts)
             return
         half = w.format if isinstance(w, FloatWeight) else WeightFormat.FP16
-        self._kernels.round_rows(x, scratch.address, half, self._stream)
+        scales = scratch.address + parts.x_scales if half is WeightFormat.FP16 else 0
+        if scales:
+            self._kernels.row_scales(x, scales, self._stream)
+        self._kernels.round_rows(x, scratch.address, half, self._stream, scales)
         if isinstance(w, BlockWeight):
             self._by_panels(scratch.address, half, x.rows, w, y, scratch.address, parts)
         else:
             self._gemm(Gemm(scratch.address, w.address, y, half, w.layout, x.rows, w.columns, w.inner, w.columns))
+        if scales:
+            self._kernels.scale_rows(y, scales, x.rows, w.columns, self._stream)
 
     def _by_panels(
         self, x: int, form: WeightFormat, rows: int, w: Weight, y: int, scratch: int, parts: ScratchParts

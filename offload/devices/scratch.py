@@ -1,9 +1,9 @@
 """Device memory that a multiplication needs beside x, W and y. Arithmetic, so that a plan can count it.
 
 Up to MAX_ROWS rows are multiplied by our own kernels: they read fp32 x, or x in int8 blocks, and may split the inner
-dimension, each split with its own sums. More rows are multiplied by a GEMM of 16-bit operands: x is rounded to them,
-and weights in blocks are expanded to panels of some of their columns. On GPUs without a bf16 GEMM, bf16 weights are
-expanded to fp32 panels instead.
+dimension, each split with its own sums. More rows are multiplied by a GEMM of 16-bit operands: x is rounded to them, in
+fp16 with a scale for each row, and weights in blocks are expanded to panels of some of their columns. On GPUs without a
+bf16 GEMM, bf16 weights are expanded to fp32 panels instead.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ScratchParts:
     """What one multiplication has where in its scratch memory: offsets in bytes, all aligned.
 
     What there is of these: x in int8 blocks at 0, its scales at `x_scales`, the sums of splits at `sums`; or x in 16
-    bits at 0, and at `panel` a panel of `panel_columns` columns at most.
+    bits at 0, its scales at `x_scales` where that is fp16, and at `panel` one of `panel_columns` columns at most.
     """
 
     nbytes: int
@@ -61,13 +61,14 @@ def scratch_parts(
             x_scales = aligned(rows * blocks.blocks(in_features) * blocks.block)
             sums = int8_rows_bytes(rows, in_features, blocks.block)
         return ScratchParts(sums + split_bytes(rows, columns, in_features), x_scales, sums)
-    panel = aligned(rows * in_features * 2)
+    x_scales = aligned(rows * in_features * 2)
+    panel = x_scales + (0 if weight_format is WeightFormat.BF16 else aligned(rows * 4))
     if weight_format is WeightFormat.FP16:
-        return ScratchParts(panel)
+        return ScratchParts(panel, x_scales)
     expanded = WeightFormat.FP32 if weight_format is WeightFormat.BF16 else WeightFormat.FP16
     width = panel_columns(columns, in_features, expanded)
     panel_bytes = aligned(width * in_features * expanded.itemsize_bytes)
-    return ScratchParts(panel + panel_bytes, panel=panel, panel_columns=width)
+    return ScratchParts(panel + panel_bytes, x_scales, panel=panel, panel_columns=width)
 
 
 def most_splits(rows: int, columns: int, in_features: int) -> int:

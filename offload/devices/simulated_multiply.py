@@ -11,6 +11,7 @@ import numpy.typing as npt
 from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight
 from offload.devices.scratch import MAX_ROWS, scratch_bytes
 from offload.devices.simulated_memory import POISON, DeviceMisuseError, as_float32, device_bytes
+from offload.row_scales import fp16_row_scales
 from offload.specs import Activations, BlockFormat, Layout, WeightFormat
 
 Float32 = npt.NDArray[np.float32]
@@ -71,7 +72,7 @@ class Operands:
     def multiply(self) -> None:
         """Write y, and poison the scratch memory."""
         with np.errstate(all="ignore"):  # poison and overflow are for the caller to find
-            product = np.matmul(self._x(), self._w())
+            product = np.matmul(self._x(), self._w()) * self._row_scales()
         device_bytes(self.y)[:] = product.reshape(-1).view(np.uint8)
         device_bytes(self.scratch_used)[:] = POISON
 
@@ -89,10 +90,17 @@ class Operands:
         """[M, K], as it is multiplied."""
         x = as_float32(self.x)
         if len(x) > MAX_ROWS:
-            return _rounded(x, self._gemm_format)
+            return _rounded(x / self._row_scales(), self._gemm_format)
         if self.blocks is not None and self.activations is Activations.INT8:
             return rounded_to_int8(x, self.blocks.block)
         return x
+
+    def _row_scales(self) -> Float32 | np.float32:
+        """[M, 1], what x is divided by before it is rounded, and y multiplied by."""
+        by_gemm = self.x.shape[0] > MAX_ROWS and self.x.format is WeightFormat.FP32
+        if not by_gemm or self._gemm_format is not WeightFormat.FP16:
+            return np.float32(1)
+        return fp16_row_scales(as_float32(self.x))
 
     def _w(self) -> Float32:
         """[K, N], as it is multiplied."""

@@ -154,3 +154,30 @@ def test_nan_and_infinity_are_not_lost(device: Any, stream: Any, rows: int, acti
 def test_what_a_device_multiplies_is_what_it_supports(device: Any, weight_format: WeightFormat) -> None:
     fp32 = WeightFormat.FP32
     assert (device.supports(weight_format) == "") == (device.input_format(WeightFormat.FP16) is fp32)
+
+
+@pytest.mark.parametrize("weight_format", [WeightFormat.FP16, WeightFormat.BF16, INT8, INT4])
+def test_rows_that_would_not_fit_fp16_are_neither_infinite_nor_lost(
+    device: Any, stream: Any, weight_format: WeightFormat
+) -> None:
+    """Those of models in bf16 may be beyond 65504; the rows beside them stay what they are alone, to the bit."""
+    skip_unless_supported(device, weight_format)
+    if device.input_format(WeightFormat.FP16) is not WeightFormat.FP32:
+        pytest.skip("x is stored as the weights are")
+    rng = np.random.default_rng(4)
+    memory = device.allocate(64 << 10)
+    if weight_format.is_float:
+        stored = random_stored(rng, (37, 301), weight_format)
+        w, wide = upload(device, stream, memory, 0, stored, weight_format), to_float64(stored, weight_format).T
+    else:
+        weight = random_weight(37, 301, weight_format, 32, np.float16)
+        w, wide = upload_blocks(device, stream, memory, 0, weight), exact(weight).T
+    x = rng.standard_normal((MAX_ROWS + 9, 301)).astype(np.float32)
+    alone = multiply(device, stream, x, w)
+    magnitudes = [65504.0, 1e5, 3e9, 1e30, 1e-6, 1e-12, 1e-30, 0.0]
+    for row, magnitude in enumerate(magnitudes):
+        x[2 * row] *= magnitude / np.abs(x[2 * row]).max()
+    y = multiply(device, stream, x, w)
+    rounded = 2**-7 if weight_format is WeightFormat.BF16 else ROUNDED
+    check(y, x, wide, rounded)
+    np.testing.assert_array_equal(y[1::2], alone[1::2])

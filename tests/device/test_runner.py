@@ -54,12 +54,12 @@ class Model:
             self.weights[spec.name] = random_stored(rng, shape[:: 1 if spec.layout is Layout.KN else -1], spec.format)
         self.names = [[spec.name for spec in level] for level in self.levels]
 
-    def run(self, runner: LinearRunner, level: int, tokens: int) -> None:
+    def run(self, runner: LinearRunner, level: int, tokens: int, scale: float = 1.0) -> None:
         """Run a level on new inputs and compare."""
         rng = np.random.default_rng(tokens)
         specs = self.levels[level]
         inputs = {
-            group: rng.standard_normal((tokens, features)).astype(np.float32)
+            group: (scale * rng.standard_normal((tokens, features))).astype(np.float32)
             for group, features in {spec.group: spec.in_features for spec in specs}.items()
         }
         # NaN, so that a column nobody writes is seen.
@@ -69,7 +69,8 @@ class Model:
             weight = to_float64(self.weights[spec.name], spec.format)
             weight = weight if spec.layout is Layout.KN else weight.T
             x = inputs[spec.group]
-            rounded = to_float64(to_stored(x, spec.format), spec.format)
+            one = np.float32(scale)
+            rounded = to_float64(to_stored(x / one, spec.format), spec.format) * scale
             # Host columns use x as it is, device columns may round it to the weight's format first.
             bound = np.abs(rounded - x) @ np.abs(weight) + 1e-5 * (np.abs(x) @ np.abs(weight))
             assert np.all(np.abs(outputs[spec.name] - x @ weight) <= bound), spec.name
@@ -111,6 +112,20 @@ def test_placements(device: Any, where: str, layout: Layout) -> None:
     runner.close()
 
 
+@pytest.mark.parametrize("scale", [2.0**40, 2.0**-40])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_activations_that_do_not_fit_fp16(device: Any, scale: float, mixed: bool) -> None:
+    """Neither infinite nor lost, whoever rounds them; in groups of several formats too."""
+    if mixed and device.supports(BF16):
+        pytest.skip(device.supports(BF16))
+    model = Model(FP16, mixed=mixed)
+    runner = make_runner(model, placed(model, "three ways"), device)
+    for tokens in (1, 17):
+        for level in range(len(model.levels)):
+            model.run(runner, level, tokens, scale=scale)
+    runner.close()
+
+
 @pytest.mark.parametrize("where", ["three ways", "half streamed", "one Linear of a group"])
 def test_mixed_formats_and_layouts_in_one_group(device: Any, where: str) -> None:
     if reason := device.supports(BF16):
@@ -145,7 +160,7 @@ def test_host_columns_run_once_however_often_the_device_does(device: Any, monkey
     runner = make_runner(model, placed(model, "half resident"), device)
     queued: list[int] = []
     assert runner._work is not None
-    monkeypatch.setattr(runner._work, "queue", lambda step, inputs: queued.append(len(step.multiplications)))
+    monkeypatch.setattr(runner._work, "queue", lambda step, inputs: queued.append(len(step.multiplications)) or {})
     calls: list[int] = []
     monkeypatch.setattr(NumpyHostGroup, "multiply", lambda group, x, outputs: calls.append(len(outputs)))
     x = np.zeros((20, 48), np.float32)

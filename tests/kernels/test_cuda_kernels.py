@@ -10,6 +10,7 @@ from offload.devices.cuda_kernels import CudaKernels, FloatRows, FloatWeight, In
 from offload.devices.scratch import MAX_ROWS
 from offload.kernels.cuda import launch
 from offload.kernels.host import cast_activations
+from offload.row_scales import fp16_row_scales
 from offload.specs import BlockFormat, Layout, WeightFormat
 from tests.device.support import random_stored, to_float64
 from tests.kernels.guarded import guarded
@@ -38,7 +39,8 @@ FORMATS = tuple(
 def all_kernels() -> dict[str, set[str]]:
     """What these tests launch, by program, so that each program is compiled once."""
     launches = [launch.sum_splits(1, 1), launch.quantise_rows(1, 1), launch.fetch(1)]
-    launches += [launch.round_rows(form, 1) for form in HALVES]
+    launches += [launch.round_rows(form, 1, 1) for form in HALVES]
+    launches += [launch.row_scales(1), launch.scale_rows(1, 1)]
     launches += [launch.widen_bf16(1, 8, aligned) for aligned in (True, False)]
     for rows, aligned in product(ROWS, (True, False)):
         for form, layout in product(HALVES, Layout):
@@ -234,6 +236,30 @@ def test_rounded_rows_are_those_of_the_host(kernels: CudaKernels, form: WeightFo
         nan, out = guarded(np.array([bits], np.uint32)), guarded(np.zeros(1, form.storage_dtype))
         kernels.round_rows(FloatRows(address(nan), 1, 1), address(out), form, 1)
         assert np.isnan(to_float64(out, form)).all()
+
+
+@pytest.mark.parametrize("inner", [1, 32, 75, 300])
+def test_scales_of_rows_are_those_of_the_simulated_device(kernels: CudaKernels, inner: int) -> None:
+    """To the bit: rows of all magnitudes, at the edges of what fits, with NaN and infinity."""
+    edges = [0, 65504, 65504.01, 65520, 2**-6, 2**-6 * (1 - 2**-24), 1e30, 3.4e38, 1e-30, 2**-126, 1e-44]
+    edges += [np.inf, np.nan]
+    x = np.random.default_rng(inner).uniform(-1, 1, (len(edges), inner))
+    x[:, 0] = 1
+    with np.errstate(invalid="ignore"):
+        x = guarded((x * np.array(edges)[:, None]).astype(np.float32))
+    rows, expected = FloatRows(address(x), *x.shape), fp16_row_scales(np.array(x))
+    scales = guarded(np.zeros(len(x), np.float32))
+    kernels.row_scales(rows, address(scales), 1)
+    assert np.array_equal(scales, expected[:, 0])
+    assert (np.log2(expected) % 1 == 0).all()
+    assert (expected[[0, 1, 4, 11, 12]] == 1).all()
+    out = guarded(np.zeros(x.shape, np.float16))
+    kernels.round_rows(rows, address(out), WeightFormat.FP16, 1, scales=address(scales))
+    assert np.array_equal(out, (x / expected).astype(np.float16), equal_nan=True)
+    assert np.isfinite(out[:-2]).all()
+    y = guarded(np.ones((len(x), inner), np.float32))
+    kernels.scale_rows(address(y), address(scales), len(x), inner, 1)
+    assert np.array_equal(y, np.repeat(expected, inner, 1))
 
 
 @pytest.mark.parametrize("layout", list(Layout))

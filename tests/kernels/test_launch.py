@@ -67,7 +67,8 @@ def test_the_grid_stays_within_what_cuda_allows() -> None:
     assert panels.blocks == (200_000, 64)
     assert launch.widen_bf16(200_000, 65_536, True).blocks == (200_000, 64)
     assert launch.fetch(1 << 32).blocks == (1 << 21, 1)
-    assert launch.round_rows(FP16, 1 << 32).blocks == (1 << 23, 1)
+    assert launch.round_rows(FP16, 512, 1 << 23).blocks == (512, 1 << 14)
+    assert launch.scale_rows(512, 200_000).blocks == (512, 391)
     for _, made in multiplications(1, 1, 1 << 24, H100):
         assert made.launch.blocks[1] <= 65_535
 
@@ -117,7 +118,7 @@ def test_no_kernel_multiplies_fp32_or_many_rows() -> None:
     with pytest.raises(ValueError, match="a panel is fp16 or fp32"):
         launch.dequantise(BlockFormat(4, 32, FP16), BF16, 1, 64, True)
     with pytest.raises(ValueError, match="rows are rounded to fp16 or bf16, not fp32"):
-        launch.round_rows(FP32, 64)
+        launch.round_rows(FP32, 1, 64)
 
 
 def test_numbers_agree_with_the_sources() -> None:

@@ -52,7 +52,7 @@ def others() -> list[Launch]:
     int4, int8 = BlockFormat(4, 32, FP16), BlockFormat(8, 32, FP16)
     panels = [launch.dequantise(int4, FP16, 1, 64, True), launch.dequantise(int8, FP32, 1, 64, False)]
     panels += [launch.widen_bf16(1, 8, aligned) for aligned in (True, False)]
-    rows = [launch.round_rows(form, 1) for form in (FP16, BF16)]
+    rows = [launch.round_rows(form, 1, 1) for form in (FP16, BF16)] + [launch.row_scales(1), launch.scale_rows(1, 1)]
     return [*panels, *rows, launch.quantise_rows(1, 1), launch.sum_splits(1, 1), launch.fetch(1)]
 
 

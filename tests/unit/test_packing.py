@@ -43,12 +43,12 @@ def test_formats_and_layouts_do_not_mix() -> None:
 def test_activations_fit_the_widest_group() -> None:
     """10 tokens: qkv has x 10*8*4 = 320 and y 10*10*4 = 400; o has x 10*12*4 = 480 and y 10*4*4 = 160.
 
-    Beyond 8 tokens, qkv's x is rounded to 10*8*2 = 160 bytes of scratch; o's weights are fp32.
+    Beyond 8 tokens, qkv's x is rounded to 10*8*2 = 160 bytes of scratch, with 10*4 of scales; o's weights are fp32.
     """
     placements = [place(Q, 0.5, 0.0), place(K, 1.0, 0), place(OUT, 0.25, 0.25)]
     working = working_memory(placements, 10)
-    assert (working.x_bytes, working.y_bytes, working.scratch_bytes) == (512, 512, 256)
-    assert (working.pinned_bytes, working.device_bytes) == (1024, 1280)
+    assert (working.x_bytes, working.y_bytes, working.scratch_bytes) == (512, 512, 512)
+    assert (working.pinned_bytes, working.device_bytes) == (1024, 1536)
     assert working_memory(placements, 8).scratch_bytes == 0
     assert working_memory([place(Q, 0, 0)], 10).device_bytes == 0
 
@@ -73,8 +73,8 @@ def test_streamed_columns_lie_together_as_the_host_keeps_them() -> None:
 def test_scratch_holds_what_a_gemm_of_blocks_is_made_of() -> None:
     """9 tokens of 200 features in blocks of 64: x as fp16 and a panel of 32 columns; 8: x as int8 and 4 scales."""
     q = blocks_linear("q", "g", 200, 32, BlockFormat(4, 64, WeightFormat.FP32, zeros=True))
-    halves, panel = 15 * 256, 50 * 256
-    assert working_memory([place(q, 1, 0)], 9).scratch_bytes == halves + panel
+    halves, scales, panel = 15 * 256, 256, 50 * 256
+    assert working_memory([place(q, 1, 0)], 9).scratch_bytes == halves + scales + panel
     assert working_memory([place(q, 1, 0)], 8).scratch_bytes == 8 * 256 + 256
     assert resident_bytes([place(q, 1, 0)]) == 19 * 256  # 32 * (128 + 16 + 2) = 4672
     assert staging_bytes([place(q, 1, 0)]) == 2 * 19 * 256

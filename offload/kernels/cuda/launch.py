@@ -137,11 +137,22 @@ def fetch(nbytes: int) -> Launch:
     return _in_line("fetch.cu", "fetch", -(-nbytes // 16))
 
 
-def round_rows(rounded: WeightFormat, count: int) -> Launch:
-    """Round `count` fp32 numbers to fp16 or bf16, 4 a thread."""
+def round_rows(rounded: WeightFormat, rows: int, inner: int) -> Launch:
+    """Round fp32 [rows, inner] to fp16 or bf16, 4 numbers a thread."""
     if rounded not in (WeightFormat.FP16, WeightFormat.BF16):
         raise ValueError(f"rows are rounded to fp16 or bf16, not {rounded}")
-    return _in_line("round_rows.cu", f"round_rows<{_FORMATS[rounded]}>", -(-count // 4))
+    return _row_by_row("round_rows.cu", f"round_rows<{_FORMATS[rounded]}>", rows, -(-inner // 4))
+
+
+def row_scales(rows: int) -> Launch:
+    """Find with which power of two each row fits fp16; a warp for each."""
+    warps = _MAX_THREADS // _WARP
+    return Launch("row_scales.cu", "row_scales", (-(-rows // warps), 1), _MAX_THREADS)
+
+
+def scale_rows(rows: int, columns: int) -> Launch:
+    """Multiply each row of fp32 [rows, columns] by its scale, 4 numbers a thread."""
+    return _row_by_row("row_scales.cu", "scale_rows", rows, -(-columns // 4))
 
 
 def widen_bf16(rows: int, width: int, aligned: bool) -> Launch:
