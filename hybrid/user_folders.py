@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 
+def loader_environment() -> dict[str, str]:
+    """What a Python of this installation needs of the environment to start, and nothing else of it: no secrets."""
+    return {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "TZ")}
+
+
 def config_folder() -> Path:
     """`$XDG_CONFIG_HOME/hybrid-run`, or `~/.config/hybrid-run`; it need not be there.
 

@@ -1,6 +1,6 @@
 """Chat templates: messages in, the text that a model was trained to answer out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from hybrid.errors import ModelFileError, UsageError
 from hybrid.model.source import read_json, real_file, show
 from hybrid.text.builtin_templates import BUILT_IN, TELLING_TOKENS, guess
 from hybrid.text.model_files import CONFIG, home_of
+from hybrid.text.template_errors import TemplateExceeded, TemplateFailed, TemplateRefused
 from hybrid.text.tokenizer import Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -17,6 +18,7 @@ ROLES = ("system", "user", "assistant")
 
 # Tokens that end a turn. A model can have another end of text than of turn, and name only the former.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|return|>")
+_MOST_FILE_BYTES = 1 << 23  # the bound on a template is in characters
 _PROBE = "What somebody says"
 
 
@@ -32,14 +34,13 @@ class ChatTemplate:
     """A template and the names of special tokens that it writes. `origin` says where it is from, for people."""
 
     def __init__(self, source: str, tokens: Mapping[str, str], origin: str) -> None:
-        from hybrid.text.jinja_sandbox import BoundedTemplate, TemplateFailed
-
         self.source = source
         self.origin = origin
         self._tokens = dict(tokens)
+        self._to_text = _renderer(source)
         try:
-            self._template = BoundedTemplate(source)
-        except TemplateFailed as error:
+            self._to_text(None)
+        except (TemplateFailed, TemplateExceeded) as error:
             raise ModelFileError(f"{origin}: the chat template cannot be read: {error}") from None
         self._in_parts = False
         self._takes_system = True
@@ -53,11 +54,16 @@ class ChatTemplate:
         that cannot be and ModelFileError for a template that does not work.
         """
         _check(messages)
-        if not self._tried:
-            self._try_out()
-        if messages[0].role == "system" and not self._takes_system:
-            messages = _folded(messages)
-        return self._render(messages, add_generation_prompt, variables)
+        try:
+            if not self._tried:
+                self._try_out()
+            if messages[0].role == "system" and not self._takes_system:
+                messages = _folded(messages)
+            return self._render(messages, add_generation_prompt, variables)
+        except TemplateRefused as error:
+            raise UsageError(f"{self.origin}: the chat template refuses these messages: {error}") from None
+        except (TemplateFailed, TemplateExceeded) as error:
+            raise ModelFileError(f"{self.origin}: the chat template does not work: {error}") from None
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids of the tokens that end a turn in this template: to stop at, beside the model's own."""
@@ -65,16 +71,9 @@ class ChatTemplate:
         return tuple(token_id for token_id in ids if token_id is not None)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
-        from hybrid.text.jinja_sandbox import TemplateFailed, TemplateRefused
-
         plain = [{"role": message.role, "content": self._content(message)} for message in messages]
         context = {"tools": None, "documents": None, **self._tokens, **variables}
-        try:
-            return self._template.render({**context, "messages": plain, "add_generation_prompt": add_generation_prompt})
-        except TemplateRefused as error:
-            raise UsageError(f"{self.origin}: the chat template refuses these messages: {error}") from None
-        except TemplateFailed as error:
-            raise ModelFileError(f"{self.origin}: the chat template does not work: {error}") from None
+        return self._to_text({**context, "messages": plain, "add_generation_prompt": add_generation_prompt})
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         return [{"type": "text", "text": message.content}] if self._in_parts else message.content
@@ -95,8 +94,23 @@ class ChatTemplate:
         """Whether the probe comes out of the template; some refuse, some are silent."""
         try:
             return _PROBE in self._render(messages, True, {})
-        except (UsageError, ModelFileError):
+        except (TemplateRefused, TemplateFailed):
             return False
+
+
+def _renderer(source: str) -> Callable[[Mapping[str, Any] | None], str]:
+    """What makes the text of a template from variables; without any it only looks whether the template can be read.
+
+    Our own templates are rendered here, others in a process of their own.
+    """
+    if source not in BUILT_IN.values():
+        from hybrid.text.template_process import worker
+
+        return lambda variables: worker.render(source, variables)
+    from hybrid.text.jinja_sandbox import SandboxedTemplate
+
+    template = SandboxedTemplate(source)
+    return lambda variables: "" if variables is None else template.render(variables)
 
 
 def load_chat_template(
@@ -149,11 +163,9 @@ def _in_folder(home: Path) -> dict[str, tuple[str, str]]:
 
 
 def _read_text(path: Path) -> str:
-    from hybrid.text.jinja_sandbox import MAX_TEMPLATE_CHARACTERS
-
     try:
         with real_file(path).open("rb") as file:
-            content = file.read(4 * MAX_TEMPLATE_CHARACTERS + 1)
+            content = file.read(_MOST_FILE_BYTES)
         return content.decode()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None

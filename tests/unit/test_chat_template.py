@@ -240,31 +240,23 @@ def test_macros_and_call_blocks_work() -> None:
         ("{{ messages.append(1) }}", "does not work: .*unsafe|does not work: .*not safely callable"),
         ("{% include 'secrets' %}", "does not work"),
         ("{% for a in range(1000000000) %}{% endfor %}", "does not work: OverflowError"),
-        (
-            "{% for a in range(999) %}{% for b in range(999) %}{% endfor %}{% endfor %}",
-            "more than 3000 rounds",
-        ),
         ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "nested too deeply|RecursionError"),
-        (
-            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
-            "more than 3000 rounds",
-        ),
-        ("{{ 'x' * 10 ** 12 }}", "makes a value of more than"),
-        ("{{ 'x' * 10 ** 9 * 10 ** 9 }}", "makes a value of more than"),
-        ("{{ 10 ** (10 ** 10) }}", "makes a value of more than"),
-        ("{{ (10 ** 9999) ** 9999 }}", "makes a value of more than"),
-        ("{% set n = namespace(x='y') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "a value of"),
-        ("{% set n = namespace(x='y') %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}", "a value of"),
+        ("{% set n = namespace(_x='y') %}", "does not work: .*'_x'"),
+        ("{{ ''.__init__.__globals__ }}", "does not work: .*unsafe"),
         ("{% for a in range(999) %}{{ 'x' * 99999 }}{% endfor %}", "writes more than"),
         ("x" * 2**20 + "y", "cannot be read: 1048577 characters"),
         ("{{ raise_exception('a\nb') }}", "refuses these messages: a b"),
     ],
 )
-def test_hostile_templates_end_in_one_line(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid.text.jinja_sandbox.MAX_ROUNDS", 3000)  # 300000 take seconds
+def test_hostile_templates_end_in_one_line(source: str, message: str) -> None:
     with pytest.raises((ModelFileError, UsageError), match=message) as caught:
         template(source).render([ASK])
     assert "\n" not in str(caught.value)
+
+
+def test_formats_do_not_lead_out_of_the_sandbox() -> None:
+    for source in ("{{ ('<{0.__globals__}>'|attr('format'))(strftime_now) }}", "{{ '<{0.__class__}>'.format(1) }}"):
+        assert template(source).render([ASK]) == "<>"
 
 
 def test_end_ids(tokenizer: Tokenizer) -> None:
