@@ -77,7 +77,7 @@ def _read_stdin() -> str:
 
 
 def _read_text(flag: str, path: Path) -> str:
-    """The text of a file named by `flag`, without the newline that ends it. Raises UsageError."""
+    """The text of a file named by `flag`, without the line end that ends it. Raises UsageError."""
     try:
         with path.open("rb") as content:  # a pipe too: --file <(command)
             return _text_of(f"{flag} {path}", content)
@@ -88,14 +88,14 @@ def _read_text(flag: str, path: Path) -> str:
 
 
 def _text_of(what: str, content: BinaryIO) -> str:
-    """The text in UTF-8, without the newline that ends it.
+    """The text in UTF-8 as people mean it: no byte-order mark, line ends of Windows as others, none at the end.
 
     Raises UsageError for more than any prompt, UnicodeDecodeError and OSError.
     """
     text = content.read(_MAX_PROMPT_BYTES + 1)
     if len(text) > _MAX_PROMPT_BYTES:
         raise UsageError(f"{what} has more than {_MAX_PROMPT_BYTES} bytes, which no model reads")
-    return text.decode().removesuffix("\n")
+    return text.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
 
 
 def check_writable(flag: str, path: Path) -> None:

@@ -120,7 +120,7 @@ def _plain(hint: Any) -> type:
 
 def _read(path: Path) -> str:
     try:
-        return read_small_text(path, _MAX_BYTES)
+        return read_small_text(path, _MAX_BYTES).removeprefix("\ufeff")  # editors of Windows write it
     except UnreadableFileError as error:
         raise UsageError(f"{show(path)}: {error}") from None
 

@@ -5,6 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# What chance finds once is kept as an example; a build server must not fail by chance.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # By default OpenMP's threads spin until the others have come. Where other processes use the cores, the others come when
 # the time slice of those that spin is over: 4 ms for each of the thousands of small launches that tests make.

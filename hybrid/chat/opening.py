@@ -9,6 +9,7 @@ from hybrid.chat.reply import ReplyRules
 from hybrid.text.chat_template import ChatTemplate, load_chat_template
 from hybrid.text.generation_defaults import read_generation_defaults
 from hybrid.text.sampling import SamplingSettings
+from hybrid.text.stopping import end_ids
 from hybrid.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,13 +45,8 @@ def open_conversation(
     stop_words: Sequence[str] = (),
     system: str | None = None,
 ) -> Conversation:
-    """A conversation that has not begun. Replies end at what the model, its folder and the template call an end."""
-    ends = [*engine.decoder.eos_token_ids, *read_generation_defaults(model).end_ids]
-    if not ends and tokenizer.eos_id is not None:
-        ends.append(tokenizer.eos_id)
-    if isinstance(template, ChatTemplate):
-        ends.extend(template.end_ids(tokenizer))
-    rules = ReplyRules(
-        sampling, max_tokens, tuple(dict.fromkeys(ends)), tuple(stop_words), max(engine.plan.chunk_tokens, 1)
-    )
+    """A conversation that has not begun. Replies end where texts of the model do (see `stopping`)."""
+    in_turns = template if isinstance(template, ChatTemplate) else None
+    ends = end_ids(read_generation_defaults(model), engine.decoder.eos_token_ids, tokenizer, in_turns)
+    rules = ReplyRules(sampling, max_tokens, ends, tuple(stop_words), max(engine.plan.chunk_tokens, 1))
     return Conversation(engine, tokenizer, template, rules, system)

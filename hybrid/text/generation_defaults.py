@@ -10,10 +10,14 @@ from hybrid.model.source import GENERATION_CONFIG, read_json, show
 from hybrid.text.model_files import home_of
 from hybrid.text.sampling import SamplingSettings
 
+GENAI_CONFIG = "genai_config.json"  # onnxruntime-genai's, beside models that its builder exports
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:
     """The end ids of a model and the sampling that its makers recommend; greedy where they recommend none.
+
+    The ids are those of generation_config.json, else of genai_config.json.
 
     A `top_k` that the file does not name keeps all tokens; transformers took 50 there.
     """
@@ -28,9 +32,10 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
     `do_sample` that is false or absent means greedy, whatever temperature stands beside it, as in transformers; the
     repetition penalty counts in both cases. Raises ModelFileError or ModelConfigError with the file, key and value.
     """
-    path = home_of(folder) / GENERATION_CONFIG
+    home = home_of(folder)
+    path = home / GENERATION_CONFIG
     if not path.is_file():
-        return GenerationDefaults()
+        return GenerationDefaults(_genai_end_ids(home))
     content = read_json(path)
     temperature = _number(path, content, "temperature", 1.0)  # what transformers takes where the file is silent
     try:
@@ -44,7 +49,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         )
     except UsageError as error:
         raise ModelConfigError(f"{path}: {error}") from None
-    return GenerationDefaults(_end_ids(path, content), sampling)
+    return GenerationDefaults(_end_ids(path, content) or _genai_end_ids(home), sampling)
 
 
 def merge_sampling(defaults: SamplingSettings, **flags: Any) -> SamplingSettings:
@@ -80,3 +85,9 @@ def _end_ids(path: Path, content: Mapping[str, Any]) -> tuple[int, ...]:
     if any(isinstance(token_id, bool) or not isinstance(token_id, int) for token_id in ids) or len(ids) > 1000:
         raise ModelConfigError(f"{path}: eos_token_id is {show(value)}, must be a token id or a list of them")
     return tuple(token_id for token_id in ids if token_id >= 0)
+
+
+def _genai_end_ids(home: Path) -> tuple[int, ...]:
+    path = home / GENAI_CONFIG
+    model = read_json(path).get("model") if path.is_file() else None
+    return _end_ids(path, model) if isinstance(model, dict) else ()

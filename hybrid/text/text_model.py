@@ -15,6 +15,7 @@ from hybrid.text.generate import Generation, GenerationStats, generate, text_of
 from hybrid.text.generation_defaults import GenerationDefaults, merge_sampling, read_generation_defaults
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
+from hybrid.text.stopping import end_ids
 from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
 from offload.telemetry import Timeline
 
@@ -86,11 +87,8 @@ class TextModel:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end a text: the model's, or its tokenizer's when the model does not say."""
-        tokenizer_end = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        ends = self.defaults.end_ids or self.engine.decoder.eos_token_ids or tokenizer_end
-        turn_ends = () if self.template is None else self.template.end_ids(self.tokenizer)
-        return tuple(dict.fromkeys((*ends, *turn_ends)))
+        """The ids that end a text; see `stopping`."""
+        return end_ids(self.defaults, self.engine.decoder.eos_token_ids, self.tokenizer, self.template)
 
     def close(self) -> None:
         """Give back what the device holds."""

@@ -106,6 +106,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_settings(tmp_path / name, KNOWN)
 
 
+def test_a_byte_order_mark_is_no_setting(tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbfmax-tokens = 3\r\n")
+    assert read_settings(tmp_path / "windows.toml", KNOWN) == {"max-tokens": 3}
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert read(tmp_path, 'model = "mistral"\n') == {"model": tmp_path / "mistral"}
     assert read(tmp_path, 'model = "../mistral"\n') == {"model": tmp_path / ".." / "mistral"}
