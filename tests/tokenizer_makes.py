@@ -184,6 +184,12 @@ BACKENDS: dict[str, Backend] = {
     ),
     "word ends": word_ends,
 }
+_LLAMA = {
+    "tokenizer_class": "LlamaTokenizerFast",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
 _TOOL = AddedToken("<tool>")
 
 # name: backend, tokenizer_config.json, other files
@@ -202,6 +208,15 @@ MAKES: dict[str, tuple[Backend, dict[str, Any], dict[str, Any]]] = {
         )
         for flag in ("lstrip", "rstrip", "single_word", "normalized")
     },
+    "LlamaTokenizer": (byte_fallback, _LLAMA, {}),
+    "LlamaTokenizer, not legacy": (byte_fallback, {**_LLAMA, "legacy": False, "add_prefix_space": True}, {}),
+    "LlamaTokenizer without a first space": (byte_fallback, {**_LLAMA, "add_prefix_space": False}, {}),
+    "LlamaTokenizer, bytes": (byte_level, {**_LLAMA, "legacy": False}, {}),
+    "LlamaTokenizer of another model": (
+        byte_fallback,
+        {**_LLAMA, "legacy": False},
+        {"config": {"model_type": "mistral"}},
+    ),
     "not special in the config": (
         adding(byte_level, AddedToken("<tool>", special=True)),
         {"added_tokens_decoder": {"5": {"content": "<tool>", **described(special=False)}}},

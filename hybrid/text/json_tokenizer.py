@@ -1,6 +1,7 @@
 """A tokenizer.json, over the `tokenizers` library (imported here only, and late)."""
 
 import json
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers.decoders import Decoder
 
 _MAX_BYTES = 1 << 27  # Gemma 3's, one of the largest, has 33 MiB
+_MAX_GROWTH = 100  # characters that a normaliser or decoder may write for one that it reads
 _EMPTY = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 
 
@@ -28,14 +30,15 @@ class JsonTokenizer:
     """Text to ids and back as a tokenizer.json says, and the folder's small files about its tokens.
 
     What those say is added as transformers does: their flags win over the file's, and names without an id are looked
-    up or get the next one. The file alone says what texts begin with.
+    up or get the next one. The file alone says what texts begin with, but LlamaTokenizer puts leading spaces as
+    `legacy` and `add_prefix_space` ask.
     """
 
     def __init__(self, backend: "Backend", special: SpecialTokens) -> None:
         self._backend = backend
         self._lock = threading.Lock()
         self._hidden = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        notes = [*special.notes, *self._add(special)]
+        notes = [*special.notes, *_spaced_as_llama(backend, special), *self._add(special)]
         self.special = _named(special, backend)
         added = backend.get_added_tokens_decoder()
         self.vocab_size = max([backend.get_vocab_size(with_added_tokens=True), *[token_id + 1 for token_id in added]])
@@ -141,6 +144,51 @@ def _as_they_are_added(special: SpecialTokens, backend: "Backend") -> list[Added
     return tokens
 
 
+def _spaced_as_llama(backend: "Backend", special: SpecialTokens) -> list[str]:
+    """Give texts their leading space where LlamaTokenizer of transformers does; a note if the file had it elsewhere.
+
+    That class makes these parts anew for Llama models, whatever the file says, unless their pieces are bytes.
+    """
+    from tokenizers import decoders, pre_tokenizers
+
+    before = [_state(backend.normalizer), _state(backend.pre_tokenizer)]
+    is_llamas = special.tokenizer_class == "LlamaTokenizer" and special.model_type in ("", "llama")
+    if not is_llamas or type(backend.model).__name__ != "BPE" or "ByteLevel" in json.dumps(before):
+        return []
+    scheme = "always" if special.flags.get("legacy") else "first"
+    scheme = scheme if special.flags.get("add_prefix_space", True) else "never"
+    if scheme == (found := _space_scheme(before)):
+        return []
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    strip = [] if scheme == "never" else [decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    where = {"always": "after every special token too", "first": "at the start of a text only", "never": "nowhere"}
+    return [
+        f"a space is put {where[scheme]}, as LlamaTokenizer does with legacy and add_prefix_space of "
+        f"tokenizer_config.json; tokenizer.json would put it {where[found]}"
+    ]
+
+
+def _space_scheme(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Where parts of a tokenizer put a leading space: "always" (after special tokens), "first" or "never"."""
+    for part in parts:
+        inner = [*part.get("normalizers", ()), *part.get("pretokenizers", ())]
+        kind = "always" if part.get("type") == "Prepend" else part.get("prepend_scheme") or _space_scheme(inner)
+        if kind != "never":
+            return str(kind)
+    return "never"
+
+
+def _growth(state: Mapping[str, Any]) -> int:
+    """How many characters the steps of a normaliser or decoder may write for one, at most."""
+    if state.get("type") == "Replace":
+        per_match = max(1, len(state["pattern"].get("String", "")))
+        return max(1, -(-len(state["content"]) // per_match)) + ("Regex" in state["pattern"])
+    steps = [*state.get("normalizers", ()), *state.get("decoders", ())]
+    return math.prod(map(_growth, steps))
+
+
 def _template_ids(state: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """The ids that a post-processor puts before and after a text."""
     kind = state.get("type")
@@ -200,6 +248,9 @@ def read_json_tokenizer(path: Path, special: SpecialTokens) -> JsonTokenizer:
             size = real.stat().st_size
             raise TokenizerError(f"{size} bytes, more than the {_MAX_BYTES} a tokenizer may have")
         backend = Backend.from_str(data.decode())
+        for part in (backend.normalizer, backend.decoder):
+            if (growth := _growth(_state(part))) > _MAX_GROWTH:
+                raise TokenizerError(f"it could make text {growth:.3g} times longer, more than {_MAX_GROWTH}")
         backend.no_truncation()  # limits that were set for training
         backend.no_padding()
         return JsonTokenizer(backend, special)

@@ -1,5 +1,6 @@
 """A tokenizer.model, over sentencepiece (imported here only, and late)."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from hybrid.text.special_tokens import SpecialTokens
 from hybrid.text.tokenizer import check_unicode, decode_all
 
 _MAX_BYTES = 1 << 26  # Gemma's, one of the largest, has 4 MiB
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _SPACE = "▁"  # a space inside a piece
 _NO_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec.add_dummy_prefix = false; what comes later in a protobuf wins
 
@@ -199,6 +201,10 @@ def read_sentencepiece(path: Path, special: SpecialTokens, notes: tuple[str, ...
         if len(data) > _MAX_BYTES:
             size = real.stat().st_size
             raise TokenizerError(f"{path}: {size} bytes, more than the {_MAX_BYTES} a sentencepiece model may have")
+        if _TIKTOKEN.match(data):
+            raise TokenizerError(
+                f"{path}: a tiktoken vocabulary, which is not read; get the tokenizer.json of the model"
+            )
         return SentencePieceTokenizer(data, special, notes)
     except UnicodeDecodeError:
         raise TokenizerError(f"{path}: cannot be read as a sentencepiece model: a piece is not UTF-8") from None

@@ -9,6 +9,7 @@ from hybrid.errors import ModelFileError, TokenizerError
 from hybrid.model.source import read_json, show
 from hybrid.text.added_tokens import AddedToken, read_added_token
 
+MODEL_CONFIG = "config.json"
 CONFIG = "tokenizer_config.json"
 TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
@@ -35,6 +36,7 @@ class SpecialTokens:
     only_config: bool = False  # tokenizer_config.json lists the added tokens; other lists do not count
     flags: Mapping[str, bool] = field(default_factory=dict)
     tokenizer_class: str = ""
+    model_type: str = ""
     bos_id: int | None = None  # of generation_config.json, for folders that do not name the token
     eos_id: int | None = None
     notes: tuple[str, ...] = ()
@@ -66,7 +68,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     declared = {token.text: token for token in added}
     known = {role: declared.get(token.text, token) for role, token in roles.items() if token is not None}
     in_order = sorted(known, key=lambda role: (*_STANDARD_ROLES, role).index(role))
-    class_name = config.get("tokenizer_class")
+    class_name, model_type = config.get("tokenizer_class"), _read(folder / MODEL_CONFIG).get("model_type")
     return SpecialTokens(
         names={role: token.text if token else "" for role, token in roles.items()},
         added=added,
@@ -75,6 +77,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         only_config=only_config,
         flags={name: value for name, value in config.items() if isinstance(value, bool)},
         tokenizer_class=class_name.removesuffix("Fast") if isinstance(class_name, str) else "",
+        model_type=model_type if isinstance(model_type, str) else "",
         bos_id=_first_id(generation.get("bos_token_id")),
         eos_id=_first_id(generation.get("eos_token_id")),
         notes=notes,

@@ -1,16 +1,19 @@
 """What a tokenizer is here, how ids become text as they come, and how the tokenizer of a model is found."""
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
 from hybrid.errors import TokenizerError
+from hybrid.model.source import listed
 from hybrid.text.decoding import StreamingDecoder
 from hybrid.text.model_files import home_of
 from hybrid.text.special_tokens import SpecialTokens, read_special_tokens
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
+_OTHER_FILES = ("*.tiktoken", "tiktoken.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt", "sp*.model")
 
 
 class Tokenizer(Protocol):
@@ -111,7 +114,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     home = home_of(folder)
     has_json, has_model = (home / JSON_FILE).is_file(), (home / SENTENCEPIECE_FILE).is_file()
     if not has_json and not has_model:
-        raise TokenizerError(f"{home}: no {JSON_FILE} and no {SENTENCEPIECE_FILE}; a tokenizer is needed there")
+        raise TokenizerError(f"{home}: no {JSON_FILE} and no {SENTENCEPIECE_FILE}; {_other_files(home)}")
     special = read_special_tokens(home)
     notes: tuple[str, ...] = ()
     if has_json:
@@ -126,3 +129,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from hybrid.text.sentencepiece_tokenizer import read_sentencepiece
 
     return read_sentencepiece(home / SENTENCEPIECE_FILE, special, notes)
+
+
+def _other_files(home: Path) -> str:
+    """What to do about a folder with neither file, by the files of other kinds that it has."""
+    found = sorted(name for kind in _OTHER_FILES for name in map(attrgetter("name"), home.glob(kind)))
+    if not found:
+        return "a tokenizer is needed there"
+    return f"{listed(found)} cannot be read; save_pretrained() of the tokenizer in transformers writes a {JSON_FILE}"

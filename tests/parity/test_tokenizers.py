@@ -10,7 +10,8 @@ import pytest
 
 from hybrid.text.json_tokenizer import JsonTokenizer
 from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
-from tests.tokenizer_makes import ENDING, MAKES, TEXTS, write
+from tests.fakes import train_tokenizer
+from tests.tokenizer_makes import ENDING, MAKES, TEXTS, described, write
 
 STORED = Path(__file__).parents[1] / "data" / "tokenizers.json"  # what transformers 5.24 gave; see store()
 KEPT = (
@@ -100,6 +101,44 @@ def test_streamed_text_is_the_whole_text(name: str, tmp_path: Path) -> None:
             if whole.startswith(before):  # else a character, word end or space of the prompt is told only now
                 assert "".join(pieces) == whole[len(before) :]
             assert sum(piece.count("\ufffd") for piece in pieces) <= whole.count("\ufffd")
+
+
+SENTENCEPIECE = {
+    "no config": {},
+    "added": {
+        "added_tokens_decoder": {
+            "300": {"content": "<|user|>", **described(rstrip=True)},
+            "301": {"content": "<think>", **described(special=False, single_word=True)},
+            "302": {"content": "<|end|>", **described(lstrip=True)},
+        },
+        "eos_token": "<|end|>",
+    },
+    "roles": {"pad_token": "<pad>", "additional_special_tokens": ["<|user|>"], "eos_token": "</s>"},
+    "a new name": {"added_tokens_decoder": {"299": {"content": "<|user|>", **described()}}},
+    "not legacy": {"tokenizer_class": "LlamaTokenizer", "additional_special_tokens": ["<|user|>"]},
+    "no begin": {"add_bos_token": False},
+}
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_sentencepiece_as_in_transformers(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    (train_tokenizer(tmp_path) / "config.json").write_text('{"model_type": "llama"}')
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | SENTENCEPIECE[name]))
+    own, other = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (own.bos_id, own.eos_id, own.vocab_size) == (other.bos_token_id, other.eos_token_id, len(other))
+    for text in (
+        "the cat",
+        "<s>cat</s>the mat",
+        "a<|user|> the<think>cat <think> on <|end|>the",
+        "<pad>é<|user|>cat",
+    ):
+        ids = own.encode(text, parse_special=True)
+        assert ids == other(text).input_ids
+        assert own.decode(ids) == other.decode(ids, skip_special_tokens=True)
+        split = other(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        assert own.encode(text, add_bos=False) == split
 
 
 @pytest.mark.parametrize("name", KEPT)

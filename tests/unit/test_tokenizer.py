@@ -150,6 +150,28 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / ("x" * 300))
 
 
+def test_a_piece_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = train_tokenizer(tmp_path) / "tokenizer.model"
+    path.write_bytes(path.read_bytes().replace("▁the".encode(), b"\xff\xfe\xfdthe", 1))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model: .* a piece is not UTF-8"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "a tiktoken vocabulary"),
+        ("qwen.tiktoken", b"IQ== 0\n", r"qwen\.tiktoken cannot be read"),
+        ("tekken.json", b"{}", r"tekken\.json cannot be read"),
+        ("vocab.json", b"{}", r"vocab\.json cannot be read; save_pretrained\(\)"),
+    ],
+)
+def test_vocabularies_of_other_kinds_are_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=said):
+        load_tokenizer(tmp_path)
+
+
 def test_a_huge_model_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.model").open("wb") as file:
         file.truncate(2**26 + 1)

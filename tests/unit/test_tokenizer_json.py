@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.errors import TokenizerError
+from hybrid.errors import ModelFileError, TokenizerError
 from hybrid.text.json_tokenizer import JsonTokenizer
 from hybrid.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from hybrid.text.tokenizer import TextStream, load_tokenizer
@@ -217,6 +217,54 @@ def test_decoders_that_cannot_be_streamed_are_refused(tmp_path: Path, decoder: d
     path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder": decoder}))
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(tmp_path)
+
+
+def replacing(old: dict[str, str], new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": old, "content": new}
+
+
+@pytest.mark.parametrize(
+    ("part", "steps"),
+    [
+        ("normalizer", [replacing({"String": "a"}, "a" * 101)]),
+        ("normalizer", [replacing({"Regex": "$"}, "aa"), *[replacing({"String": "a"}, "a" * 6)] * 2]),
+        ("decoder", [replacing({"String": "a"}, "a" * 11)] * 2),
+    ],
+)
+def test_a_file_that_would_blow_text_up_is_refused(tmp_path: Path, part: str, steps: list[dict[str, Any]]) -> None:
+    path = train_json_tokenizer(tmp_path) / "tokenizer.json"
+    sequence = {"type": "Sequence", f"{part}s": steps}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: sequence}))
+    with pytest.raises(TokenizerError, match="times longer, more than 100"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    other = train_json_tokenizer(tmp_path / "other")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").symlink_to(other / "tokenizer.json")
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": 5},
+        {"eos_token": {"content": "</s>", "lstrip": "yes"}},
+        {"eos_token": {"content": "</s>", "color": True}},
+        {"additional_special_tokens": "x"},
+        {"additional_special_tokens": [None]},
+        {"extra_special_tokens": {"image_token": 1}},
+        {"added_tokens_decoder": [1]},
+    ],
+)
+def test_tokens_that_are_none_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    train_json_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: ") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
