@@ -115,7 +115,7 @@ SENTENCEPIECE = {
     },
     "roles": {"pad_token": "<pad>", "additional_special_tokens": ["<|user|>"], "eos_token": "</s>"},
     "a new name": {"added_tokens_decoder": {"299": {"content": "<|user|>", **described()}}},
-    "not legacy": {"tokenizer_class": "LlamaTokenizer", "additional_special_tokens": ["<|user|>"]},
+    "not legacy": {"legacy": False, "additional_special_tokens": ["<|user|>"]},
     "no begin": {"add_bos_token": False},
 }
 

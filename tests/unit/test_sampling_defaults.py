@@ -73,5 +73,5 @@ def test_values_that_cannot_be(tmp_path: Path, content: dict[str, Any], message:
 
 def test_a_broken_file(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ModelFileError, match="not valid JSON"):
+    with pytest.raises(ModelFileError, match="not JSON"):
         read_generation_defaults(tmp_path)

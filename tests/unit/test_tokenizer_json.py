@@ -285,7 +285,7 @@ def test_added_tokens_that_are_none_are_refused(tmp_path: Path, added: dict[str,
 def test_a_broken_config_is_a_tokenizer_error(tmp_path: Path) -> None:
     train_json_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: not valid JSON"):
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: not JSON"):
         load_tokenizer(tmp_path)
 
 
