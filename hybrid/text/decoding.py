@@ -3,7 +3,7 @@
 import codecs
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
@@ -44,9 +44,9 @@ class StreamingDecoder:
         """What `flush` would give now; nothing changes."""
         return StreamingDecoder(self._token_of, [copy.copy(step) for step in self._steps]).flush()
 
-    def _pass_on(self, tokens: Iterable[Any], first_step: int) -> str:
+    def _pass_on(self, tokens: Sequence[Any], first_step: int) -> str:
         for step in self._steps[first_step:]:
-            tokens = [given for token in tokens for given in step.feed(token)]
+            tokens = step.feed(tokens[0]) if len(tokens) == 1 else [out for token in tokens for out in step.feed(token)]
         return "".join(tokens)
 
 
@@ -69,6 +69,8 @@ class Utf8:
         return self._decode(self._data, final=True)
 
     def _decode(self, data: bytes, final: bool) -> Sequence[str]:
+        if not data:
+            return ()
         text, used = codecs.utf_8_decode(data, self._errors, final)
         self._data = data[used:]
         return [_ESCAPED_BYTE.sub("\ufffd", text)] if text else []

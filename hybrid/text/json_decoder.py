@@ -6,7 +6,7 @@ Steps that change each token by itself are done by the `tokenizers` library. Tho
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any, Protocol
 
 from hybrid.errors import TokenizerError
@@ -50,7 +50,8 @@ def step_makers(
         elif kind == "BPEDecoder":
             makers.append(partial(WordEnds, step["suffix"]))
         elif kind in _EACH_TOKEN and not (kind == "Strip" and step["stop"]):
-            makers.append(partial(EachToken, library_decoder(step)))
+            part = library_decoder(step)
+            makers.append(partial(EachToken, part, cache(partial(_later, part))))
         else:
             raise TokenizerError(f"decoder {_named(step)} is not supported")
     return makers
@@ -109,18 +110,24 @@ class Spaced:
 class EachToken:
     """What the library does with each token by itself; the first can differ from the others."""
 
-    def __init__(self, part: LibraryDecoder) -> None:
+    def __init__(self, part: LibraryDecoder, later: Callable[[str], str]) -> None:
         self._part = part
+        self._later = later
         self._is_first = True
 
     def feed(self, token: str) -> Sequence[str]:
         if self._is_first:
             self._is_first = False
             return [self._part.decode([token])]
-        return [self._part.decode(["", token]).removeprefix(self._part.decode([""]))]
+        return [self._later(token)]
 
     def flush(self) -> Sequence[str]:
         return []
+
+
+def _later(part: LibraryDecoder, token: str) -> str:
+    """What a token becomes that is not the first."""
+    return part.decode(["", token]).removeprefix(part.decode([""]))
 
 
 class WordEnds:
@@ -146,8 +153,7 @@ class ByteCharacters(Utf8):
         super().__init__(each=False)
 
     def feed(self, token: str) -> Sequence[str]:
-        values = [_BYTE_OF.get(character) for character in token]
-        return self.add(token.encode() if None in values else bytes(value for value in values if value is not None))
+        return self.add(_bytes_of(token))
 
 
 class FallbackBytes(Utf8):
@@ -161,7 +167,7 @@ class FallbackBytes(Utf8):
         super().__init__(each=True)
 
     def feed(self, token: str) -> Sequence[str]:
-        byte = _BYTE_TOKEN.fullmatch(token)
+        byte = _BYTE_TOKEN.fullmatch(token) if token.startswith("<0x") else None
         return self.add(bytes([int(byte[1], 16)])) if byte else [*self.flush(), token]
 
 
@@ -207,6 +213,8 @@ class Stripped:
         self._held = ""
 
     def feed(self, text: str) -> Sequence[str]:
+        if not (self._start or self._stop):
+            return [text]
         while text and self._start:
             self._start = self._start - 1 if text.startswith(self._character) else 0
             text = text.removeprefix(self._character)
@@ -229,3 +237,9 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_characters()
+
+
+@lru_cache(maxsize=1 << 18)
+def _bytes_of(token: str) -> bytes:
+    values = [_BYTE_OF.get(character) for character in token]
+    return token.encode() if None in values else bytes(value for value in values if value is not None)

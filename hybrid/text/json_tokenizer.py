@@ -47,6 +47,7 @@ class JsonTokenizer:
         self._begin, end = _template_ids(_state(backend.post_processor))
         self.notes = (*notes, *self._begin_notes(), *(_end_note(backend.id_to_token(token_id)) for token_id in end[:1]))
         self._splits_names = special.flags.get("split_special_tokens", False)
+        self._tokens: dict[int, str | None] = {}
         self._makers = step_makers(_state(backend.decoder), _library_decoder)
         if special.flags.get("clean_up_tokenization_spaces") and type(backend.model).__name__ != "BPE":
             self._makers.append(CleanUp)
@@ -72,8 +73,11 @@ class JsonTokenizer:
         return StreamingDecoder(self._shown, [make() for make in self._makers])
 
     def _shown(self, token_id: int) -> str | None:
-        token = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
-        return None if token in self._hidden else token
+        """The token of an id as the vocabulary writes it; None for what is never shown."""
+        if token_id not in self._tokens:
+            token = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+            self._tokens[token_id] = None if token in self._hidden else token
+        return self._tokens[token_id]
 
     def _add(self, special: SpecialTokens) -> list[str]:
         """Add what the small files know; gives a note for each token whose id is another than they say."""

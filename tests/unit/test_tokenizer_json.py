@@ -105,6 +105,23 @@ def test_a_character_in_bytes_comes_whole(byte_level: JsonTokenizer, byte_fallba
         assert streamed(tokenizer, euro[:2])[2] == ("\ufffd" if tokenizer is byte_level else "\ufffd\ufffd")
 
 
+def test_one_leading_space_is_stripped_also_where_it_is_a_byte(byte_fallback: JsonTokenizer) -> None:
+    space = byte_fallback.token_id("<0x20>")
+    assert space is not None
+    for ids, text in (([space], ""), ([space, space], " "), ([0, space, space, 3], " \0")):
+        assert byte_fallback.decode(ids) == "".join(streamed(byte_fallback, ids)) == text
+        assert byte_fallback._backend.decode(ids) == text
+
+
+def test_a_character_that_the_prompt_begins_is_whole_in_the_text(
+    byte_level: JsonTokenizer, byte_fallback: JsonTokenizer
+) -> None:
+    for tokenizer in (byte_level, byte_fallback):
+        *prompt, last = tokenizer.encode("a€", add_bos=False)
+        assert streamed(tokenizer, [last], after=prompt) == ["€", ""]
+        assert streamed(tokenizer, [], after=prompt) == [""]
+
+
 def test_special_tokens(byte_level: JsonTokenizer) -> None:
     start, end = byte_level.token_id("<|im_start|>"), byte_level.token_id("<|im_end|>")
     assert (byte_level.bos_id, byte_level.eos_id) == (1, 2)
