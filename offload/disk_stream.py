@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.errors import OffloadError
+from offload.mapped_file import Identity, check_same
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -38,6 +39,7 @@ class FilePart:
     path: str
     offset_bytes: int
     nbytes: int
+    identity: Identity | None = None  # of the file that it has to be
 
     @property
     def lead_bytes(self) -> int:
@@ -202,6 +204,8 @@ class _Files:
                 oldest = next(iter(self._open))
                 os.close(self._open.pop(oldest)[0])
             self._open[part.path] = _open(part.path)
+            if part.identity is not None:
+                check_same(part.path, part.identity, self._open[part.path][0])
         descriptor, direct = self._open[part.path]
         try:
             _fill(descriptor, direct, part, target)

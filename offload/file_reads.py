@@ -57,6 +57,7 @@ def read_bytes(weight: HostArray, start: int, target: npt.NDArray[np.uint8]) -> 
     assert mapped is not None
     try:
         with open(mapped.path, "rb", buffering=0) as file:
+            mapped.check_same(file.fileno())
             position, done = offset_in_file(weight) + start, 0
             while done < target.nbytes:
                 count = os.preadv(file.fileno(), [target[done:].data], position + done)

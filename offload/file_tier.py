@@ -134,7 +134,8 @@ def _file_part(array: HostArray, first: int, last: int) -> FilePart:
     """Where rows `first <= row < last` of a whole mapped array lie."""
     file, row_bytes = file_of(array), _row_bytes(array)
     assert file is not None
-    return FilePart(file.path, offset_in_file(array) + first * row_bytes, (last - first) * row_bytes)
+    start, nbytes = offset_in_file(array) + first * row_bytes, (last - first) * row_bytes
+    return FilePart(file.path, start, nbytes, file.identity)
 
 
 def _row_bytes(array: HostArray) -> int:

@@ -26,6 +26,23 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _FAILED = ctypes.c_void_p(-1).value
 
 
+Identity = tuple[int, int, int, int]
+
+
+def _identity(stat: os.stat_result) -> Identity:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def check_same(path: str, identity: Identity, descriptor: int) -> None:
+    """Raise OffloadError where the open file of a path is not the one with this identity, or was written to since."""
+    now = _identity(os.fstat(descriptor))
+    if now[:2] != identity[:2]:
+        raise OffloadError(f"{path}: was replaced by another file")
+    if now != identity:
+        shorter = f"has become shorter, {now[2]} bytes of {identity[2]}"
+        raise OffloadError(f"{path}: {shorter if now[2] < identity[2] else 'was written to'}")
+
+
 class MappedFile:
     """All bytes of a file, read-only. They stay mapped as long as this, or an array over them, lives."""
 
@@ -34,6 +51,7 @@ class MappedFile:
         self.path = str(path)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            self.identity = _identity(os.fstat(descriptor))
             self.nbytes = os.fstat(descriptor).st_size
             address = _libc.mmap(None, self.nbytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
             if address == _FAILED:
@@ -42,6 +60,10 @@ class MappedFile:
             os.close(descriptor)
         self.address = int(address)
         weakref.finalize(self, _libc.munmap, self.address, self.nbytes).atexit = False
+
+    def check_same(self, descriptor: int) -> None:
+        """Raise OffloadError where an open file is another one by now, or was written to."""
+        check_same(self.path, self.identity, descriptor)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -62,7 +84,7 @@ def map_array(path: str | Path, dtype: npt.DTypeLike, offset_bytes: int, shape: 
         stat = os.stat(path)
         if stat.st_size < stop:
             raise OffloadError(f"{path}: has become shorter, {stat.st_size} bytes where {stop} are needed")
-        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        identity = _identity(stat)
         file = _mapped.get(identity) or _mapped.setdefault(identity, MappedFile(path))
     except OSError as error:
         raise OffloadError(f"{path}: cannot be mapped: {error.strerror}") from None

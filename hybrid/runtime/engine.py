@@ -11,6 +11,7 @@ from hybrid.errors import ContextFullError, EngineError, UsageError
 from hybrid.model.decoder import Decoder
 from hybrid.runtime.engine_thread import engine_thread
 from hybrid.runtime.executor import Executor
+from hybrid.runtime.file_watch import FileWatch
 from hybrid.runtime.island import array_of
 from hybrid.runtime.kv_cache import KvCache
 from hybrid.runtime.memory import MemoryUse, MemoryWatch
@@ -50,6 +51,7 @@ class Engine:
         device: Device | None,
         target: str,
         memory: MemoryWatch,
+        files: FileWatch,
         timeline: Timeline | None = None,
         monitor: GpuMonitor | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class Engine:
         self.monitor = monitor  # of a CUDA device
         self._timeline = timeline
         self._memory = memory
+        self._files = files
         self._step_sizes: set[int] = set()
         self._closed = False
         linears.on_warning = lambda line: self.on_warning(line)
@@ -192,17 +195,23 @@ class Engine:
                 f"{self.context_tokens} tokens; shorten the prompt or raise --context"
             )
 
+    def _between_levels(self) -> None:
+        self._thread.check()
+        self._files.look_now_and_then()
+
     @property
     def _closed_line(self) -> str:
         return f"{self.decoder.name} was closed; load it again to go on"
 
     def _step(self, token_ids: Sequence[int]) -> Logits:
+        self._files.check()
         if self._torn:  # what ended the last step may have come between any two instructions
             self._executor.bind_anew()
             self._cache.trim(self.position)
         self._torn = True
         inputs = {**self._inputs.next(token_ids, self.position), **self._cache.inputs()}
-        outputs = self._executor.run(len(token_ids), inputs, self._thread.check)
+        outputs = self._executor.run(len(token_ids), inputs, self._between_levels)
+        self._files.check()
         if len(token_ids) not in self._step_sizes:  # libraries have other kernels for other numbers of tokens
             self._step_sizes.add(len(token_ids))
             self._linears.keep_budget()

@@ -14,6 +14,7 @@ from hybrid.runtime.device_opener import DeviceOpener
 from hybrid.runtime.engine import Engine
 from hybrid.runtime.engine_thread import engine_thread
 from hybrid.runtime.executor import Executor
+from hybrid.runtime.file_watch import FileWatch
 from hybrid.runtime.island import load_islands
 from hybrid.runtime.island_profiler import IslandProfiler
 from hybrid.runtime.kv_cache import GrowingCache, KvCache, SharedCache
@@ -148,6 +149,7 @@ def _load(
 ) -> Engine:
     memory = MemoryWatch(vram)
     progress = _watched(progress, memory)
+    files = FileWatch.of(opened.decoder.graph)
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
@@ -203,9 +205,21 @@ def _load(
         monitor = GpuMonitor(vram) if vram is not None and device is not None else None
         if monitor is not None:
             monitor.start()
+        files.check()
         undo.pop_all()
     return Engine(
-        decoder, opened.context_tokens, executor, cache, inputs, linears, device, target, memory, timeline, monitor
+        decoder,
+        opened.context_tokens,
+        executor,
+        cache,
+        inputs,
+        linears,
+        device,
+        target,
+        memory,
+        files,
+        timeline,
+        monitor,
     )
 
 
