@@ -29,20 +29,6 @@ PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + si
 CommandLineError: Any = typer.BadParameter.__bases__[0]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"{options.PROGRAM} {version(options.PROGRAM)}")
-        except PackageNotFoundError:
-            print(f"{options.PROGRAM}, not installed (run from its source)")
-        raise typer.Exit
-
-
-Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
-
-
 def _read_config(context: typer.Context, name: str | None) -> str | None:
     """Let a settings file give the defaults; flags on the command line win."""
     if name is not None:
@@ -80,6 +66,7 @@ def run(
     kv_dtype: options.CacheType = None,
     host_dtype: options.HostDtype = None,
     activations: options.Activations = None,
+    allow_unused: options.AllowUnused = False,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -103,7 +90,7 @@ def run(
     verbose: options.ShowPlacement = False,
     config: Config = None,
     print_config: options.PrintConfig = False,
-    version: Version = False,
+    version: options.Version = False,
 ) -> int:
     """`hybrid run`; gives the exit code."""
     if print_config:
@@ -168,6 +155,7 @@ def plan(
     ram: options.Ram = None,
     kv_dtype: options.CacheType = None,
     host_dtype: options.HostDtype = None,
+    allow_unused: options.AllowUnused = False,
     as_json: options.AsJson = False,
     draw: options.DrawFile = None,
     verbose: options.ShowLinears = False,
@@ -210,6 +198,7 @@ def chat(
     kv_dtype: options.CacheType = None,
     host_dtype: options.HostDtype = None,
     activations: options.Activations = None,
+    allow_unused: options.AllowUnused = False,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -319,7 +308,7 @@ def _parameter(flag: str) -> str:
     return "as_json" if flag == "json" else flag.replace("-", "_")
 
 
-def _no_command(context: typer.Context, version: Version = False) -> None:
+def _no_command(context: typer.Context, version: options.Version = False) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
 

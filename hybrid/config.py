@@ -18,6 +18,7 @@ class RunSettings:
     `ram` is the text of `--ram`: the most RAM this process may take, read like `cuda`; None for most of what is there.
     `device` is "auto", "cuda", "cuda:N", "cpu" or "simulated". `machine` names a device profile: a file, or one
     of those that come with the package; None picks one that suits the device.
+    `allow_unused` runs a model whose class or tensors are not all known, without those.
     `kv_dtype` is "fp16" or "fp32", what keys and values are kept in; None for what the model's graph has.
     """
 
@@ -32,3 +33,4 @@ class RunSettings:
     kv_dtype: str | None = None
     host_dtype: str | None = None
     activations: str | None = None
+    allow_unused: bool = False

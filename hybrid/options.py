@@ -42,6 +42,20 @@ RAM_HELP = (
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"{PROGRAM} {version(PROGRAM)}")
+        except PackageNotFoundError:
+            print(f"{PROGRAM}, not installed (run from its source)")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
 class StatsFormat(StrEnum):
     """How `--stats` writes."""
 
@@ -107,6 +121,12 @@ Activations = Annotated[
         metavar="int8|float",
         help="What int8 and int4 weights multiply: activations rounded to int8 (fast), or as they are.",
         show_default="as the model says; int8 with --host-dtype",
+    ),
+]
+AllowUnused = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unused", help="Run a model although its class is not known, or tensors are left over: without them."
     ),
 ]
 

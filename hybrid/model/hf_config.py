@@ -1,8 +1,7 @@
 """`config.json` of the Llama-like families, checked, as plain data.
 
-Keys and defaults are those of transformers' LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config. Version
-5 renamed `torch_dtype` to `dtype` and moved `rope_theta` and `rope_scaling` into `rope_parameters`; both
-forms are read.
+Keys and defaults are those of transformers' LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config; version 5
+renamed `torch_dtype` to `dtype`, and both are read. `config_keys` says what becomes of every other key.
 """
 
 from collections.abc import Mapping
@@ -11,6 +10,9 @@ from typing import Any, Literal
 
 from hybrid.errors import ModelConfigError, UnsupportedModelError
 from hybrid.graph.graph import ElementType
+from hybrid.model.config_keys import check_keys
+from hybrid.model.config_values import ConfigValues, is_whole
+from hybrid.model.hf_rope import RopeScaling, parse_rope
 from hybrid.model.source import show
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -20,24 +22,50 @@ _DTYPES = {
     "float16": ElementType.FLOAT16,
     "bfloat16": ElementType.BFLOAT16,
 }
-_REQUIRED: Any = object()
 _MAX_TOKEN_ID = 2**24
+_MAX_HEAD_DIM = 1024
 
+# What a missing key stands for.
+_USUAL = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+_LLAMA = {**_USUAL, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
+_MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_QWEN = {
+    **_USUAL,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
+_SIZES = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2": _QWEN, "qwen3": _QWEN}
+_WINDOW = 4096
+_FIRST_SLIDING_LAYER = 28
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched. The last three are for "llama3" only."""
-
-    kind: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 0
+Activation = Literal["silu", "quick_gelu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh"]
+# Names of transformers' ACT2FN. The rest of them are refused.
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+}
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a Llama-like decoder looks like. Sizes are in elements; `max_positions` in tokens."""
+    """What a Llama-like decoder looks like. Sizes are in elements.
+
+    `max_positions` are the tokens that a context may have; `notes` is what the user has to know.
+    """
 
     model_type: str
     hidden_size: int
@@ -48,6 +76,7 @@ class DecoderConfig:
     head_dim: int
     vocab_size: int
     max_positions: int
+    activation: Activation
     rms_norm_eps: float
     rope_theta: float
     rope_scaling: RopeScaling
@@ -61,6 +90,7 @@ class DecoderConfig:
     dtype: ElementType  # of the weights, when there is nothing but the config
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def window_of(self, layer: int) -> int | None:
         """The sliding window of a layer, or None when it sees everything before it."""
@@ -75,36 +105,36 @@ def parse_config(
     `where` names the file in errors. `generation_config`, when given, knows the end tokens better. Raises
     ModelConfigError for values that are missing or cannot be, UnsupportedModelError for what we do not run.
     """
-    values = _Values(config, where)
+    values = ConfigValues(config, where)
     family = _family(values)
-    hidden = values.whole("hidden_size", 2**20)
-    layers = values.whole("num_hidden_layers", 4096)
-    heads = values.whole("num_attention_heads", 2**14)
-    # Only the first Llama models left it out.
-    kv_heads = values.whole("num_key_value_heads", 2**14, heads if family == "llama" else _REQUIRED, null=heads)
+    notes = check_keys(values, family)
+    hidden = _size(values, family, "hidden_size", 2**20)
+    layers = _size(values, family, "num_hidden_layers", 4096)
+    heads = _size(values, family, "num_attention_heads", 2**14)
+    kv_heads = values.whole("num_key_value_heads", 2**14, _SIZES[family].get("num_key_value_heads", heads), null=heads)
     if heads % kv_heads:
         raise ModelConfigError(f"{where}: num_key_value_heads is {kv_heads}, must divide num_attention_heads, {heads}")
     head_dim = _head_dim(values, family, hidden, heads)
-    max_positions = values.whole("max_position_embeddings", 2**28)
-    vocab = values.whole("vocab_size", _MAX_TOKEN_ID)
-    rope = _Values(_rope_table(values), where)
-    window, sliding_layers = _sliding(values, family, layers)
+    vocab = _size(values, family, "vocab_size", _MAX_TOKEN_ID)
+    rope = parse_rope(values, head_dim, _size(values, family, "max_position_embeddings", 2**28))
+    window, sliding_layers = _sliding(values, family, layers, rope.context_limit)
     attention_bias = family in ("llama", "qwen3") and values.flag("attention_bias")
-    ends = _Values(generation_config or {}, "generation_config.json").token_ids("eos_token_id", vocab)
+    ends = ConfigValues(generation_config or {}, "generation_config.json").token_ids("eos_token_id", vocab)
     starts = values.token_ids("bos_token_id", vocab)
     return DecoderConfig(
         model_type=family,
         hidden_size=hidden,
-        intermediate_size=values.whole("intermediate_size", 2**22),
+        intermediate_size=_size(values, family, "intermediate_size", 2**22),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=vocab,
-        max_positions=max_positions,
+        max_positions=rope.context_limit,
+        activation=_activation(values),
         rms_norm_eps=values.number("rms_norm_eps", 0.0, 1.0, 1e-6),
-        rope_theta=rope.number("rope_theta", 0.0, 1e15, 10000.0),
-        rope_scaling=_rope_scaling(rope),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
         sliding_window=window,
         sliding_layers=sliding_layers,
         tie_word_embeddings=values.flag("tie_word_embeddings"),
@@ -115,58 +145,15 @@ def parse_config(
         dtype=_dtype(values),
         bos_token_id=starts[0] if starts else None,
         eos_token_ids=ends or values.token_ids("eos_token_id", vocab),
+        notes=(*notes, *rope.notes),
     )
 
 
-@dataclass(frozen=True)
-class _Values:
-    """The keys of one JSON object, read with their bounds."""
-
-    table: Mapping[str, Any]
-    where: str
-
-    def error(self, key: str, must: str) -> ModelConfigError:
-        if key not in self.table:
-            return ModelConfigError(f"{self.where}: {key} is missing, must be {must}")
-        return ModelConfigError(f"{self.where}: {key} is {show(self.table[key])}, must be {must}")
-
-    def whole(self, key: str, most: int, default: Any = _REQUIRED, null: int | None = None) -> int:
-        """A number from 1 to `most`; `default` when the key is missing, `null` when it is null."""
-        value = self.table.get(key, default)
-        if value is None and null is not None:
-            return null
-        if not _is_int(value) or not 1 <= value <= most:
-            raise self.error(key, f"a whole number from 1 to {most}")
-        return int(value)
-
-    def number(self, key: str, above: float, most: float, default: Any = _REQUIRED) -> float:
-        """A number greater than `above`, at most `most`."""
-        value = self.table.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
-            raise self.error(key, f"a number above {above:g}, at most {most:g}")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        """true or false; false when missing or null."""
-        value = self.table.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(key, "true or false")
-        return bool(value)
-
-    def token_ids(self, key: str, vocab: int) -> tuple[int, ...]:
-        """One id, several or none. Ids outside the vocabulary (placeholders in some files) are left out."""
-        value = self.table.get(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(_is_int(item) for item in ids):
-            raise self.error(key, "a token id or a list of them")
-        return tuple(dict.fromkeys(item for item in ids if 0 <= item < vocab))
+def _size(values: ConfigValues, family: str, key: str, most: int) -> int:
+    return values.whole(key, most, _SIZES[family][key])
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _family(values: _Values) -> str:
+def _family(values: ConfigValues) -> str:
     """The model_type, once nothing stands against running it."""
     table, where = values.table, values.where
     family = table.get("model_type")
@@ -177,29 +164,41 @@ def _family(values: _Values) -> str:
             f"{where}: model_type {show(family)} is not supported from safetensors, only"
             f" {', '.join(FAMILIES)}; an ONNX export of it may run"
         )
-    classes = table.get("architectures")
-    names = [str(name) for name in classes] if isinstance(classes, list) else []
-    if names and not any(name.endswith("ForCausalLM") for name in names):
-        raise UnsupportedModelError(f"{where}: architectures is {show(classes)}, needs a ...ForCausalLM")
     quantised = table.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise UnsupportedModelError(
-            f"{where}: weights are quantised (quant_method {show(method)}), not supported from safetensors;"
-            " use the original float checkpoint, or an ONNX export with int4 or int8 weights"
+            f"{where}: weights are quantised (quantization_config has quant_method {show(method)}), not supported from"
+            " safetensors; use the original float checkpoint, or an ONNX export with int4 or int8 weights"
         )
-    activation = table.get("hidden_act", "silu")
-    if activation != "silu":
-        raise UnsupportedModelError(f"{where}: hidden_act is {show(activation)}, must be 'silu'")
-    partial = table.get("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        raise UnsupportedModelError(f"{where}: partial_rotary_factor is {show(partial)}, only 1.0 is supported")
     return family
 
 
-def _head_dim(values: _Values, family: str, hidden: int, heads: int) -> int:
+def unknown_class(config: Mapping[str, Any], family: str) -> str:
+    """The class of a config.json that is not the family's own, as text; "" when it is, or none is named.
+
+    A class of another name may compute anything, whatever its tensors are called.
+    """
+    classes = config.get("architectures")
+    if classes is None or classes == []:
+        return ""
+    names = [str(name).lower() for name in (classes if isinstance(classes, list) else [classes])]
+    known = [f"{family}forcausallm", f"{family}model"]
+    if family == "mistral":
+        known.append("ministralforcausallm")  # Mistral with `layer_types`
+    return "" if any(name in known for name in names) else show(classes)
+
+
+def _activation(values: ConfigValues) -> Activation:
+    name = values.table.get("hidden_act", "silu")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise values.unsupported("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _head_dim(values: ConfigValues, family: str, hidden: int, heads: int) -> int:
     if values.table.get("head_dim") is not None:
-        head_dim = values.whole("head_dim", 2**14)
+        head_dim = values.whole("head_dim", _MAX_HEAD_DIM)
     elif family == "qwen3":
         head_dim = 128
     elif hidden % heads:
@@ -209,76 +208,63 @@ def _head_dim(values: _Values, family: str, hidden: int, heads: int) -> int:
         )
     else:
         head_dim = hidden // heads
+    if head_dim > _MAX_HEAD_DIM:
+        raise ModelConfigError(f"{values.where}: heads of {head_dim} elements, must be at most {_MAX_HEAD_DIM}")
     if head_dim % 2:
         raise ModelConfigError(f"{values.where}: head_dim is {head_dim}, must be even (rotary positions take pairs)")
     return head_dim
 
 
-def _rope_table(values: _Values) -> dict[str, Any]:
-    """The rotary settings in the flat form of `rope_parameters`, wherever they were."""
-    merged: dict[str, Any] = {}
-    if "rope_theta" in values.table:
-        merged["rope_theta"] = values.table["rope_theta"]
-    for key in ("rope_scaling", "rope_parameters"):
-        table = values.table.get(key)
-        if table is None:
-            continue
-        if not isinstance(table, dict):
-            raise values.error(key, "an object or null")
-        if any(isinstance(value, dict) for value in table.values()):
-            raise UnsupportedModelError(f"{values.where}: {key} differs by layer type, which is not supported")
-        merged |= table
-    if "original_max_position_embeddings" in values.table:
-        merged.setdefault("original_max_position_embeddings", values.table["original_max_position_embeddings"])
-    return merged
-
-
-def _rope_scaling(rope: _Values) -> RopeScaling:
-    kind = rope.table.get("rope_type", rope.table.get("type", "default"))
-    if kind in (None, "default"):
-        return RopeScaling()
-    if kind not in ("linear", "llama3"):
-        raise UnsupportedModelError(
-            f"{rope.where}: rope_type {show(kind)} is not supported (only default, linear and llama3)"
-        )
-    factor = rope.number("factor", 0.0, 1e6)
-    if kind == "linear":
-        return RopeScaling("linear", factor)
-    low = rope.number("low_freq_factor", 0.0, 1e6)
-    high = rope.number("high_freq_factor", 0.0, 1e6)
-    if low >= high:
-        raise ModelConfigError(f"{rope.where}: low_freq_factor is {low:g}, must be below high_freq_factor, {high:g}")
-    original = rope.whole("original_max_position_embeddings", 2**28)
-    return RopeScaling("llama3", factor, low, high, original)
-
-
-def _sliding(values: _Values, family: str, layers: int) -> tuple[int | None, frozenset[int]]:
+def _sliding(values: ConfigValues, family: str, layers: int, context_limit: int) -> tuple[int | None, frozenset[int]]:
     """The sliding window and the layers it holds for.
 
-    Mistral slides in every layer. Qwen slides only with `use_sliding_window`, in the layers that
-    `layer_types` names, or else in those from `max_window_layers` on. Llama never does.
+    Mistral slides in every layer, or in those that `layer_types` names. Qwen slides only with `use_sliding_window`,
+    in the layers that `layer_types` names, or else in those from `max_window_layers` on. Llama never does.
     """
-    nowhere: frozenset[int] = frozenset()
-    if family == "llama" or values.table.get("sliding_window") is None:
-        return None, nowhere
-    if family != "mistral" and not values.flag("use_sliding_window"):
-        return None, nowhere
-    window = values.whole("sliding_window", 2**28)
-    if family == "mistral":
-        return window, frozenset(range(layers))
+    kinds = _layer_types(values, layers)
+    window = _window(values, family)
+    if family == "llama" and window is not None and window < context_limit:
+        # transformers cuts the cache of such a Llama, and not its prompt: what it gives depends on how it is asked.
+        raise values.unsupported("sliding_window", "which llama models here do not have")
+    if kinds is not None and "sliding_attention" in kinds and (window is None or family == "llama"):
+        raise values.unsupported("layer_types", "but there is no sliding window for them")
+    if window is None or family == "llama":
+        return None, frozenset()
+    if kinds is not None:
+        return window, frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    return window, frozenset(range(0 if family == "mistral" else _first_sliding_layer(values), layers))
+
+
+def _window(values: ConfigValues, family: str) -> int | None:
+    if family in ("qwen2", "qwen3") and not values.flag("use_sliding_window"):
+        return None
+    default = None if family == "llama" else _WINDOW
+    if values.table.get("sliding_window", default) is None:
+        return None
+    return values.whole("sliding_window", 2**28, default)
+
+
+def _layer_types(values: ConfigValues, layers: int) -> list[str] | None:
+    """The kind of attention of every layer, when the file says it."""
     kinds = values.table.get("layer_types")
     if kinds is None:
-        first = values.table.get("max_window_layers", 28)
-        if not _is_int(first) or first < 0:
-            raise values.error("max_window_layers", "a whole number from 0 on")
-        return window, frozenset(range(first, layers))
+        return None
+    if isinstance(kinds, list):
+        kinds = ["full_attention" if kind == "attention" else kind for kind in kinds]  # its older name
     known = ("full_attention", "sliding_attention")
     if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
         raise values.error("layer_types", f"a list of {layers}, each one of {', '.join(known)}")
-    return window, frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    return kinds
 
 
-def _dtype(values: _Values) -> ElementType:
+def _first_sliding_layer(values: ConfigValues) -> int:
+    first = values.table.get("max_window_layers", _FIRST_SLIDING_LAYER)
+    if not is_whole(first) or first < 0:
+        raise values.error("max_window_layers", "a whole number from 0 on")
+    return int(first)
+
+
+def _dtype(values: ConfigValues) -> ElementType:
     key = "dtype" if values.table.get("dtype") is not None else "torch_dtype"
     value = values.table.get(key)
     if value in (None, "auto"):

@@ -10,23 +10,23 @@ DEFAULT_CONTEXT_TOKENS = 2048  # the cache is reserved for this many, not for al
 _MAX_CONTEXT_TOKENS = 1 << 22
 
 
-def open_model(path: Path, context_tokens: int | None) -> tuple[Decoder, int]:
+def open_model(path: Path, context_tokens: int | None, allow_unused: bool = False) -> tuple[Decoder, int]:
     """The decoder in `path`, and the tokens that its context holds in this run.
 
-    Opens headers only. Raises ModelError for a model that cannot be used, UsageError for a context that the model
-    was not made for.
+    Opens headers only; see `open_huggingface` for `allow_unused`. Raises ModelError for a model that cannot be used,
+    UsageError for a context that the model was not made for.
     """
     if context_tokens is not None and not 1 <= context_tokens <= _MAX_CONTEXT_TOKENS:
         raise UsageError(f"--context {context_tokens}: must be between 1 and {_MAX_CONTEXT_TOKENS} tokens")
     asked = context_tokens or DEFAULT_CONTEXT_TOKENS
-    decoder = _open(path, asked)
+    decoder = _open(path, asked, allow_unused)
     limit = decoder.context_limit or _MAX_CONTEXT_TOKENS
     if context_tokens is not None and asked > limit:
         raise UsageError(f"--context {asked}: this model was made for at most {limit} positions")
     return decoder, min(asked, limit)
 
 
-def _open(path: Path, context_tokens: int) -> Decoder:
+def _open(path: Path, context_tokens: int, allow_unused: bool) -> Decoder:
     source = find_model(path)
     if source.kind == "onnx":
         from hybrid.model.conventions import open_onnx
@@ -34,4 +34,4 @@ def _open(path: Path, context_tokens: int) -> Decoder:
         return open_onnx(source)
     from hybrid.model.builders import open_huggingface
 
-    return open_huggingface(source, context_tokens)
+    return open_huggingface(source, context_tokens, allow_unused)

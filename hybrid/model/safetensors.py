@@ -9,7 +9,7 @@ counting from its first byte.
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -56,18 +56,23 @@ class StoredTensor:
     source: FileRange
 
 
-def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
+def read_index(files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
     """Every tensor of the files, in the files' order. Reads headers only.
 
-    Raises ModelFileError when a file lies about itself or two files hold a tensor of one name, and
-    UnsupportedModelError for element types that ONNX cannot name.
+    `weight_map` names the file of a tensor that is in several. Raises ModelFileError when a file lies about itself,
+    and when two files hold a tensor whose file is not named; UnsupportedModelError for element types that ONNX cannot
+    name.
     """
     index: dict[str, StoredTensor] = {}
     home: dict[str, Path] = {}
     for path in files:
         for name, tensor in _read_header(path).items():
             if name in index:
-                raise ModelFileError(f"{show(path)}: tensor {show(name)} is also in {show(Path(home[name].name))}")
+                named = (weight_map or {}).get(name)
+                if named not in (path.name, home[name].name):
+                    raise ModelFileError(f"{show(path)}: tensor {show(name)} is also in {show(Path(home[name].name))}")
+                if named != path.name:
+                    continue
             index[name] = tensor
             home[name] = path
     if files and not index:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 ONNX_NAMES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")
 
-_MAX_JSON_BYTES = 100_000_000
+_MAX_JSON_BYTES = 16_000_000
+_MAX_INDEX_BYTES = 64_000_000  # a name and a file for every tensor of a large mixture of experts
 _OTHER_WEIGHTS = (".bin", ".gguf", ".ggml", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".npz")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -28,7 +29,8 @@ class ModelFolder:
     """A folder that holds a model, and the files of it that matter.
 
     `safetensors_files` is empty when there is only a config: enough to plan, not to run. The files are named
-    as they lie in the folder; `real_file` follows their links.
+    as they lie in the folder; `real_file` follows their links. `weight_map` is that of the index of the shards, if
+    they have one: tensors to file names.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class ModelFolder:
     config: Mapping[str, Any] | None
     tokenizer_model: Path | None
     generation_config: Mapping[str, Any] | None = None
+    weight_map: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,10 +81,10 @@ def real_file(path: Path) -> Path:
         raise ModelFileError(f"{show(path)}: cannot be opened ({_reason(error)})") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelFileError when it cannot be read or is not an object."""
+def read_json(path: Path, most_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file. Raises ModelFileError when it cannot be read, is too long or is not an object."""
     try:
-        value = read_small_json(real_file(path), _MAX_JSON_BYTES)
+        value = read_small_json(real_file(path), most_bytes)
     except UnreadableFileError as error:
         raise ModelFileError(f"{show(path)}: {show(Path(str(error)))}") from None
     if not isinstance(value, dict):
@@ -121,7 +124,8 @@ def _cache_repository(folder: Path) -> Path | None:
 def _look_into(folder: Path) -> ModelFolder:
     names = sorted(os.listdir(folder))
     config = read_json(folder / CONFIG) if CONFIG in names else None
-    weights = _weight_files(folder, names)
+    weight_map = {} if WEIGHTS in names or WEIGHTS_INDEX not in names else read_weight_map(folder / WEIGHTS_INDEX)
+    weights = _weight_files(folder, names, weight_map)
     onnx_file = None if config is not None and weights else _onnx_file(folder, names)
     if onnx_file is None:
         _check_huggingface(folder, names, config, weights)
@@ -133,6 +137,7 @@ def _look_into(folder: Path) -> ModelFolder:
         config=config,
         tokenizer_model=_optional(folder, "tokenizer.model"),
         generation_config=read_json(folder / GENERATION_CONFIG) if GENERATION_CONFIG in names else None,
+        weight_map=weight_map,
     )
 
 
@@ -207,12 +212,14 @@ def _names_in(folder: Path) -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
-def _weight_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
+def _weight_files(folder: Path, names: list[str], weight_map: Mapping[str, str]) -> tuple[Path, ...]:
     """The safetensors files of a folder in order, or () when there are none."""
     if WEIGHTS in names:
         return (folder / WEIGHTS,)
-    if WEIGHTS_INDEX in names:
-        return _indexed_files(folder, names)
+    if weight_map:
+        shards = sorted(set(weight_map.values()))
+        _check_none_missing(folder, [name for name in shards if name not in names])
+        return tuple(folder / name for name in shards)
     found = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
     if len(found) > 1 or any(_SHARD.fullmatch(name) for name in found):
         parts = [_SHARD.fullmatch(name) for name in found]
@@ -227,15 +234,14 @@ def _weight_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
     return tuple(folder / name for name in found)
 
 
-def _indexed_files(folder: Path, names: list[str]) -> tuple[Path, ...]:
-    shards = shard_names(folder / WEIGHTS_INDEX)
-    _check_none_missing(folder, [name for name in shards if name not in names])
-    return tuple(folder / name for name in shards)
-
-
 def shard_names(index: Path) -> list[str]:
     """The files that a `model.safetensors.index.json` maps tensors to: plain names, sorted."""
-    weight_map = read_json(index).get("weight_map")
+    return sorted(set(read_weight_map(index).values()))
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, by a `model.safetensors.index.json`. Raises ModelFileError."""
+    weight_map = read_json(index, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{show(index)}: weight_map is {show(weight_map)}, must map tensors to files")
     for tensor, name in weight_map.items():
@@ -244,7 +250,7 @@ def shard_names(index: Path) -> list[str]:
             raise ModelFileError(
                 f"{show(index)}: weight_map[{show(tensor)}] is {show(name)}, must be a .safetensors file of this folder"
             )
-    return sorted(set(weight_map.values()))
+    return weight_map
 
 
 def _check_none_missing(folder: Path, missing: list[str]) -> None:

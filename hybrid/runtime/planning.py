@@ -51,7 +51,7 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     Raises UsageError for a type of the cache that this model cannot have.
     """
     host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
-    decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens)
+    decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens, settings.allow_unused)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
     attends_outside = any(a.spec.rotary_dim and a.spec.head_dim % _ROTARY_STEP for a in attentions)
@@ -122,7 +122,7 @@ def plan_request(
     specs = tuple(linear.spec for linear in opened.linears)
     layers = max(1, len(decoder.cache) // 2)
     depths = _depths(decoder.context_limit)
-    notes = [*target.notes, *decoder.notes, *quantisation_notes(specs, opened.host_format)]
+    notes = [*target.notes, *quantisation_notes(specs, opened.host_format)]
     budget_notes = (note for note in (target.budget.note, ram.note if ram else "") if note)
     if not decoder.shared_cache:
         whole = opened.context_tokens * per_token
@@ -152,6 +152,7 @@ def plan_request(
         unsupported=unsupported,
         notes=tuple(notes),
         warnings=(
+            *decoder.notes,
             *target.warnings,
             *budget_notes,
             *without_effect(specs, opened.host_format, opened.activations),

@@ -145,6 +145,7 @@ def load(
     host_dtype: str | None = None,
     activations: str | None = None,
     ram: str | float | None = None,
+    allow_unused: bool = False,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -156,7 +157,8 @@ def load(
     `cuda` is the VRAM budget: GiB, or text such as "800MiB", "80%" or "auto"; 0 keeps everything on the CPU, None
     lets the machine decide. `ram` is the most RAM to use, written likewise; None for most of what is there.
     `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". `host_dtype` "int8" or "int4" quantises on load
-    what the CPU multiplies; `activations` "int8" or "float" says what quantised weights multiply. Raises OffloadError
+    what the CPU multiplies; `activations` "int8" or "float" says what quantised weights multiply. `allow_unused` runs
+    a model whose class or tensors are not all known; `model.engine.plan.warnings` then names them. Raises OffloadError
     for anything that can be put right.
     """
     settings = RunSettings(
@@ -171,5 +173,6 @@ def load(
         kv_dtype=kv_dtype,
         host_dtype=host_dtype,
         activations=activations,
+        allow_unused=allow_unused,
     )
     return open_text_model(settings)

@@ -27,11 +27,18 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [5.0, 6.0, 7.0, 8.0]}
 CASES: dict[str, dict[str, Any]] = {
     "llama, heads of 8": tiny_config(),
     "llama, heads of 16, tied": tiny_config(hidden_size=64, tie_word_embeddings=True),
     "llama, head_dim of its own": tiny_config(head_dim=16),
     "llama, head_dim 24": tiny_config(head_dim=24),
+    "llama, heads of 20": tiny_config(head_dim=20),
+    "llama, heads of 4, biases": tiny_config(head_dim=4, attention_bias=True),
+    "llama, swish": tiny_config(hidden_act="swish"),
+    "llama, gelu": tiny_config(hidden_act="gelu_pytorch_tanh"),
+    "llama, squared relu": tiny_config(hidden_act="relu2"),
+    "llama, longrope": tiny_config(rope_scaling=LONGROPE),
     "llama, no grouping": tiny_config(num_key_value_heads=4),
     "llama, biases": tiny_config(attention_bias=True, mlp_bias=True, head_dim=16),
     "llama, llama3 rope": tiny_config(head_dim=16, rope_scaling=LLAMA3_ROPE),
@@ -42,6 +49,10 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral, window 5": tiny_config("mistral", head_dim=16, sliding_window=5),
     "mistral, window 5, heads of 8": tiny_config("mistral", sliding_window=5),
     "mistral, window 1": tiny_config("mistral", head_dim=16, sliding_window=1),
+    "mistral, layer_types": tiny_config(
+        "mistral", head_dim=16, sliding_window=5, layer_types=["full_attention", "sliding_attention"]
+    ),
+    "mistral, heads of 20, window 5": tiny_config("mistral", head_dim=20, sliding_window=5),
     "mistral, no window": tiny_config("mistral", sliding_window=None),
     "qwen2": tiny_config("qwen2", tie_word_embeddings=True, use_sliding_window=False, sliding_window=4),
     "qwen2, later layers slide": tiny_config(
@@ -92,9 +103,21 @@ def reference_logits(config: Mapping[str, Any], weights: Mapping[str, Array], id
         x = x + linear(attended.reshape(count, -1), f"{prefix}.self_attn.o_proj")
         normed = norm(x, f"{prefix}.post_attention_layernorm")
         gate = linear(normed, f"{prefix}.mlp.gate_proj")
-        x = x + linear(gate / (1 + np.exp(-gate)) * linear(normed, f"{prefix}.mlp.up_proj"), f"{prefix}.mlp.down_proj")
+        active = reference_activation(config, gate)
+        x = x + linear(active * linear(normed, f"{prefix}.mlp.up_proj"), f"{prefix}.mlp.down_proj")
     head = "model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head"
     return norm(x, "model.norm") @ weights[f"{head}.weight"].T
+
+
+def reference_activation(config: Mapping[str, Any], x: Array) -> Array:
+    """The gate's activation by the name that the config has for it."""
+    name = config["hidden_act"]
+    if name in ("silu", "swish"):
+        return x / (1 + np.exp(-x))
+    if name == "relu2":
+        return np.maximum(x, 0) ** 2
+    assert name == "gelu_pytorch_tanh"
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def reference_frequencies(config: Mapping[str, Any], head_dim: int) -> Array:
@@ -105,7 +128,9 @@ def reference_frequencies(config: Mapping[str, Any], head_dim: int) -> Array:
     frequencies = []
     for pair in range(head_dim // 2):
         frequency = 1.0 / theta ** (2 * pair / head_dim)
-        if kind == "linear":
+        if kind == "longrope":
+            frequency /= rope["short_factor"][pair]
+        elif kind == "linear":
             frequency /= rope["factor"]
         elif kind == "llama3":
             wavelength, original = 2 * np.pi / frequency, rope["original_max_position_embeddings"]
@@ -122,6 +147,8 @@ def reference_frequencies(config: Mapping[str, Any], head_dim: int) -> Array:
 def reference_window(config: Mapping[str, Any], layer: int) -> float:
     """Tokens a query of this layer sees, itself included."""
     window = config.get("sliding_window")
+    if config.get("layer_types", ["sliding_attention"] * (layer + 1))[layer] == "full_attention":
+        window = None
     if config["model_type"].startswith("qwen"):
         slides = config.get("use_sliding_window") and layer >= config.get("max_window_layers", 28)
         window = window if slides else None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid.errors import UnsupportedModelError, UsageError
+from hybrid.errors import UsageError
 from hybrid.graph.graph import ElementType, FileRange, TensorInfo
 from hybrid.model.builders import build, open_huggingface
 from hybrid.model.builders.rope import frequencies, rope_tables
@@ -91,12 +91,10 @@ def test_opening_points_into_the_files(tmp_path: Path) -> None:
     assert decoder.graph.shapes["rope.cos"] == (48, 4)
 
 
-def test_what_is_left_out_or_cut_is_noted(tmp_path: Path) -> None:
-    config = tiny_config()
-    weights = random_weights(config) | {"value_head.weight": np.ones((1, 32), np.float32)}
-    decoder = open_huggingface(find_model(write_model(tmp_path, config, weights)), 1000)
+def test_contexts_are_cut_to_what_the_model_was_made_for(tmp_path: Path) -> None:
+    decoder = open_huggingface(find_model(write_model(tmp_path, tiny_config(), random_weights(tiny_config()))), 1000)
     assert decoder.graph.shapes["rope.sin"] == (64, 4)
-    assert decoder.notes == ("left out what is not part of the model: value_head.weight",)
+    assert decoder.notes == ()
 
 
 def test_a_config_alone_opens(tmp_path: Path) -> None:
@@ -106,11 +104,15 @@ def test_a_config_alone_opens(tmp_path: Path) -> None:
     assert decoder.graph.initializers["model.norm.weight"].source is None
 
 
-def test_contexts_and_heads_that_cannot_be() -> None:
+def test_contexts_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="context is 0 tokens"):
         build(parse_config(tiny_config(), "c"), None, 0, "tiny")
-    with pytest.raises(UnsupportedModelError, match="head_dim is 12, must be a multiple of 8"):
-        build(parse_config(tiny_config(head_dim=12), "c"), None, 64, "tiny")
+
+
+def test_odd_sizes_of_heads_are_padded_in_the_cache() -> None:
+    graph = build(parse_config(tiny_config(head_dim=20), "c"), None, 64, "tiny")
+    assert graph.shapes["present.0.key"] == (1, 2, "C", 24)
+    assert graph.shapes["model.layers.0.self_attn.q_proj"] == (1, "S", 80)
 
 
 def test_rope_by_hand() -> None:
@@ -119,6 +121,16 @@ def test_rope_by_hand() -> None:
     assert np.allclose(frequencies(4, 100.0, RopeScaling("linear", 4.0)), [0.25, 0.025])
     # 63 positions hold 10 waves of the first pair, which is kept, and 1 of the second, which is divided.
     assert np.allclose(frequencies(4, 100.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 63)), [1.0, 0.1 / 8], rtol=0.02)
+    # 63 positions hold 10, 3.2, 1 and 0.3 waves of heads of 8: YaRN keeps the first, divides the last two by 4, and
+    # the second is in the middle of the ramp.
+    yarn = RopeScaling("yarn", 4.0, original_max_positions=63, beta_fast=10.0, beta_slow=1.0, truncate=False)
+    by_hand = [1.0, 0.3162 * (1 / 2 + 1 / 8), 0.1 / 4, 0.0316 / 4]
+    assert np.allclose(frequencies(8, 100.0, yarn), by_hand, rtol=0.02)
+    longrope = RopeScaling("longrope", pair_factors=(2.0, 5.0))
+    assert np.allclose(frequencies(4, 100.0, longrope), [0.5, 0.02])
+    assert np.allclose(frequencies(4, 100.0, RopeScaling("proportional", 2.0, rotated_share=0.5)), [0.5, 0.0])
+    louder = tiny_config(rope_scaling={"type": "yarn", "factor": 1.0, "attention_factor": 3.0})
+    assert np.allclose(rope_tables(parse_config(louder, "c"), 1)[0], 3.0)
     cos, sin = rope_tables(parse_config(tiny_config(), "c"), 3)
     assert (cos.shape, cos.dtype) == ((3, 4), np.float32)
     assert np.allclose(sin[2], np.sin(2 * np.array([1.0, 0.1, 0.01, 0.001])))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hybrid.errors import UnsupportedModelError, UsageError
+from hybrid.errors import UsageError
 from hybrid.graph.graph import ElementType, Graph, Shape
 from hybrid.model.builders.rope import rope_tables
 from hybrid.model.builders.weights import EMBEDDING, FINAL_NORM, HEAD, initializers
@@ -18,8 +18,10 @@ from hybrid.model.decoder import CachePair
 from hybrid.model.hf_config import DecoderConfig
 from hybrid.model.safetensors import StoredTensor
 
-_HEAD_DIM_STEP = 8  # GroupQueryAttention's, on the CPU
+_HEAD_DIM_STEP = 8  # GroupQueryAttention's, on the CPU: heads of other sizes are padded with zeros
 _FUSED_ROTARY_STEP = 16  # and with do_rotary
+_QUICK_GELU_ALPHA = {"silu": 1.0, "quick_gelu": 1.702}
+_GELU_APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 def build(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, context_tokens: int, name: str) -> Graph:
@@ -27,15 +29,12 @@ def build(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, con
 
     In: `input_ids` int64 (1, S); `position_ids` int64 (1, S), only when head_dim is no multiple of 16;
     `seqlens_k` int32 (1,), past + new - 1; `total_sequence_length` int32 (); `past_key_values.{i}.key/.value`
-    (1, kv heads, C, D). Out: `logits` (1, 1, V) of the last position; `present.{i}.key/.value`, the past's
-    buffers with S tokens added. Rotary tables reach to `context_tokens`. Raises the errors of
-    `weights.initializers`, UnsupportedModelError for a head size that onnxruntime cannot run, UsageError for
-    a context that cannot be.
+    (1, kv heads, C, D, up to the next multiple of 8). Out: `logits` (1, 1, V) of the last position;
+    `present.{i}.key/.value`, the past's buffers with S tokens added. Rotary tables reach to `context_tokens`. Raises
+    the errors of `weights.initializers`, UsageError for a context that cannot be.
     """
     if context_tokens < 1:
         raise UsageError(f"context is {context_tokens} tokens, must be at least 1")
-    if config.head_dim % _HEAD_DIM_STEP:
-        raise UnsupportedModelError(f"{name}: head_dim is {config.head_dim}, must be a multiple of {_HEAD_DIM_STEP}")
     return _Llama(config, tensors, context_tokens).build(name)
 
 
@@ -52,6 +51,8 @@ class _Llama:
     def __init__(self, config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, context_tokens: int) -> None:
         self.config = config
         self.write = GraphWriter(initializers(config, tensors))
+        self.padding = -config.head_dim % _HEAD_DIM_STEP
+        self.padded_dim = config.head_dim + self.padding
         self.rotary_apart = config.head_dim % _FUSED_ROTARY_STEP != 0
         cos, sin = rope_tables(config, context_tokens)
         self.rope = (
@@ -90,10 +91,15 @@ class _Llama:
         write.input("total_sequence_length", ElementType.INT32, ())
         for pair in cache_pairs(config):
             write.input(pair.past, ElementType.FLOAT, self._cache_shape())
-        if config.qk_norm:
+        if config.qk_norm or self.padding:
             write.constant("q_heads", np.array([0, 0, config.num_heads, config.head_dim], np.int64))
             write.constant("k_heads", np.array([0, 0, config.num_kv_heads, config.head_dim], np.int64))
             write.constant("heads_joined", np.array([0, 0, -1], np.int64))
+        if self.padding:
+            write.constant("padded_heads", np.array([0, 0, config.num_heads, self.padded_dim], np.int64))
+            write.constant("padding", np.array([0] * 7 + [self.padding], np.int64))
+            for name, value in (("head_start", 0), ("head_end", config.head_dim), ("head_axis", 3)):
+                write.constant(name, np.array([value], np.int64))
 
     def _layer(self, prefix: str, layer: int, residual: str, branch: str) -> tuple[str, str]:
         """One layer: the residual before its MLP, and what the MLP adds to it."""
@@ -105,21 +111,24 @@ class _Llama:
         normed, residual = self._norm(name, f"{name}.weight", residual, branch)
         gate = self._linear(f"{prefix}.mlp.gate_proj", normed)
         up = self._linear(f"{prefix}.mlp.up_proj", normed)
-        # QuickGelu is x * sigmoid(alpha * x): with alpha 1 it is SiLU in one pass, a fifth faster than
-        # Sigmoid and Mul.
-        silu = write.node("QuickGelu", (gate,), f"{prefix}.mlp.act_fn", inner, domain=MICROSOFT, alpha=1.0)
-        product = write.node("Mul", (silu, up), f"{prefix}.mlp.gated", inner)
+        active = self._activation(f"{prefix}.mlp.act_fn", gate)
+        product = write.node("Mul", (active, up), f"{prefix}.mlp.gated", inner)
         return residual, self._linear(f"{prefix}.mlp.down_proj", product)
 
     def _attention(self, prefix: str, layer: int, normed: str) -> str:
         write, config = self.write, self.config
         query, key, value = (self._linear(f"{prefix}.{part}_proj", normed) for part in "qkv")
         if config.qk_norm:
-            query = self._head_norm(f"{prefix}.q_norm", query, "q_heads")
-            key = self._head_norm(f"{prefix}.k_norm", key, "k_heads")
+            query = self._head_norm(f"{prefix}.q_norm", query)
+            key = self._head_norm(f"{prefix}.k_norm", key)
         if self.rotary_apart:
             query = self._rotate(f"{prefix}.q_rotary", query)
             key = self._rotate(f"{prefix}.k_rotary", key)
+        if self.padding:
+            query, key, value = (
+                self._pad_heads(f"{prefix}.{part}_padded", tensor)
+                for part, tensor in (("q", query), ("k", key), ("v", value))
+            )
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         window = config.window_of(layer)
         # onnxruntime counts the query itself in local_window_size, as transformers does in sliding_window
@@ -136,7 +145,7 @@ class _Llama:
                 *(() if self.rotary_apart else self.rope),
             ),
             f"{prefix}.attention",
-            self._hidden(config.num_heads * config.head_dim),
+            self._hidden(config.num_heads * self.padded_dim),
             more_outputs={f"present.{layer}.{part}": self._cache_shape() for part in ("key", "value")},
             domain=MICROSOFT,
             num_heads=config.num_heads,
@@ -146,7 +155,23 @@ class _Llama:
             rotary_interleaved=0,
             local_window_size=-1 if window is None else window,
         )
+        if self.padding:
+            attended = self._unpad_heads(f"{prefix}.attention.unpadded", attended)
         return self._linear(f"{prefix}.o_proj", attended)
+
+    def _activation(self, name: str, source: str) -> str:
+        write, kind = self.write, self.config.activation
+        shape = write.shapes[source]
+        if kind in _QUICK_GELU_ALPHA:
+            # x * sigmoid(alpha * x): with alpha 1 it is SiLU in one pass, a fifth faster than Sigmoid and Mul.
+            alpha = _QUICK_GELU_ALPHA[kind]
+            return write.node("QuickGelu", (source,), name, shape, domain=MICROSOFT, alpha=alpha)
+        if kind in _GELU_APPROXIMATION:
+            return write.node("Gelu", (source,), name, shape, approximate=_GELU_APPROXIMATION[kind])
+        if kind == "relu2":
+            positive = write.node("Relu", (source,), f"{name}.relu", shape)
+            return write.node("Mul", (positive, positive), name, shape)
+        return write.node(kind.capitalize(), (source,), name, shape)  # Relu, Sigmoid, Tanh
 
     def _linear(self, name: str, source: str, weight: str = "", output: str = "") -> str:
         """x W^T + b, float32. The matmul node carries the module's name; (1, S, in) to (1, S, out)."""
@@ -190,14 +215,38 @@ class _Llama:
             stash_type=1,
         )
 
-    def _head_norm(self, name: str, source: str, heads_shape: str) -> str:
+    def _head_norm(self, name: str, source: str) -> str:
         """RMS norm over each head: (1, S, heads * D) to heads, norm, and back."""
         write = self.write
         shape = write.shapes[source]
-        heads = self.config.num_heads if heads_shape == "q_heads" else self.config.num_kv_heads
-        split = write.node("Reshape", (source, heads_shape), f"{name}.heads", (1, "S", heads, self.config.head_dim))
+        split = self._split_heads(f"{name}.heads", source)
         normed = self._plain_norm(name, split, write.as_float(f"{name}.weight"))
         return write.node("Reshape", (normed, "heads_joined"), f"{name}.joined", shape)
+
+    def _pad_heads(self, name: str, source: str) -> str:
+        """Zeros behind each head, which change no score and no sum: (1, S, heads * D) to (1, S, heads * padded D)."""
+        write, (_, heads) = self.write, self._heads_of(source)
+        split = self._split_heads(f"{name}.heads", source)
+        padded = write.node("Pad", (split, "padding"), f"{name}.zeros", (1, "S", heads, self.padded_dim))
+        return write.node("Reshape", (padded, "heads_joined"), name, self._hidden(heads * self.padded_dim))
+
+    def _unpad_heads(self, name: str, source: str) -> str:
+        write, heads, head_dim = self.write, self.config.num_heads, self.config.head_dim
+        split = write.node("Reshape", (source, "padded_heads"), f"{name}.heads", (1, "S", heads, self.padded_dim))
+        bounds = ("head_start", "head_end", "head_axis")
+        kept = write.node("Slice", (split, *bounds), f"{name}.kept", (1, "S", heads, head_dim))
+        return write.node("Reshape", (kept, "heads_joined"), name, self._hidden(heads * head_dim))
+
+    def _split_heads(self, name: str, source: str) -> str:
+        """(1, S, heads * D) to (1, S, heads, D)."""
+        shape, heads = self._heads_of(source)
+        return self.write.node("Reshape", (source, shape), name, (1, "S", heads, self.config.head_dim))
+
+    def _heads_of(self, source: str) -> tuple[str, int]:
+        """The shape to split queries or keys with, and how many heads they have."""
+        config = self.config
+        is_query = self.write.shapes[source][-1] == config.num_heads * config.head_dim
+        return ("q_heads", config.num_heads) if is_query else ("k_heads", config.num_kv_heads)
 
     def _rotate(self, name: str, source: str) -> str:
         return self.write.node(
@@ -213,4 +262,4 @@ class _Llama:
         return (1, "S", width)
 
     def _cache_shape(self) -> Shape:
-        return (1, self.config.num_kv_heads, "C", self.config.head_dim)
+        return (1, self.config.num_kv_heads, "C", self.padded_dim)

@@ -1,27 +1,40 @@
 """A Hugging Face folder to a `Decoder`. Only JSON and headers are read: any size opens in milliseconds."""
 
-from hybrid.errors import ModelFileError
+from collections.abc import Mapping
+
+from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.model.builders.llama import build, cache_pairs
-from hybrid.model.builders.weights import unused_tensors
+from hybrid.model.builders.tied_head import resolve_tied_head
+from hybrid.model.builders.weights import unused_tensors, with_usual_names
 from hybrid.model.decoder import Decoder
-from hybrid.model.hf_config import parse_config
-from hybrid.model.safetensors import read_index
+from hybrid.model.hf_config import DecoderConfig, parse_config, unknown_class
+from hybrid.model.safetensors import StoredTensor, read_index
 from hybrid.model.source import CONFIG, ModelFolder, listed, show
 
 
-def open_huggingface(folder: ModelFolder, context_tokens: int) -> Decoder:
+def open_huggingface(folder: ModelFolder, context_tokens: int, allow_unused: bool = False) -> Decoder:
     """The decoder in a folder with `config.json`; without safetensors its weights have no source.
 
-    The context is cut to what the model was made for. Raises ModelError.
+    The context is cut to what the model was made for. A class or tensors that are not the family's are told in the
+    notes with `allow_unused`, and refused without. Raises ModelError.
     """
     if folder.config is None:
         raise ModelFileError(f"{show(folder.folder)}: no {CONFIG}")
-    config = parse_config(folder.config, show(folder.folder / CONFIG), folder.generation_config)
-    tensors = read_index(folder.safetensors_files) if folder.safetensors_files else None
-    notes = []
-    if unused := unused_tensors(config, tensors or ()):
-        notes.append(f"left out what is not part of the model: {listed(unused)}")
+    where = show(folder.folder / CONFIG)
+    config = parse_config(folder.config, where, folder.generation_config)
+    strange = unknown_class(folder.config, config.model_type)
+    if strange and not allow_unused:
+        raise UnsupportedModelError(
+            f"{where}: architectures is {strange}, not known to be a {config.model_type} though model_type says so;"
+            f" --allow-unused runs it as one"
+        )
+    notes = [f"architectures is {strange}: run as a {config.model_type}"] if strange else []
+    tensors = None
+    if folder.safetensors_files:
+        tensors = with_usual_names(read_index(folder.safetensors_files, folder.weight_map))
+        config, tensors = resolve_tied_head(config, tensors)
     graph = build(config, tensors, min(context_tokens, config.max_positions), folder.name)
+    notes += _unused(folder, config, tensors or {}, allow_unused)
     return Decoder(
         name=folder.name,
         folder=folder.folder,
@@ -33,5 +46,21 @@ def open_huggingface(folder: ModelFolder, context_tokens: int) -> Decoder:
         bos_token_id=config.bos_token_id,
         cache=cache_pairs(config),
         shared_cache=True,
-        notes=tuple(notes),
+        notes=(*notes, *config.notes),
     )
+
+
+def _unused(
+    folder: ModelFolder, config: DecoderConfig, tensors: Mapping[str, StoredTensor], allow_unused: bool
+) -> list[str]:
+    """A note on the tensors that are left over, if any and `allow_unused`; without it, UnsupportedModelError."""
+    unused = unused_tensors(config, tensors)
+    if not unused:
+        return []
+    count = f"{len(unused)} tensors are" if len(unused) > 1 else "1 tensor is"
+    what = f"{count} not part of a {config.model_type} with this config.json: {listed(unused)}"
+    if not allow_unused:
+        raise UnsupportedModelError(
+            f"{show(folder.folder)}: {what}; what they are for would be missing; --allow-unused runs it without them"
+        )
+    return [f"{what}; left out"]

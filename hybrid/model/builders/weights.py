@@ -9,6 +9,7 @@ from hybrid.model.hf_config import DecoderConfig
 from hybrid.model.safetensors import StoredTensor
 from hybrid.model.source import show
 
+BASE = "model."
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
@@ -20,6 +21,9 @@ _QUANTISED = re.compile(
     r"|input_scale|weight_shape|scales)$"
 )
 _INSTEAD = "use the original float checkpoint, or an ONNX export with int4 or int8 weights"
+_OF_BASE = re.compile(r"(embed_tokens|layers|norm)\.")
+# What older versions of transformers saved beside the weights, and can be worked out.
+_LEFTOVER = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias|position_ids)$")
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 
 
@@ -85,9 +89,21 @@ def initializers(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | No
 def unused_tensors(config: DecoderConfig, tensors: Iterable[str]) -> list[str]:
     """Names of tensors that the decoder does not read, apart from those that say nothing new."""
     expected = expected_shapes(config)
-    # Old checkpoints store the rotary frequencies, and some store a tied head a second time.
-    known = {HEAD} if config.tie_word_embeddings else set()
-    return [n for n in tensors if n not in expected and n not in known and not n.endswith("rotary_emb.inv_freq")]
+    # A head that is still here and not expected equals the embedding: see `tied_head`.
+    return [name for name in tensors if name not in expected and name != HEAD and not _LEFTOVER.search(name)]
+
+
+def with_usual_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors by the names that a model with a head has; one saved without its head lacks the first part.
+
+    As in transformers, each tensor for itself.
+    """
+
+    def usual(name: str) -> str:
+        based = f"{BASE}{name}"
+        return based if _OF_BASE.match(name) and based not in tensors else name
+
+    return {usual(name): tensor for name, tensor in tensors.items()}
 
 
 def _refuse_quantised(tensors: Mapping[str, StoredTensor]) -> None:
