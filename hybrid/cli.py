@@ -243,7 +243,7 @@ def chat(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
         say(report.opening_line(engine, cuda))
-        for note in (*without_effect(locals(), sampling.temperature), *engine.plan.warnings):
+        for note in (*tokenizer.notes, *without_effect(locals(), sampling.temperature), *engine.plan.warnings):
             say(f"note: {note}")
         engine.on_warning = note_between
         say(line)

@@ -126,6 +126,18 @@ def test_chat_answers_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     assert capfd.readouterr().out.startswith(", there was")
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_notes_on_tokens_are_told(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once\n"), encoding="utf-8"))
+    prompt = ["-"] if command == "run" else []
+    assert cli.main([command, "--model", str(tmp_path / "model"), "--cuda", "0", "--max-tokens", "2", *prompt]) == 0
+    assert capfd.readouterr().err.count("note: add_eos_token is true") == 1
+
+
 def test_doctor_finds_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["doctor", "--json", "--model", str(DEMO_MODEL)])
     sections = json.loads(capsys.readouterr().out)["sections"]
