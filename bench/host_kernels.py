@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -55,17 +56,19 @@ class Row:
     best: float
 
 
-def read_all(values: Array, sums: Array) -> None:
+@numba.njit(nogil=True, fastmath=True)
+def add_up(values: Array, sums: Array, thread: int) -> None:
+    """The sum of one thread's part of `values`."""
+    part = values[values.size * thread // len(sums) : values.size * (thread + 1) // len(sums)]
+    total = np.float32(0)
+    for i in range(part.size):
+        total += part[i]
+    sums[thread] = total
+
+
+def read_all(pool: ThreadPoolExecutor, values: Array, sums: Array) -> None:
     """One sum for each thread over its part of `values`: as fast as these threads can read memory."""
-    for thread in numba.prange(len(sums)):
-        part = values[values.size * thread // len(sums) : values.size * (thread + 1) // len(sums)]
-        total = np.float32(0)
-        for i in range(part.size):
-            total += part[i]
-        sums[thread] = total
-
-
-read_compiled = numba.njit(parallel=True, fastmath=True)(read_all)
+    wait([pool.submit(add_up, values, sums, thread) for thread in range(len(sums))])
 
 
 def turns(actions: Sequence[Callable[[], object]], turn: Iterator[int]) -> Callable[[], object]:
@@ -123,11 +126,12 @@ def bench_decode(
 ) -> list[Row]:
     """GB/s of weights [k, n] for a few rows of x, beside a plain read of as many bytes."""
     found = []
+    pool = ThreadPoolExecutor(backend.threads)
     for weight_format in FORMATS:
         nbytes, sums = k * n * weight_format.itemsize_bytes, np.zeros(backend.threads, np.float32)
         reads = [flat.view(np.float32)[: nbytes // 4] for flat in halves]
         turn = itertools.count()
-        contestants = {"read": timed(turns([partial(read_compiled, values, sums) for values in reads], turn))}
+        contestants = {"read": timed(turns([partial(read_all, pool, values, sums) for values in reads], turn))}
         kinds = {f"{layout} {rows}": (layout, rows) for layout in Layout for rows in all_rows}
         for name, (layout, rows) in kinds.items():
             groups = [[columns(flat, weight_format, layout, n, k)] for flat in halves]
@@ -228,7 +232,7 @@ def main() -> None:
     backend = NumbaBackend(options.threads)
     backend.warm_up(itertools.product(FORMATS, Layout))
     compile_s = time.perf_counter() - start
-    console.print(f"{options.threads} threads, {numba.threading_layer()}; kernels ready in {compile_s:.2f} s")
+    console.print(f"{options.threads} threads; kernels ready in {compile_s:.2f} s")
     decode_rounds, prefill_rounds = (10, 2) if options.quick else (60, 6)
     with TemporaryDirectory() as folder:
         halves = write_weights(Path(folder) / "weights")
@@ -245,7 +249,6 @@ def main() -> None:
     if options.json:
         found = {
             "threads": options.threads,
-            "threading_layer": numba.threading_layer(),
             "compile_s": compile_s,
             "kernels": [asdict(row) for row in (*decode, *prefill)],
             "group": {"one_launch_s": one, "three_launches_s": three, "ratio": ratio},

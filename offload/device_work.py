@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from offload.column_reads import HostWeight
 from offload.devices.base import Device, DeviceArray, DeviceStream, DeviceWeight, HostArray, aligned
 from offload.errors import PinningError
+from offload.host_cast import cast_activations
 from offload.host_pieces import host_pieces, pin
-from offload.kernels.host import FloatArray, cast_activations
+from offload.kernels.host import FloatArray
 from offload.packing import ActivationRow, ColumnMatrix, working_memory
 from offload.plan import LinearPlacement, Plan
 from offload.row_scales import fp16_row_scales

@@ -50,8 +50,7 @@ class HostAttention:
     def __init__(self, backend: NumbaBackend) -> None:
         self.threads = backend.threads
         self.sgemm = backend.sgemm
-        self.launch = host.launcher(words.launch)
-        self.keep_apart = backend.keep_apart
+        self.team = backend.team
         self._scratch: dict[int, FloatArray] = {}
 
     def warm_up(self, cache_dtypes: Iterable[np.dtype[Any]]) -> None:
@@ -109,9 +108,10 @@ class AttentionCall:
         threads = self._threads_for(seen * self._spec.num_kv_heads * self._spec.head_dim)
         chunks = self._chunks(seen, threads)
         self._task[words.PAST], self._task[words.CHUNKS] = past, chunks
-        mergers = threads if chunks > 1 else 0
-        self._attention.keep_apart()
-        self._attention.launch(self._jobs, *self._addresses, self._writers, threads, mergers)
+        pieces = self._writers, self._items * chunks, self._items if chunks > 1 else 0
+        for job, count in zip(self._jobs, pieces, strict=True):
+            if count:
+                self._attention.team.run(job, self._addresses, threads, count)
 
     def _threads_for(self, elements: int) -> int:
         return 1 if elements <= _SERIAL_ELEMENTS else self._attention.threads

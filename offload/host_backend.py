@@ -19,10 +19,11 @@ from offload.kernels.host import FloatArray
 from offload.kernels.host_jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
 from offload.quantised import QuantisedWeight
 from offload.specs import Activations, ColumnRange, Layout, WeightFormat
-from offload.threads_apart import ThreadsApart
+from offload.team import Team, piece_units, shared_team
 
 # Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
 DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
+_DIRECT_UNITS = 3  # 96 columns: kernels go through them in twelves, eights and fours
 _DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
 
 
@@ -79,9 +80,6 @@ class HostBackend(Protocol):
         """Prepare Linears that read the same x; the weights must stay where they are."""
 
 
-_pool = ThreadsApart()  # numba's, which is one for the process
-
-
 class NumbaBackend:
     """Multiplies fp32, fp16, bf16, int8 and int4 weights where they lie, without a copy in another format.
 
@@ -93,25 +91,14 @@ class NumbaBackend:
 
         Raises ValueError for less than 1 thread.
         """
-        host.set_threads(threads)
-        self.threads = threads
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.team: Team = shared_team()
+        self.threads = self.team.grow(threads)
         self._sgemm = _sgemm_address()  # loads BLAS, so that the limit finds it
         self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
         self._panels: npt.NDArray[np.float32] | None = None
         self._scratch = np.empty(0, np.uint8)
-        self._launch = host.launcher()
-        if threads > 1:
-            nothing = np.zeros(HEADER, np.int64)
-            _pool.learn(lambda: self._launch(self.job(_Path.ONE), nothing.ctypes.data, threads))
-
-    def launch(self, job: int, task: int, threads: int) -> None:
-        """Run a job of `host_jobs` on so many threads."""
-        self.keep_apart()
-        self._launch(job, task, threads)
-
-    def keep_apart(self) -> None:
-        """Now and then, see to it that no two threads wait for each other on one CPU."""
-        _pool.look()
 
     def group(self, columns: Sequence[HostColumns]) -> HostGroup:
         """See `HostBackend`: one launch where all weights are floats or all have the same kind of blocks, else one
@@ -183,7 +170,7 @@ class NumbaGroup:
         self._columns = tuple(columns)
         self._tables: dict[_Path, npt.NDArray[np.int64]] = {}
         self._table = np.zeros(HEADER, np.int64)
-        self._call = (0, 0, 0)  # job, table, threads
+        self._call = (0, 0, 0)  # job, table, pieces
         self._x: FloatArray | None = None
         self._outputs: tuple[FloatArray, ...] = ()
 
@@ -194,7 +181,8 @@ class NumbaGroup:
         if not known or x is not self._x:
             self._bind(x, outputs, known)
         if self._call[2]:
-            self._backend.launch(*self._call)
+            job, table, pieces = self._call
+            self._backend.team.run(job, (table,), self._backend.threads, pieces)
 
     def _bind(self, x: FloatArray, outputs: Sequence[FloatArray], known: bool) -> None:
         """Check the arrays and write their addresses into the table for so many rows of x."""
@@ -211,8 +199,11 @@ class NumbaGroup:
             self._table = self._table_for(path)
             for i, output in enumerate(outputs):
                 self._table[HEADER + i * ROW + _OUTPUT] = output.ctypes.data
-            threads = self._backend.threads if rows and self._table[_UNITS] else 0
-            self._call = (self._backend.job(path), self._table.ctypes.data, threads)
+            units = int(self._table[_UNITS])
+            multiple = PANEL_COLUMNS // UNIT if path is _Path.PANELS else _DIRECT_UNITS
+            piece = self._table[_PIECE] = piece_units(units, self._backend.threads, rows, multiple) if rows else 1
+            pieces = -(-units // piece) if rows else 0
+            self._call = (self._backend.job(path), self._table.ctypes.data, pieces)
         self._table[_X], self._table[_ROWS] = x.ctypes.data, rows
         self._x, self._outputs = (x, tuple(outputs)) if rows <= _DECODE_ROWS else (None, ())
 
@@ -227,7 +218,7 @@ class NumbaGroup:
             backend, panels = self._backend, path is _Path.PANELS
             units = [-(-(column.stop - column.start) // UNIT) for column in self._columns]
             scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
-            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 0]
+            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 1]
             for column, count in zip(self._columns, units, strict=True):
                 assert isinstance(column.weight, np.ndarray)
                 kernel = backend.kernel(path, column.format, column.layout)
@@ -263,7 +254,7 @@ _DIRECT = {
     (Layout.KN, _Path.FEW): host_loops.kn_few,
 }
 # Where the words are that change from call to call.
-_X, _ROWS, _UNITS, _OUTPUT = 0, 2, 4, 5
+_X, _ROWS, _UNITS, _OUTPUT, _PIECE = 0, 2, 4, 5, 7
 
 
 def _kind(column: HostColumns) -> tuple[object, ...]:

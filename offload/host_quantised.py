@@ -13,9 +13,11 @@ from offload.kernels.host import FloatArray
 from offload.kernels.host_jobs import BLOCK_HEADER, BLOCK_ROW, UNIT
 from offload.quantised import QuantisedWeight
 from offload.specs import Activations, BlockFormat, ColumnRange, WeightFormat
+from offload.team import PIECES, Team, piece_units
 
 _DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
 _ALIGNMENT = 64
+_MULTIPLE = 4  # units of columns that a piece has at least
 _ONE_THREAD = 1 << 15  # elements of x that one thread makes ready in less time than several need to wake up
 
 
@@ -50,9 +52,7 @@ class Backend(Protocol):
     """What a group needs of its backend."""
 
     threads: int
-
-    def launch(self, job: int, task: int, threads: int) -> None:
-        """Run a job of `host_jobs` on so many threads."""
+    team: Team
 
     def scratch(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """Memory that any group may use until the next one asks."""
@@ -92,15 +92,17 @@ class QuantisedGroup:
         self._outputs: tuple[FloatArray, ...] = ()
         self._memory = np.empty(0, np.uint8)
         self._table = np.zeros(BLOCK_HEADER, np.int64)
-        self._calls: list[tuple[int, int, int]] = []  # job, table, threads
+        self._address = 0
+        self._calls: list[tuple[int, int]] = []  # job, pieces
 
     def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
         """See `HostGroup`. Raises ValueError for arrays that do not fit."""
         known = len(outputs) == len(self._outputs) and all(map(operator.is_, outputs, self._outputs))
         if not known or x is not self._x:
             self._bind(x, outputs)
-        for call in self._calls:
-            self._backend.launch(*call)
+        address = (self._address,)
+        for job, pieces in self._calls:
+            self._backend.team.run(job, address, self._backend.threads, pieces)
 
     def _bind(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
         """Check the arrays and write everything into the table."""
@@ -116,7 +118,9 @@ class QuantisedGroup:
             self._calls = []
             return
         table = [x.ctypes.data, first.in_features, rows, len(units), sum(units), first.blocks]
-        table += [*self._places_of_x(rows), self._kinds[0].ready, 0]
+        threads = self._backend.threads
+        piece = piece_units(sum(units), threads, rows, _MULTIPLE)
+        table += [*self._places_of_x(rows), self._kinds[0].ready, piece]
         for kind, weight, columns, count, output in zip(
             self._kinds, self._weights, self._ranges, units, outputs, strict=True
         ):
@@ -125,11 +129,11 @@ class QuantisedGroup:
             table += [columns.start, columns.stop, output.ctypes.data, weight.out_features, count, 0]
         self._table = np.array(table, np.int64)
         assert len(table) == BLOCK_HEADER + BLOCK_ROW * len(units)
-        address, threads = self._table.ctypes.data, self._backend.threads
-        self._calls = [(host.kernel_address(host_jobs.blocks), address, threads)]
+        self._address = int(self._table.ctypes.data)
+        self._calls = [(host.kernel_address(host_jobs.blocks), -(-sum(units) // piece))]
         if rows > 1:
-            few = 1 if rows * first.in_features <= _ONE_THREAD else threads
-            self._calls.insert(0, (host.kernel_address(host_jobs.ready_x), address, few))
+            parts = 1 if rows * first.in_features <= _ONE_THREAD else min(rows, PIECES * threads)
+            self._calls.insert(0, (host.kernel_address(host_jobs.ready_x), parts))
 
     def _places_of_x(self, rows: int) -> list[int]:
         """Where x is made ready: values, scales, sums, and the bytes from one thread's copy to the next."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +13,7 @@ from offload.mapped_file import file_of
 from offload.plan import LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.specs import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.team import PIECES, shared_team
 
 _KERNELS = {Layout.NK: requantise_loops.requantise_nk, Layout.KN: requantise_loops.requantise_kn}
 _PART_BYTES = 16 << 20  # what is read of a mapped weight at once
@@ -74,7 +74,7 @@ def requantise(
     """
     is_nk = linear.layout is Layout.NK
     kernel = _kernel(linear.format, linear.layout, into.format)
-    job, threads = host.kernel_address(host_jobs.requantise), numba.get_num_threads()
+    job, team = host.kernel_address(host_jobs.requantise), shared_team()
     rows = columns if is_nk else ColumnRange(0, linear.in_features)
     step = _rows_a_part(weight, linear.layout)
     held_rows = min(step, len(rows)) if file_of(weight) is not None else 0
@@ -93,7 +93,7 @@ def requantise(
         target = packed + written * into.packed.strides[1], scales + written * into.scales.itemsize
         ld = part.strides[0] // part.itemsize
         task = np.array([kernel, _address(part), ld, k, into.blocks, first, last, *target], np.int64)
-        host.launcher()(job, task.ctypes.data, threads)
+        team.run(job, (task.ctypes.data,), team.threads, min(last - first, PIECES * team.threads))
         on_bytes(k * (last - first) * weight.itemsize)
 
 

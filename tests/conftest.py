@@ -1,7 +1,6 @@
 """What every test starts from."""
 
 import gc
-import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,6 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
-
-# By default OpenMP's threads spin until the others have come. Where other processes use the cores, the others come when
-# the time slice of those that spin is over: 4 ms for each of the thousands of small launches that tests make.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_finish() -> None:

@@ -11,9 +11,8 @@ from hybrid.doctor.findings import Finding, Report, Section, note
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache
 from hybrid.doctor.gpu import examine_cuda, examine_driver
 from hybrid.doctor.memory import examine_memory
-from hybrid.doctor.packages import CUPY, examine_packages
+from hybrid.doctor.packages import CUPY, examine_numba, examine_packages, import_error
 from hybrid.doctor.processor import examine_processor
-from hybrid.doctor.threading_layer import examine_threading_layer, import_error
 from hybrid.doctor.versions import FindVersion, installed, suitable_extra
 from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.ram import Ram, read_ram
@@ -58,7 +57,7 @@ def _examine(
         _section(
             "Packages", lambda: examine_packages(find_version, suitable_extra(driver), _why_onnxruntime_does_not_load)
         ),
-        _section("CPU kernels", lambda: [*examine_threading_layer(environment), *examine_kernel_cache(environment)]),
+        _section("CPU kernels", lambda: [*examine_numba(), *examine_kernel_cache(environment)]),
         _section("Disk", lambda: examine_hub_cache(hub_cache(environment))),
         _section("GPU", lambda: examine_driver(driver, why_no_driver, root)),
     ]

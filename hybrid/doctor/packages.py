@@ -1,5 +1,6 @@
 """Python, and installed packages that are missing, too old, or of different CUDA versions."""
 
+import importlib
 import sys
 from collections.abc import Callable
 
@@ -31,6 +32,22 @@ def examine_packages(
     findings += _cuda_majors(find_version)
     findings += _retired_pynvml(find_version)
     return findings
+
+
+def import_error(module: str) -> str:
+    """Say why a module cannot be imported; empty when it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a library that is half installed may raise anything
+        return str(error) or type(error).__name__
+    return ""
+
+
+def examine_numba(why_not: Callable[[str], str] = import_error) -> list[Finding]:
+    """Findings about what compiles the CPU kernels; `why_not` gives a module's import error, or nothing."""
+    if reason := why_not("numba"):
+        return [problem(f"numba cannot be imported: {reason}", "pip install --force-reinstall numba")]
+    return []
 
 
 def _python(python: tuple[int, ...]) -> Finding:

@@ -1,7 +1,4 @@
-"""The CPU kernels as machine code, compiled when first needed and kept on disk; and rounding of activations.
-
-numba's settings are made here, before its thread pool starts.
-"""
+"""The CPU kernels as machine code, compiled when first needed and kept on disk."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba.core import config, types
+from numba.core import types
 
 from offload.kernels import (
     host_attention,
@@ -21,33 +18,25 @@ from offload.kernels import (
     host_quant_one,
     host_quant_x,
     host_softmax,
+    host_team,
     requantise_loops,
 )
 from offload.specs import WeightFormat
 
 FloatArray = npt.NDArray[np.float32]
 
-_SIGNATURES = host_loops.SIGNATURES | host_jobs.SIGNATURES | host_attention.SIGNATURES | host_softmax.SIGNATURES
+_SIGNATURES = (
+    host_loops.SIGNATURES
+    | host_jobs.SIGNATURES
+    | host_attention.SIGNATURES
+    | host_softmax.SIGNATURES
+    | host_team.SIGNATURES
+)
 _QUANTISED_SIGNATURES = (
     host_quant_x.SIGNATURES | host_quant_one.SIGNATURES | host_quant_few.SIGNATURES | requantise_loops.SIGNATURES
 )
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
-_ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up
-
-
-def set_threads(threads: int) -> None:
-    """Have numba use `threads` threads, of OpenMP where there is a libgomp. Raises ValueError below 1.
-
-    numba's pool has NUMBA_NUM_THREADS threads (default: the cores this process may use) and cannot grow.
-    The number holds for the calling Python thread, which is to make the launches too.
-    """
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    # A launch costs 2 µs with OpenMP and 55 µs with workqueue; a choice of the user's own is kept.
-    if config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
-        config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
 
 
 def kernel_address(function: Callable[..., None], weight_format: WeightFormat | None = None) -> int:
@@ -67,14 +56,12 @@ def quantised_kernel_address(function: Callable[..., None], bits: int, block: in
 
 
 @functools.cache
-def launcher(function: Callable[..., None] = host_jobs.launch) -> Callable[..., None]:
-    """A function that launches threads, compiled (0.4 s) unless it is cached."""
-
-    def build(cache: bool) -> Any:
-        signature = types.void(*_SIGNATURES[function])
-        return numba.njit(signature, parallel=True, nogil=True, cache=cache)(function)
-
-    compiled: Callable[..., None] = _cached_if_possible(build)
+def launcher() -> Callable[..., None]:
+    """`host_team.run` as a Python function that lets other Python threads run, compiled (0.5 s) unless it is cached."""
+    signature = types.void(*_SIGNATURES[host_team.run])
+    compiled: Callable[..., None] = _cached_if_possible(
+        lambda cache: numba.njit(signature, nogil=True, cache=cache)(host_team.run)
+    )
     return compiled
 
 
@@ -104,24 +91,3 @@ def check_array(name: str, array: FloatArray, shape: tuple[int, int]) -> None:
     """Raise ValueError for an array that a kernel could not read or write."""
     if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(f"{name} must be C-contiguous float32 {list(shape)}, not {array.dtype}{list(array.shape)}")
-
-
-def cast_activations(x: FloatArray, out: npt.NDArray[Any], weight_format: WeightFormat) -> None:
-    """Round activations to the type of the weights they are to meet: nearest even, as IEEE 754 has it.
-
-    `x` is float32 and `out` has the format's storage dtype (bf16: uint16) and the shape of `x`; both are
-    C-contiguous. A NaN stays a NaN, a value beyond fp16 becomes infinite. Raises ValueError.
-    """
-    if not weight_format.is_float:
-        raise ValueError(f"activations cannot be cast to {weight_format}")
-    if x.dtype != np.float32 or out.dtype != weight_format.storage_dtype or x.shape != out.shape:
-        raise ValueError(f"cannot cast {x.dtype}{list(x.shape)} into {out.dtype}{list(out.shape)} as {weight_format}")
-    if not (x.flags.c_contiguous and out.flags.c_contiguous and out.flags.writeable):
-        raise ValueError("activations must be C-contiguous and the output writable")
-    if weight_format is WeightFormat.FP32:
-        np.copyto(out, x)
-        return
-    kernel = kernel_address(host_loops.cast, weight_format)
-    task = np.array([kernel, x.ctypes.data, out.ctypes.data, x.size], np.int64)
-    threads = 1 if x.size <= _ALONE else numba.get_num_threads()
-    launcher()(kernel_address(host_jobs.round_off), task.ctypes.data, threads)

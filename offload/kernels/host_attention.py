@@ -1,4 +1,4 @@
-"""Attention on the CPU, as jobs for the threads of one launch: new keys and values into the cache, attend, merge.
+"""Attention on the CPU, as jobs for the threads of a team: new keys and values into the cache, attend, merge.
 
 Keys are taken block by block; where there are too few heads for the threads, the tokens of a head are cut into chunks
 whose results are merged (flash-decoding). All query heads that share a key/value head are rows of one product, so
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import extending, float32, int16, int64, prange, types
+from numba import extending, float32, int16, int64, types
 
 KEYS = 256  # keys of one block: their scores stay in L1 at decode, their fp32 panels in L2 at prefill
 
@@ -21,8 +21,8 @@ KEYS = 256  # keys of one block: their scores stay in L1 at decode, their fp32 p
 QUERY, QUERY_STRIDE, KEY, KEY_STRIDE, VALUE, VALUE_STRIDE, OUTPUT, TOKENS, PAST = range(9)
 HEADS, KV_HEADS, HEAD_DIM, CAPACITY, WINDOW, SCALE, SOFTCAP = range(9, 16)
 COS, SIN, ROTARY_DIM, INTERLEAVED = range(16, 20)
-BLOCK_TOKENS, CHUNKS, COUNTER, SCRATCH, SCRATCH_FLOATS, PARTIALS = range(20, 26)
-SCORE, MIX, EXPAND, GEMM, SGEMM, SOFTEN, JOIN, WORDS = range(26, 34)
+BLOCK_TOKENS, CHUNKS, SCRATCH, SCRATCH_FLOATS, PARTIALS = range(20, 25)
+SCORE, MIX, EXPAND, GEMM, SGEMM, SOFTEN, JOIN, WORDS = range(25, 33)
 
 LOWEST = np.float32(-np.inf)
 
@@ -79,13 +79,25 @@ def as_float(typing: Any, word: Any) -> Any:
 
 
 @intrinsic
-def take(typing: Any, counter: Any) -> Any:
-    """The number at `counter`, which is one higher afterwards; every thread gets another."""
+def increment(typing: Any, words: Any, index: Any) -> Any:
+    """`words[index] += 1`, for all threads at once; gives what was there before."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", args[0], _I64(1), "monotonic")
+        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), _I64(1), "monotonic")
 
-    return int64(counter), generate
+    return int64(words, int64), generate
+
+
+@helper
+def take(pieces: Any, thread: int) -> int:
+    """The next piece for a thread: of its own range, then of the others'; the number of all when none is left."""
+    for i in range(pieces[1]):
+        word = 8 + 8 * ((thread + i) % pieces[1])
+        if pieces[word] < pieces[word + 1]:
+            piece = increment(pieces, word)
+            if piece < pieces[word + 1]:
+                return piece
+    return pieces[0]
 
 
 @intrinsic
@@ -139,20 +151,26 @@ def rotate(task: Any, x: Any, y: Any, position: int, scale: Any) -> None:
         store(y, i, load(x, i) * scale)
 
 
-def append(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
-    """This thread's share of the new tokens: their keys, turned, and their values into the cache."""
-    if thread == 0:
-        task[COUNTER] = 0
-    d, tokens = task[HEAD_DIM], task[TOKENS]
-    for token in range(tokens * thread // threads, tokens * (thread + 1) // threads):
-        position = task[PAST] + token
-        k, v = floats(task[KEY] + 4 * token * task[KEY_STRIDE]), floats(task[VALUE] + 4 * token * task[VALUE_STRIDE])
-        for head in range(task[KV_HEADS]):
-            place = (head * task[CAPACITY] + position) * d
-            rotate(task, at(k, head * d), at(keys, place), position, float32(1))
-            cached, value = at(values, place), at(v, head * d)
-            for i in range(d):
-                store(cached, i, load(value, i))
+@helper
+def append_token(task: Any, keys: Any, values: Any, token: int) -> None:
+    """The key of a new token, turned, and its value into the cache."""
+    d, position = task[HEAD_DIM], task[PAST] + token
+    k, v = floats(task[KEY] + 4 * token * task[KEY_STRIDE]), floats(task[VALUE] + 4 * token * task[VALUE_STRIDE])
+    for head in range(task[KV_HEADS]):
+        place = (head * task[CAPACITY] + position) * d
+        rotate(task, at(k, head * d), at(keys, place), position, float32(1))
+        cached, value = at(values, place), at(v, head * d)
+        for i in range(d):
+            store(cached, i, load(value, i))
+
+
+def append(task: Any, keys: Any, values: Any, thread: int, pieces: Any) -> None:
+    """New tokens into the cache, some a piece."""
+    tokens, piece = task[TOKENS], take(pieces, thread)
+    while piece < pieces[0]:
+        for token in range(tokens * piece // pieces[0], tokens * (piece + 1) // pieces[0]):
+            append_token(task, keys, values, token)
+        piece = take(pieces, thread)
 
 
 @helper
@@ -198,10 +216,10 @@ def give(task: Any, head: int, first: int, r: int, line: Any, total: Any) -> Non
         store(target, i, load(line, i) * share)
 
 
-def attend(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
-    """Units of work, as long as there are any: a key/value head, a block of queries, a chunk of the keys they see.
+def attend(task: Any, keys: Any, values: Any, thread: int, pieces: Any) -> None:
+    """Attend; a piece is a key/value head, a block of queries, and a chunk of the keys they see.
 
-    With one chunk a unit's result is the output; else it is a partial one: maxima, sums and totals for `merge`.
+    With one chunk a piece's result is the output; else it is a partial one: maxima, sums and totals for `merge`.
     """
     d, kv_heads, chunks = task[HEAD_DIM], task[KV_HEADS], task[CHUNKS]
     group = task[HEADS] // kv_heads
@@ -212,8 +230,8 @@ def attend(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None
     scores = at(total, most_rows * d)
     states = at(scores, most_rows * KEYS)
     panel = at(states, 2 * most_rows)  # fp32 keys or values of one block, or the product of one
-    unit = take(at(task, COUNTER))
-    while unit < blocks * kv_heads * chunks:
+    unit = take(pieces, thread)
+    while unit < pieces[0]:
         chunk, head = unit % chunks, unit // chunks % kv_heads
         first = (blocks - 1 - unit // (chunks * kv_heads)) * task[BLOCK_TOKENS]  # the last see most: they go first
         tokens = min(task[BLOCK_TOKENS], task[TOKENS] - first)
@@ -255,45 +273,32 @@ def attend(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None
                 store(partial, i, load(states, i))
             for i in range(rows * d):
                 store(partial, 2 * rows + i, load(total, i))
-        unit = take(at(task, COUNTER))
+        unit = take(pieces, thread)
 
 
-def merge(task: Any, keys: Any, values: Any, thread: int, threads: int) -> None:
-    """This thread's share of the rows whose chunks are to be put together."""
+def merge(task: Any, keys: Any, values: Any, thread: int, pieces: Any) -> None:
+    """Put chunks together; a piece is a key/value head and a block of queries."""
     d, kv_heads, chunks = task[HEAD_DIM], task[KV_HEADS], task[CHUNKS]
     group = task[HEADS] // kv_heads
     blocks = (task[TOKENS] + task[BLOCK_TOKENS] - 1) // task[BLOCK_TOKENS]
     distance = task[BLOCK_TOKENS] * group * (d + 2)
     total = floats(task[SCRATCH] + 4 * thread * task[SCRATCH_FLOATS])
-    for item in range(thread, blocks * kv_heads, threads):
+    item = take(pieces, thread)
+    while item < pieces[0]:
         first = (blocks - 1 - item // kv_heads) * task[BLOCK_TOKENS]
         rows = min(task[BLOCK_TOKENS], task[TOKENS] - first) * group
         partials = at(floats(task[PARTIALS]), item * chunks * distance)
         for r in range(rows):
             call(task[JOIN], (address(partials), chunks, distance, rows, r, d, address(total)))
             give(task, item % kv_heads, first, r, total, load(total, d))
-
-
-def launch(jobs: Any, task: int, keys: int, values: int, writers: int, threads: int, mergers: int) -> None:
-    """Run `append`, `attend` and `merge`, whose addresses `jobs` has, one after the other.
-
-    `writers` threads append; `mergers` is 0 where there is nothing to merge. A single thread is this one.
-    """
-    for stage in range(3):
-        job, count = jobs[stage], (writers, threads, mergers)[stage]
-        if count == 1:
-            call(job, (task, keys, values, int64(0), int64(1)))
-        elif count > 1:
-            for thread in prange(count):
-                call(job, (task, keys, values, int64(thread), count))
+        item = take(pieces, thread)
 
 
 JOBS = (append, attend, merge)
-_JOB = (Pointer(int64), None, None, int64, int64)
+_JOB = (Pointer(int64), None, None, int64, Pointer(int64))
 # What each function takes; None stands for the pointers to the cache, which carry its format.
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
     append: _JOB,
     attend: _JOB,
     merge: _JOB,
-    launch: (types.UniTuple(int64, 3), int64, int64, int64, int64, int64, int64),
 }

@@ -1,4 +1,4 @@
-"""What the threads of a launch do: share out the columns of a group, call each Linear's loops by address.
+"""What the threads of a team do: take pieces of a group's columns, call each Linear's loops by address.
 
 Calling by address lets one launch serve Linears of different formats, and keeps every compilation small. A
 task is a table of int64 words. As in `host_loops`, nothing here may come from another file.
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, int64, prange, types
+from numba import extending, int64, types
 from numba.core import cgutils
 
 UNIT = 32  # columns that are not divided between threads; one cache line of a half format
@@ -17,6 +17,7 @@ HEADER, ROW = 8, 8  # words of a task's header and of its row for each Linear
 BLOCK_HEADER, BLOCK_ROW = 12, 10  # likewise, for weights in blocks of int8 or int4
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
+helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
 _I64 = ir.IntType(64)
 _F32 = ir.FloatType()
 
@@ -61,13 +62,31 @@ def sgemm(typing: Any, function: Any, args: Any) -> Any:
     return types.void(int64, types.UniTuple(int64, 11)), generate
 
 
-def direct(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of a group: one pass over the stored weights.
+@intrinsic
+def increment(typing: Any, words: Any, index: Any) -> Any:
+    """`words[index] += 1`, for all threads at once; gives what was there before."""
 
-    Header: x, k, m, Linears, units of all of them. Row: kernel, weight, elements from one stored row to the
-    next, start, stop, y, elements from one row of y to the next, units.
-    """
-    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), _I64(1), "monotonic")
+
+    return int64(words, int64), generate
+
+
+@helper
+def take(pieces: Any, thread: int) -> int:
+    """The next piece for a thread: of its own range, then of the others'; the number of all when none is left."""
+    for i in range(pieces[1]):
+        word = 8 + 8 * ((thread + i) % pieces[1])
+        if pieces[word] < pieces[word + 1]:
+            piece = increment(pieces, word)
+            if piece < pieces[word + 1]:
+                return piece
+    return pieces[0]
+
+
+@helper
+def direct_piece(task: Any, first: int, last: int) -> None:
+    """Units [first, last) of a group of Linears."""
     for i in range(task[3]):
         r = HEADER + i * ROW
         start, stop, units = task[r + 3], task[r + 4], task[r + 7]
@@ -78,15 +97,22 @@ def direct(task: Any, thread: int, threads: int) -> None:
             call(task[r], (weight, ld, begin, end, task[0], task[1], task[2], y, ldy))
 
 
-def by_panels(task: Any, thread: int, threads: int) -> None:
-    """As `direct`, for many rows of x: panels of W, widened to fp32, through BLAS.
+def direct(task: Any, thread: int, pieces: Any) -> None:
+    """Multiply a group in one pass over the stored weights.
 
-    Header: then scratch, a panel for each thread, and sgemm. Row: the kernel is `expand`, or 0 when W is fp32
-    and needs none; the distance of stored rows is positive for [N, K] and negative for [K, N].
+    Header: x, k, m, Linears, units of all of them, 0, 0, units of a piece. Row: kernel, weight, elements from one
+    stored row to the next, start, stop, y, elements from one row of y to the next, units.
     """
-    x, k, m = task[0], task[1], task[2]
-    panel, gemm = task[5] + thread * (4 * PANEL_COLUMNS * PANEL_K), task[6]
-    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
+    piece = take(pieces, thread)
+    while piece < pieces[0]:
+        direct_piece(task, piece * task[7], min((piece + 1) * task[7], task[4]))
+        piece = take(pieces, thread)
+
+
+@helper
+def panels_piece(task: Any, first: int, last: int, panel: int) -> None:
+    """Units [first, last) of a group of Linears, by panels of W at an address."""
+    x, k, m, gemm = task[0], task[1], task[2], task[6]
     for i in range(task[3]):
         r = HEADER + i * ROW
         start, stop, units = task[r + 3], task[r + 4], task[r + 7]
@@ -110,6 +136,19 @@ def by_panels(task: Any, thread: int, threads: int) -> None:
                     sgemm(gemm, (transposed, width, m, depth, panel, lda, x + 4 * j, k, beta, y + 4 * n, ldy))
 
 
+def by_panels(task: Any, thread: int, pieces: Any) -> None:
+    """As `direct`, for many rows of x: panels of W, widened to fp32, through BLAS.
+
+    The two words of the header are scratch, a panel for each thread, and sgemm. Row: the kernel is `expand`, or 0 when
+    W is fp32 and needs none; the distance of stored rows is positive for [N, K] and negative for [K, N].
+    """
+    panel = task[5] + thread * (4 * PANEL_COLUMNS * PANEL_K)
+    piece = take(pieces, thread)
+    while piece < pieces[0]:
+        panels_piece(task, piece * task[7], min((piece + 1) * task[7], task[4]), panel)
+        piece = take(pieces, thread)
+
+
 def gemm(
     function: int,
     transposed: int,
@@ -128,26 +167,18 @@ def gemm(
     sgemm(function, (transposed, n, m, k, a, lda, x, ldx, beta, y, ldy))
 
 
-def ready_x(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of the rows of x that are made ready for weights in blocks. Task: see `blocks`."""
-    rows = task[2]
-    first, last = rows * thread // threads, rows * (thread + 1) // threads
-    call(task[10], (task[0], task[1], task[5], first, last, task[6], task[7], task[8]))
+def ready_x(task: Any, thread: int, pieces: Any) -> None:
+    """Make rows of x ready for weights in blocks. Task: see `blocks`."""
+    rows, piece = task[2], take(pieces, thread)
+    while piece < pieces[0]:
+        first, last = rows * piece // pieces[0], rows * (piece + 1) // pieces[0]
+        call(task[10], (task[0], task[1], task[5], first, last, task[6], task[7], task[8]))
+        piece = take(pieces, thread)
 
 
-def blocks(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of a group whose weights are in blocks of int8 or int4.
-
-    Header: x, k, m, Linears, units of all of them, blocks in a row; what x is made ready into: values, scales, sums,
-    and the bytes from one thread's copy to the next, or 0 when there is one for all, which is ready; the kernel that
-    makes x ready. Row: kernel, weight, scales, zero points, start, stop, y, elements from one row of y to the next,
-    units.
-    """
-    own = thread * task[9]
-    values, scales, sums = task[6] + own, task[7] + own, task[8] + own
-    if task[9]:  # a single row is ready sooner than one thread could tell the others
-        call(task[10], (task[0], task[1], task[5], int64(0), task[2], values, scales, sums))
-    first, last = task[4] * thread // threads, task[4] * (thread + 1) // threads
+@helper
+def blocks_piece(task: Any, first: int, last: int, values: int, scales: int, sums: int) -> None:
+    """Units [first, last) of a group of Linears whose weights are in blocks; x is ready at three addresses."""
     for i in range(task[3]):
         r = BLOCK_HEADER + i * BLOCK_ROW
         start, stop, units = task[r + 4], task[r + 5], task[r + 8]
@@ -159,26 +190,42 @@ def blocks(task: Any, thread: int, threads: int) -> None:
             call(task[r], (weight, weight_scales, zeros, task[5], begin, end, *x, y, ldy))
 
 
-def requantise(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of the columns. Task: kernel, weight, ld, k, blocks, start, stop, packed, scales."""
-    start, count = task[5], task[6] - task[5]
-    first, last = start + count * thread // threads, start + count * (thread + 1) // threads
-    call(task[0], (task[1], task[2], task[3], task[4], first, last, task[7], task[8]))
+def blocks(task: Any, thread: int, pieces: Any) -> None:
+    """Multiply a group whose weights are in blocks of int8 or int4.
+
+    Header: x, k, m, Linears, units of all of them, blocks in a row; what x is made ready into: values, scales, sums,
+    and the bytes from one thread's copy to the next, or 0 when there is one for all, which is ready; the kernel that
+    makes x ready; units of a piece. Row: kernel, weight, scales, zero points, start, stop, y, elements from one row of
+    y to the next, units.
+    """
+    own = thread * task[9]
+    values, scales, sums = task[6] + own, task[7] + own, task[8] + own
+    piece = take(pieces, thread)
+    if task[9] and piece < pieces[0]:  # a single row is ready sooner than one thread could tell the others
+        call(task[10], (task[0], task[1], task[5], int64(0), task[2], values, scales, sums))
+    while piece < pieces[0]:
+        blocks_piece(task, piece * task[11], min((piece + 1) * task[11], task[4]), values, scales, sums)
+        piece = take(pieces, thread)
 
 
-def round_off(task: Any, thread: int, threads: int) -> None:
-    """This thread's share of a `cast`. Task: kernel, x, y, elements."""
-    count = task[3]
-    call(task[0], (task[1], task[2], count * thread // threads, count * (thread + 1) // threads))
+def requantise(task: Any, thread: int, pieces: Any) -> None:
+    """Quantise columns. Task: kernel, weight, ld, k, blocks, start, stop, packed, scales."""
+    start, count, piece = task[5], task[6] - task[5], take(pieces, thread)
+    while piece < pieces[0]:
+        first, last = start + count * piece // pieces[0], start + count * (piece + 1) // pieces[0]
+        call(task[0], (task[1], task[2], task[3], task[4], first, last, task[7], task[8]))
+        piece = take(pieces, thread)
 
 
-def launch(job: int, task: int, threads: int) -> None:
-    """Run a job once for each of `threads` on numba's pool."""
-    for thread in prange(threads):
-        call(job, (task, int64(thread), threads))
+def round_off(task: Any, thread: int, pieces: Any) -> None:
+    """Do a `cast`. Task: kernel, x, y, elements."""
+    count, piece = task[3], take(pieces, thread)
+    while piece < pieces[0]:
+        call(task[0], (task[1], task[2], count * piece // pieces[0], count * (piece + 1) // pieces[0]))
+        piece = take(pieces, thread)
 
 
-_JOB = (types.CPointer(int64), int64, int64)
+_JOB = (types.CPointer(int64), int64, types.CPointer(int64))
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
     direct: _JOB,
     by_panels: _JOB,
@@ -187,5 +234,4 @@ SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
     requantise: _JOB,
     round_off: _JOB,
     gemm: (int64,) * 12,
-    launch: (int64, int64, int64),
 }

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numba
 import pytest
 
 from offload.devices.base import Device
@@ -12,15 +11,6 @@ from offload.devices.simulated import SimulatedDevice
 from offload.errors import DeviceUnavailableError
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.kernels.emulated_nvrtc import EmulatedNvrtc
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The arrays here are tiny, and starting a pool takes milliseconds when other processes use the cores."""
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
-    yield
-    numba.set_num_threads(threads)
 
 
 @pytest.fixture(

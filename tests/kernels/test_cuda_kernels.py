@@ -8,8 +8,8 @@ import pytest
 
 from offload.devices.cuda_kernels import CudaKernels, FloatRows, FloatWeight, Int8Rows
 from offload.devices.scratch import MAX_ROWS
+from offload.host_cast import cast_activations
 from offload.kernels.cuda import launch
-from offload.kernels.host import cast_activations
 from offload.row_scales import fp16_row_scales
 from offload.specs import BlockFormat, Layout, WeightFormat
 from tests.device.support import random_stored, to_float64

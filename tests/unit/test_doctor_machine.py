@@ -11,7 +11,7 @@ from hybrid.doctor.findings import Finding, Level
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache, kernel_caches
 from hybrid.doctor.memory import examine_memory
 from hybrid.doctor.processor import examine_processor
-from hybrid.doctor.threading_layer import LAYERS, examine_threading_layer
+from hybrid.doctor.packages import examine_numba
 from hybrid.runtime.cgroups import Limits, read_limits
 from hybrid.runtime.ram import Ram, read_ram
 from offload.units import GIB
@@ -145,39 +145,8 @@ def test_kernels_are_kept_beside_the_package_or_in_the_users_cache() -> None:
     assert users == Path("/h/.cache/numba")
 
 
-def layers(*missing: str, asked: str | None = None) -> Finding:
-    gone = {LAYERS.get(name, name) for name in missing}
-    environment = {} if asked is None else {"NUMBA_THREADING_LAYER": asked}
-    (finding,) = examine_threading_layer(environment, lambda module: "libx.so: not found" if module in gone else "")
-    return finding
-
-
-def test_openmp_is_the_threading_layer_of_choice() -> None:
-    assert layers().level is Level.OK
-    assert layers("tbb", "workqueue").level is Level.OK
-
-
-def test_other_threading_layers_say_why_and_what_to_install() -> None:
-    tbb, queue = layers("omp"), layers("omp", "tbb")
-    assert (tbb.level, queue.level) == (Level.NOTE, Level.PROBLEM)
-    assert tbb.mend == queue.mend == "sudo apt-get install -y libgomp1"
-    assert "no OpenMP: libx.so: not found" in queue.text
-
-
-def test_a_threading_layer_that_was_asked_for() -> None:
-    assert layers(asked="workqueue").mend == "unset NUMBA_THREADING_LAYER"
-    assert layers("tbb", asked="tbb").text.startswith("NUMBA_THREADING_LAYER asks for tbb, which cannot be loaded")
-    assert layers(asked="default").level is Level.OK
-
-
-def test_no_numba_is_one_problem() -> None:
-    assert layers("numba").text == "numba cannot be imported: libx.so: not found"
-
-
-def test_looking_at_the_layers_starts_no_threads() -> None:
-    code = (
-        "import os; from hybrid.doctor.threading_layer import examine_threading_layer\n"
-        "examine_threading_layer({}); raise SystemExit(len(os.listdir('/proc/self/task')) != 1)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
-    assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", code], environment) == 0
+def test_a_numba_that_cannot_be_imported_is_a_problem() -> None:
+    assert examine_numba() == []
+    (finding,) = examine_numba(lambda module: "libx.so: not found")
+    assert (finding.level, finding.mend) == (Level.PROBLEM, "pip install --force-reinstall numba")
+    assert "libx.so: not found" in finding.text

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.host_backend import HostColumns, NumbaBackend
+from offload.host_cast import cast_activations
 from offload.kernels import host_loops
-from offload.kernels.host import cast_activations
 from offload.mapped_file import map_array
 from offload.specs import Layout, WeightFormat
 

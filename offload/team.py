@@ -1,0 +1,132 @@
+"""The threads that multiply and attend on the CPU: started once, kept for the process, used by whoever calls `run`.
+
+`kernels/host_team.py` has what they do, and how they get along with other programs on the same CPUs.
+"""
+
+import atexit
+import ctypes
+import functools
+import os
+import threading
+
+import numpy as np
+
+from offload.kernels import host
+from offload.kernels import host_team as words
+
+PIECES = 4  # that a job is cut into for each thread: a late thread takes fewer
+_MOST_UNITS = 24  # of a piece that meets one row of x: its thread may be late by all of it
+# Between the jobs of a decode step pass tens of microseconds, now and then some hundred.
+_SPIN_NS, _SHORT_SPIN_NS = 2_000_000, 200_000
+_PATIENCE_NS = 100_000  # the least: moving a thread and going to sleep takes 20 to 50 µs
+_CALM_NS = 100_000_000
+
+
+def piece_units(units: int, threads: int, rows: int, multiple: int) -> int:
+    """How many units of columns are a piece: some multiple, the fewer the more `rows` of x they meet."""
+    most = max(1, _MOST_UNITS // (multiple * rows))
+    return max(1, min(-(-units // (PIECES * threads * multiple)), most)) * multiple
+
+
+class Team:
+    """Threads of this process that take pieces of one job at a time."""
+
+    def __init__(self) -> None:
+        """Compiles what they run, half a second unless cached."""
+        libc = ctypes.CDLL(None)
+        size = words.HELPERS + (1 + words.MOST_THREADS) * words.LINE
+        self._memory = np.zeros(size + 8, np.int64)
+        skipped = -self._memory.ctypes.data % 64 // 8
+        self._words = self._memory[skipped : skipped + size]
+        self._set_allowed()
+        for word, name in (
+            (words.SYSCALL, "syscall"),
+            (words.GETTID, "gettid"),
+            (words.GETCPU, "sched_getcpu"),
+            (words.SET_AFFINITY, "sched_setaffinity"),
+            (words.CLOCK, "clock_gettime"),
+        ):
+            self._words[word] = ctypes.cast(libc[name], ctypes.c_void_p).value
+        for word, value in (
+            (words.SPIN_NS, _SPIN_NS),
+            (words.SHORT_SPIN_NS, _SHORT_SPIN_NS),
+            (words.PATIENCE_NS, _PATIENCE_NS),
+            (words.CALM_NS, _CALM_NS),
+        ):
+            self._words[word] = value
+        self._address = int(self._words.ctypes.data)
+        self._run = host.launcher()
+        self._help = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(host.kernel_address(words.help_out))
+        self._wake = ctypes.CFUNCTYPE(None, ctypes.c_int64)(host.kernel_address(words.wake_all))
+        self._helpers: list[threading.Thread] = []
+        self._growing = threading.Lock()
+
+    @property
+    def threads(self) -> int:
+        """How many there are, the caller's included."""
+        return 1 + len(self._helpers)
+
+    @property
+    def native_ids(self) -> tuple[int | None, ...]:
+        """The kernel's numbers of the threads; the first is the caller's."""
+        return threading.get_native_id(), *(helper.native_id for helper in self._helpers)
+
+    @property
+    def rescues(self) -> int:
+        """How often a helper was given the CPU of an owner, because it had lost its own in the middle of a piece."""
+        return int(self._words[words.RESCUES])
+
+    @property
+    def owner_rescues(self) -> int:
+        """How often an owner changed places with a helper, because it had lost its CPU in the middle of a piece."""
+        return int(self._words[words.OWNER_RESCUES])
+
+    def grow(self, threads: int) -> int:
+        """Start helpers until there are so many threads, the caller's included; gives how many of them there are."""
+        with self._growing:
+            while self.threads < min(threads, words.MOST_THREADS):
+                number = self.threads
+                arguments = self._address, number
+                helper = threading.Thread(target=self._help, args=arguments, name=f"team {number}", daemon=True)
+                helper.start()
+                self._helpers.append(helper)
+            return min(threads, self.threads)
+
+    def run(self, job: int, task: tuple[int, ...], threads: int, pieces: int) -> None:
+        """Do so many pieces of a job, on so many threads, this one among them; returns when all are done.
+
+        `job` is the address of a function that takes the words of `task` (1 or 3), the number of its thread, and the
+        address of two words: the next piece, and how many there are. Callers in several threads wait for each other.
+        """
+        if len(task) == 1:
+            self._run(self._address, job, 1, task[0], 0, 0, threads, pieces)
+        else:
+            self._run(self._address, job, 3, *task, threads, pieces)
+
+    def stop(self) -> None:
+        """End the helpers' threads."""
+        self._words[words.STOP] = 1
+        self._words[words.WAKE] = -1
+        self._wake(self._address)
+        for helper in self._helpers:
+            helper.join()
+
+    def _set_allowed(self) -> None:
+        cpus = sorted(os.sched_getaffinity(0))
+        allowed = sum(1 << cpu for cpu in cpus).to_bytes(-(-(cpus[-1] + 1) // 64) * 8, "little")
+        self._allowed = np.frombuffer(allowed, np.uint8)
+        self._words[words.ALLOWED], self._words[words.ALLOWED_BYTES] = self._allowed.ctypes.data, len(allowed)
+        self._words[words.ALLOWED_CPUS] = min(len(cpus), words.MOST_THREADS)
+        self._words[words.CPU_LIST : words.CPU_LIST + min(len(cpus), words.MOST_THREADS)] = cpus[: words.MOST_THREADS]
+
+
+@functools.cache
+def shared_team() -> Team:
+    """The process's team."""
+    team = Team()
+    atexit.register(team.stop)
+    return team
+
+
+# A child has none of the threads.
+os.register_at_fork(after_in_child=shared_team.cache_clear)
