@@ -5,7 +5,6 @@
 
 import atexit
 import ctypes
-import functools
 import os
 import threading
 
@@ -46,7 +45,7 @@ class Team:
             (words.SET_AFFINITY, "sched_setaffinity"),
             (words.CLOCK, "clock_gettime"),
         ):
-            self._words[word] = ctypes.cast(libc[name], ctypes.c_void_p).value
+            self._words[word] = ctypes.cast(libc[name], ctypes.c_void_p).value or 0
         for word, value in (
             (words.SPIN_NS, _SPIN_NS),
             (words.SHORT_SPIN_NS, _SHORT_SPIN_NS),
@@ -120,13 +119,23 @@ class Team:
         self._words[words.CPU_LIST : words.CPU_LIST + min(len(cpus), words.MOST_THREADS)] = cpus[: words.MOST_THREADS]
 
 
-@functools.cache
-def shared_team() -> Team:
-    """The process's team."""
-    team = Team()
-    atexit.register(team.stop)
-    return team
+class _Shared:
+    """The process's team, made when first asked for; a child of the process begins without one, as without threads."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def __call__(self) -> Team:
+        with self._making:
+            if self._team is None:
+                self._team = Team()
+                atexit.register(self._team.stop)
+            return self._team
+
+    def _forget(self) -> None:
+        self._team: Team | None = None
+        self._making = threading.Lock()
 
 
-# A child has none of the threads.
-os.register_at_fork(after_in_child=shared_team.cache_clear)
+shared_team = _Shared()

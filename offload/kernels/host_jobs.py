@@ -73,7 +73,7 @@ def increment(typing: Any, words: Any, index: Any) -> Any:
 
 
 @helper
-def take(pieces: Any, thread: int) -> int:
+def take(pieces: Any, thread: int) -> Any:
     """The next piece for a thread: of its own range, then of the others'; the number of all when none is left."""
     for i in range(pieces[1]):
         word = 8 + 8 * ((thread + i) % pieces[1])

@@ -154,7 +154,7 @@ def pause(typing: Any) -> Any:
 
 
 @helper
-def now_ns(team: Any, line: int) -> int:
+def now_ns(team: Any, line: int) -> Any:
     """The time since some moment."""
     call(team[CLOCK], (int64(_MONOTONIC), at(team, line + TIME)))
     return read(team, line + TIME) * int64(1000000000) + read(team, line + TIME + 1)
@@ -199,7 +199,7 @@ def work(team: Any, number: int) -> None:
 
 
 @helper
-def patience_ns(team: Any, now: int) -> int:
+def patience_ns(team: Any, now: int) -> Any:
     """The time after which a thread is taken to have lost its CPU: that of some pieces of the job that is done now."""
     return max(team[PATIENCE_NS], 2 * (now - team[OPENED_NS]) * team[THREADS] // max(team[COUNT], 1))
 
@@ -348,7 +348,7 @@ def rescue_owner(team: Any, number: int) -> None:
 
 
 @helper
-def wait_for_job(team: Any, number: int, seen: int) -> int:
+def wait_for_job(team: Any, number: int, seen: int) -> Any:
     """Return the generation of a job that is not `seen`: soon after it is opened, or when somebody wakes us."""
     line = HELPERS + number * LINE
     began = now_ns(team, line)

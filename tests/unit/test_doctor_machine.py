@@ -1,17 +1,15 @@
 """CPU, RAM, limits of containers, folders and threading layers, as files and environments tell of them."""
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from hybrid.doctor import folders
-from hybrid.doctor.findings import Finding, Level
+from hybrid.doctor.findings import Level
 from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache, kernel_caches
 from hybrid.doctor.memory import examine_memory
-from hybrid.doctor.processor import examine_processor
 from hybrid.doctor.packages import examine_numba
+from hybrid.doctor.processor import examine_processor
 from hybrid.runtime.cgroups import Limits, read_limits
 from hybrid.runtime.ram import Ram, read_ram
 from offload.units import GIB
