@@ -1,6 +1,7 @@
 """What every test starts from."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
