@@ -123,19 +123,20 @@ class _Shared:
     """The process's team, made when first asked for; a child of the process begins without one, as without threads."""
 
     def __init__(self) -> None:
-        self._forget()
+        self._team: Team | None = None
+        self._making = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self) -> Team:
         with self._making:
-            if self._team is None:
-                self._team = Team()
-                atexit.register(self._team.stop)
-            return self._team
+            team = self._team
+            if team is None:
+                team = self._team = Team()
+                atexit.register(team.stop)
+            return team
 
     def _forget(self) -> None:
-        self._team: Team | None = None
-        self._making = threading.Lock()
+        self._team, self._making = None, threading.Lock()
 
 
 shared_team = _Shared()
