@@ -6,7 +6,6 @@ Whatever is slow to import is imported inside the commands.
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,17 +15,31 @@ from typing import Annotated, Any
 import typer
 
 from hybrid import options
+from hybrid.command_line import HELP_FLAGS, INTERRUPTED, Command, Group, invoke
 from hybrid.config import DEMO_MODEL
-from hybrid.console import check_writable, emit, note_between, prompt_text, say, width
-from hybrid.errors import OffloadError, UsageError
-from hybrid.flag_values import run_settings, sampling_flags, shared_with, without_effect
+from hybrid.console import (
+    check_writable,
+    emit,
+    note_between,
+    prompt_text,
+    say,
+    tell_program,
+    width,
+)
+from hybrid.early_checks import check_early
+from hybrid.errors import UsageError
+from hybrid.flag_values import (
+    JSON,
+    check_together,
+    run_settings,
+    sampling_flags,
+    shared_with,
+    stats_file,
+    without_effect,
+)
 from hybrid.progress import Progress
-from hybrid.standard_streams import OutputLostError, prepare_streams
 
-PROBLEMS, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
-
-# The base of what typer raises for a wrong command line. Where it is defined differs from version to version.
-CommandLineError: Any = typer.BadParameter.__bases__[0]
+PROBLEMS = 1
 
 
 def _read_config(context: typer.Context, name: str | None) -> str | None:
@@ -102,22 +115,17 @@ def run(
     settings = run_settings(locals())
     text = prompt_text(prompt, file)
     flags = sampling_flags(locals())
-    if raw and chat_template is not None:
-        raise UsageError("--raw and --chat-template contradict each other; drop one of them")
-    if beams > 1 and stats is not None:
-        raise UsageError("--stats tells what sampling took; it does not go with --beams")
+    check_together(locals())
+    stats_path = stats_file(stats)
+    check_early(settings, flags, stop or (), chat_template)
 
     with Progress(sys.stderr) as progress:
         from hybrid import report
         from hybrid.completion import Request, complete
-        from hybrid.recording import start_recording
+        from hybrid.recording import start_recording, write_stats
         from hybrid.text.generation_defaults import merge_sampling
-        from hybrid.text.sampling import SamplingSettings
-        from hybrid.text.stop_words import StopWords
         from hybrid.text.text_model import open_text_model
 
-        merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
-        StopWords(stop or ())
         recording = start_recording(timeline, op_times)
         watched = recording.timeline if recording else None
         text_model = open_text_model(settings, chat_template, False, progress.on_stage, progress.on_bytes, watched)
@@ -137,12 +145,20 @@ def run(
         text_model.engine.on_warning = note_between
         if verbose:
             say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
-        finished = complete(text_model, request, recording, stats is options.StatsFormat.JSON, verbose)
-        if op_times and recording is not None and stats is None:
+        taken: list[dict[str, Any]] = []
+        on_stats = taken.append if stats_path else _tell_stats if stats else None
+        finished = complete(text_model, request, recording, on_stats, stats != JSON, verbose)
+        if stats_path is not None:
+            write_stats(stats_path, taken)
+        if op_times and recording is not None and stats != JSON:
             say(report.op_times_text(recording.op_times(), width(sys.stderr)).rstrip("\n"))
         if recording is not None:
             recording.write(text_model.engine.decoder.name)  # before the device closes: its part is read now
     return 0 if finished else INTERRUPTED
+
+
+def _tell_stats(stats: dict[str, Any]) -> None:
+    tell_program(json.dumps(stats))
 
 
 def plan(
@@ -165,6 +181,8 @@ def plan(
     """`hybrid plan`; gives the exit code."""
     if print_config:
         return _print_settings(plan, locals())
+    settings = run_settings(locals())
+    check_early(settings)
     with Progress(sys.stderr) as progress:
         from hybrid import report
         from hybrid.model.hub import resolve_model
@@ -176,7 +194,7 @@ def plan(
             check_picture("--draw", draw)
         path = resolve_model(model, variant, config_only=True, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
         progress.on_stage("Planning", 0)
-        made = make_plan(replace(run_settings(locals()), model=path))
+        made = make_plan(replace(settings, model=path))
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
@@ -221,18 +239,14 @@ def chat(
         return _print_settings(chat, locals())
     flags = sampling_flags(locals())
     settings = run_settings(locals())
-
+    check_early(settings, flags, stop or (), chat_template)
     with Progress(sys.stderr) as progress:
         from hybrid import report
         from hybrid.chat.opening import find_template, open_conversation
         from hybrid.chat.terminal import chat as talk
         from hybrid.text.generation_defaults import merge_sampling
-        from hybrid.text.sampling import SamplingSettings
-        from hybrid.text.stop_words import StopWords
         from hybrid.text.text_model import open_text_model
 
-        merge_sampling(SamplingSettings(), **flags)  # what cannot be is said before anything is loaded
-        StopWords(stop or ())
         text_model = open_text_model(settings, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
     with text_model:
         engine, tokenizer = text_model.engine, text_model.tokenizer
@@ -314,74 +328,37 @@ def _no_command(context: typer.Context, version: options.Version = False) -> Non
 
 
 def _application(**settings: Any) -> typer.Typer:
-    return typer.Typer(add_completion=False, rich_markup_mode=None, **settings)
+    context = {"help_option_names": list(HELP_FLAGS)}
+    return typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=context, **settings)
 
 
 def _hybrid() -> typer.Typer:
-    application = _application(help="Run language models bigger than your GPU.", invoke_without_command=True)
+    application = _application(cls=Group, help=options.HELP, epilog=options.EXAMPLES, invoke_without_command=True)
     application.callback()(_no_command)
-    helps: dict[Callable[..., int], str] = {
-        run: options.RUN_HELP,
-        plan: options.PLAN_HELP,
-        chat: options.CHAT_HELP,
-        tune: options.TUNE_HELP,
-        doctor: options.DOCTOR_HELP,
+    pages: dict[Callable[..., int], tuple[str, str]] = {
+        run: (options.RUN_HELP, options.RUN_EXAMPLES),
+        plan: (options.PLAN_HELP, options.PLAN_EXAMPLES),
+        chat: (options.CHAT_HELP, options.CHAT_EXAMPLES),
+        tune: (options.TUNE_HELP, options.TUNE_EXAMPLES),
+        doctor: (options.DOCTOR_HELP, options.DOCTOR_EXAMPLES),
     }
-    for command, text in helps.items():
-        application.command(help=text, short_help=text.partition("\n")[0])(command)  # whole, not cut off with "..."
+    for command, (text, examples) in pages.items():
+        short = text.partition("\n")[0]
+        application.command(cls=Command, help=text, epilog=examples, short_help=short)(command)
     return application
 
 
 def _hybrid_run() -> typer.Typer:
     application = _application()
-    application.command(help=options.RUN_HELP)(run)
+    application.command(cls=Command, help=options.RUN_HELP, epilog=options.RUN_EXAMPLES)(run)
     return application
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `hybrid` command; returns the exit code."""
-    return _invoke(_hybrid(), "hybrid", arguments)
+    return invoke(_hybrid(), "hybrid", arguments)
 
 
 def main_run(arguments: Sequence[str] | None = None) -> int:
     """The `hybrid-run` command; returns the exit code."""
-    return _invoke(_hybrid_run(), options.PROGRAM, arguments)
-
-
-def _invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
-    """Run a command line on the standard streams; gives the exit code."""
-    try:
-        prepare_streams()
-    except UsageError as error:
-        return _fail(str(error))
-    try:
-        code = _run(application, name, arguments)
-        sys.stdout.flush()  # now, while there is somebody to say that it cannot be
-        return code
-    except OutputLostError as error:
-        return _fail(str(error.strerror))
-    except BrokenPipeError:  # whoever read the text has seen enough
-        return PIPE_CLOSED
-
-
-def _run(application: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:
-    """Run a command line. What a user can cause becomes one line; a bug of ours keeps its traceback."""
-    # Not through typer's own main, which prints errors in boxes and has its own mind about Ctrl-C and pipes.
-    command = typer.main.get_command(application)
-    try:
-        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
-            return int(command.invoke(context) or 0)
-    except typer.Exit as leave:
-        return leave.exit_code
-    except CommandLineError as error:
-        command_path = error.ctx.command_path if error.ctx else name
-        return _fail(f"{error.format_message().rstrip('.')}; see {command_path} --help")
-    except OffloadError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-
-
-def _fail(message: str) -> int:
-    say(f"{options.PROGRAM}: error: {' '.join(message.split())}")
-    return FAILED
+    return invoke(_hybrid_run(), options.PROGRAM, arguments)

@@ -1,13 +1,13 @@
 """`hybrid run`: one prompt, its completions on standard output, what they took on standard error."""
 
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from hybrid import report
-from hybrid.console import ctrl_c_stops, emit, say
+from hybrid.console import ctrl_c_stops, emit, say, width
 from hybrid.errors import UsageError
 from hybrid.gpu_text import now_text, summary_text
 from hybrid.recording import Recording
@@ -20,6 +20,7 @@ from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
 from hybrid.text.tokenizer import TextStream
 from hybrid.truth import compare
+from hybrid.wrapping import WordWrap, counted
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,22 @@ class Request:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.beams > 1 and (self.count > 1 or self.sampling.temperature > 0 or self.stop):
-            raise UsageError(
-                "--beams searches for one likeliest text; it does not go with --n, --temperature or --stop"
-            )
         if self.count > 1 and self.sampling.temperature == 0:
             raise UsageError(f"--n {self.count}: without a --temperature above 0 all completions would be the same")
 
 
 def complete(
-    model: TextModel, request: Request, recording: Recording | None, as_json: bool, verbose: bool = False
+    model: TextModel,
+    request: Request,
+    recording: Recording | None = None,
+    on_stats: Callable[[dict[str, Any]], None] | None = None,
+    summary: bool = True,
+    verbose: bool = False,
 ) -> bool:
-    """Write the completions, then what they took; False when Ctrl-C ended them. `verbose` watches a GPU at work."""
+    """Write the completions, after each what it took; False when Ctrl-C ended them.
+
+    `on_stats` is given what `report.stats_json` says of each; `summary` tells people; `verbose` watches a GPU at work.
+    """
     if request.beams > 1:
         _search(model, request)
         return True
@@ -62,10 +67,10 @@ def complete(
             _write(_updating(status, pieces))
         truth = compare(generation.stats, model.engine)
         memory = model.engine.memory()
-        if as_json:
+        if on_stats is not None:
             times = recording.op_times() if recording and number == 0 else None
-            say(json.dumps(report.stats_json(generation, model.engine, memory, truth, times)))
-        else:
+            on_stats(report.stats_json(generation, model.engine, memory, truth, times))
+        if summary:
             say(report.closing_line(generation.stats, memory, truth))
             if verbose and model.engine.monitor is not None:
                 say(summary_text(model.engine.monitor))
@@ -101,17 +106,30 @@ def _search(model: TextModel, request: Request) -> None:
     )[0]
     stream = TextStream(model.tokenizer, after=request.prompt_ids)
     _write([*(stream.feed(token_id) for token_id in best.token_ids), stream.flush()])
-    say(f"best of {request.beams} beams · {len(best.token_ids)} tokens · log probability {best.log_probability:.2f}")
+    tokens = counted(len(best.token_ids), "token")
+    say(f"best of {request.beams} beams · {tokens} · log probability {best.log_probability:.2f}")
 
 
 def _write(pieces: Iterable[str]) -> None:
-    """Write pieces of text as they come, and end them with a newline."""
+    """Write pieces of text as they come, on a terminal broken at words, and end them with a newline."""
     last = ""
     try:
-        for piece in pieces:
+        for piece in _broken(pieces) if sys.stdout.isatty() else pieces:
             if piece:
                 emit(piece)
                 last = piece
     finally:  # an error message does not start in the middle of a line
         if last and not last.endswith("\n"):
             emit("\n")
+
+
+def _broken(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces broken at words for the terminal, however wide it is at that moment."""
+    wrap = WordWrap(lambda: width(sys.stdout))
+    try:
+        for piece in pieces:
+            yield wrap.feed(piece)
+    except (Exception, KeyboardInterrupt):
+        yield wrap.flush()
+        raise
+    yield wrap.flush()

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO
 
-from hybrid.errors import UsageError
+from hybrid.errors import ArgumentsError, UsageError
+from hybrid.wrapping import fold
 from offload.printable import printable
 
 _MAX_PROMPT_BYTES = 1 << 26
@@ -16,9 +17,15 @@ _MAX_PROMPT_BYTES = 1 << 26
 _USUAL_SIZE = 80, 24  # where a terminal does not know its own
 
 
-def say(line: str) -> None:
-    """Write a line for people; names in it may be a stranger's."""
-    print(printable(line), file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Write lines for people, broken at words where a terminal shows them; names in them may be a stranger's."""
+    shown = printable(text)
+    print(fold(shown, width(sys.stderr)) if sys.stderr.isatty() else shown, file=sys.stderr, flush=True)
+
+
+def tell_program(line: str) -> None:
+    """Write a line for programs to standard error, as it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def note_between(line: str) -> None:
@@ -58,9 +65,7 @@ def can_redraw(file: TextIO) -> bool:
 def prompt_text(prompt: str | None, file: Path | None) -> str:
     """The prompt, from where it is given. Raises UsageError."""
     if (prompt is None) == (file is None):
-        raise UsageError(
-            "give one PROMPT: as an argument, as - for standard input, or with --file; see hybrid-run --help"
-        )
+        raise ArgumentsError("give one PROMPT: as an argument, as - for standard input, or with --file")
     if file is not None:
         return _read_text("--file", file)
     return _read_stdin() if prompt == "-" else str(prompt)

@@ -2,6 +2,7 @@
 
     HybridError                     base; the command line prints it as one line and exits with code 2
     ├── UsageError                  a flag or setting that cannot be (budget, sampling, unknown device)
+    │   └── ArgumentsError          a command line that its --help puts right
     ├── ModelError                  a model folder that cannot be used
     │   ├── ModelFileError          a file is missing, unreadable, truncated or lies about its contents
     │   ├── ModelConfigError        config values that are absent, absurd or contradict the weights
@@ -21,6 +22,7 @@ base, so a caller that catches it catches everything.
 from offload.errors import DeviceUnavailableError, OffloadError
 
 __all__ = [
+    "ArgumentsError",
     "ContextFullError",
     "DeviceUnavailableError",
     "EngineError",
@@ -43,6 +45,10 @@ class HybridError(OffloadError):
 
 class UsageError(HybridError):
     """A flag or setting with a value that cannot be."""
+
+
+class ArgumentsError(UsageError):
+    """Arguments that a command does not take as they are; where its help is, is added to the message."""
 
 
 class ModelError(HybridError):

@@ -3,10 +3,14 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hybrid.config import RunSettings
-from hybrid.errors import UsageError
+from hybrid.console import check_writable
+from hybrid.errors import ArgumentsError, UsageError
+
+JSON = "json"  # what --stats writes to standard error
 
 
 def run_settings(values: Mapping[str, Any]) -> RunSettings:
@@ -28,6 +32,29 @@ def sampling_flags(values: Mapping[str, Any]) -> dict[str, Any]:
         "frequency_penalty", "seed",
     )  # fmt: skip
     return {name: values[name] for name in names} | {"logit_bias": _logit_bias(values["logit_bias"])}
+
+
+def check_together(values: Mapping[str, Any]) -> None:
+    """Refuse flags of a run that do not go together. Raises UsageError."""
+    if values["raw"] and values["chat_template"] is not None:
+        raise UsageError("--raw and --chat-template contradict each other; drop one of them")
+    if values["beams"] > 1 and values["stats"] is not None:
+        raise UsageError("--stats tells what sampling took; it does not go with --beams")
+    if values["beams"] > 1 and (values["n"] > 1 or values["temperature"] or values["stop"]):
+        raise UsageError("--beams searches for one likeliest text; it does not go with --n, --temperature or --stop")
+    if values["n"] > 1 and values["temperature"] == 0:
+        raise UsageError(f"--n {values['n']}: without a --temperature above 0 all completions would be the same")
+
+
+def stats_file(stats: str | None) -> Path | None:
+    """The file that `--stats` names, if it names one. Raises UsageError where it could not be written in the end."""
+    if stats is None or stats == JSON:
+        return None
+    path = Path(stats).expanduser()
+    if path.suffix.lower() != ".json":
+        raise ArgumentsError(f"--stats {stats}: must be json, or a file whose name ends in .json")
+    check_writable("--stats", path)
+    return path
 
 
 def without_effect(values: Mapping[str, Any], temperature: float) -> list[str]:

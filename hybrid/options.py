@@ -8,27 +8,48 @@ import typer
 
 PROGRAM = "hybrid-run"
 
-RUN_HELP = """Complete a prompt with a model that may be bigger than the GPU.
+OTHER = "Other"  # flags that are in no group
+GROUPS = {  # of flags, as --help shows them
+    "Model": ("--model", "--variant", "--allow-unused", "--file", "--chat-template", "--raw", "--system"),
+    "Placement": (
+        "--cuda", "--ram", "--device", "--machine", "--threads", "--context", "--kv-dtype", "--host-dtype",
+        "--activations",
+    ),
+    "Sampling": (
+        "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--typical-p", "--repetition-penalty",
+        "--presence-penalty", "--frequency-penalty", "--logit-bias", "--seed", "--stop", "--n", "--beams",
+        "--length-penalty",
+    ),
+    "Output": ("--verbose", "--stats", "--op-times", "--timeline", "--draw", "--json", "--out"),
+}  # fmt: skip
 
-The completion goes to standard output, everything else to standard error.
+HELP = "Run language models bigger than your GPU."
 
-\b
-Examples:
-  hybrid-run "Once upon a time"
-  hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
-  hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
-  hybrid-run --model ~/models/mistral-7b --cuda 0 --ram 4 "A model larger than RAM runs at the disk's rate:"
-  hybrid-run --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --cuda 80% "Why is the sky blue?"
-  hybrid-run --temperature 1 --n 3 --stop "." "Once upon a time"
-  hybrid-run --cuda 0 --stats json "Hello" 2> stats.txt
+EXAMPLES = """\
+hybrid run --model DIR --cuda 6 "Why is the sky blue?"
+hybrid plan --model DIR --cuda 6
+hybrid chat --help
 """
 
-PLAN_HELP = """Show where the weights would go, and what a decode step would cost, without running anything.
+RUN_HELP = """Complete a prompt with a model that may be bigger than the GPU.
 
-\b
-Examples:
-  hybrid plan --model ~/models/mistral-7b --cuda 6
-  hybrid plan --model mistralai/Mistral-7B-Instruct-v0.2 --cuda 6 --machine colab-t4 --json
+The completion goes to standard output, everything else to standard error."""
+
+RUN_EXAMPLES = """\
+hybrid-run "Once upon a time"
+hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
+hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
+hybrid-run --model ~/models/mistral-7b --cuda 0 --ram 4 "Larger than RAM:"
+hybrid-run --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --cuda 80% "Why is the sky blue?"
+hybrid-run --temperature 1 --n 3 --stop "." "Once upon a time"
+hybrid-run --stats stats.json "Once upon a time"
+"""
+
+PLAN_HELP = "Show where the weights would go, and what a decode step would cost, without running anything."
+
+PLAN_EXAMPLES = """\
+hybrid plan --model ~/models/mistral-7b --cuda 6
+hybrid plan --model mistralai/Mistral-7B-Instruct-v0.2 --cuda 6 --machine colab-t4 --json
 """
 
 CUDA_HELP = (
@@ -54,12 +75,6 @@ def _print_version(wanted: bool) -> None:
 
 
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
-
-
-class StatsFormat(StrEnum):
-    """How `--stats` writes."""
-
-    JSON = "json"
 
 
 class KvDtype(StrEnum):
@@ -104,7 +119,12 @@ Threads = Annotated[
 ]
 CacheType = Annotated[
     KvDtype | None,
-    typer.Option("--kv-dtype", help="How the cache keeps keys and values.", show_default="as the model's graph has it"),
+    typer.Option(
+        "--kv-dtype",
+        metavar="fp16|fp32",
+        help="How the cache keeps keys and values.",
+        show_default="as the model's graph has it",
+    ),
 ]
 HostDtype = Annotated[
     str | None,
@@ -198,8 +218,12 @@ TemplateName = Annotated[
     ),
 ]
 Stats = Annotated[
-    StatsFormat | None,
-    typer.Option(metavar="json", help="End with a line of JSON on standard error, not the summary."),
+    str | None,
+    typer.Option(
+        metavar="json|FILE.json",
+        help="Write what the run took as JSON: into a file, or with json as the last line of standard error, "
+        "instead of the summary.",
+    ),
 ]
 TimelineFile = Annotated[
     Path | None,
@@ -237,29 +261,26 @@ ProfileOut = Annotated[
 ]
 ProfileAsJson = Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")]
 
-TUNE_HELP = """Measure this machine, so that plans and predicted speeds rest on its own rates.
+TUNE_HELP = "Measure this machine, so that plans and predicted speeds rest on its own rates."
 
-\b
-Examples:
-  hybrid tune --calibrate
-  hybrid tune --calibrate --threads 4 --out four-threads.json
+TUNE_EXAMPLES = """\
+hybrid tune --calibrate
+hybrid tune --calibrate --threads 4 --out four-threads.json
 """
 
-CHAT_HELP = """Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat.
+CHAT_HELP = "Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat."
 
-\b
-Examples:
-  hybrid chat --model TinyLlama/TinyLlama-1.1B-Chat-v1.0
-  hybrid chat --model ~/models/mistral-7b --cuda 6 --system "Answer in one sentence."
-  printf 'Hello\\nAnd in French?\\n' | hybrid chat --model ~/models/mistral-7b
+CHAT_EXAMPLES = """\
+hybrid chat --model TinyLlama/TinyLlama-1.1B-Chat-v1.0
+hybrid chat --model ~/models/mistral-7b --cuda 6 --system "Answer in one sentence."
+printf 'Hello\\nAnd in French?\\n' | hybrid chat --model ~/models/mistral-7b
 """
 
 DOCTOR_HELP = """Look at everything a run depends on: CPU, memory, packages, GPU, and a model if one is named.
 
-Each problem comes with the command that mends it; the exit code is 1 when there is one.
+Each problem comes with the command that mends it; the exit code is 1 when there is one."""
 
-\b
-Examples:
-  hybrid doctor
-  hybrid doctor --model ~/models/mistral-7b --json
+DOCTOR_EXAMPLES = """\
+hybrid doctor
+hybrid doctor --model ~/models/mistral-7b --json
 """

@@ -1,7 +1,11 @@
-"""What a run is asked to record of itself: a timeline in a file, and where the time of its decode steps went."""
+"""What a run is asked to record of itself: a timeline in a file, where the time of its steps went, what it took."""
 
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hybrid.console import check_writable, not_writable
 from hybrid.drawing.files import check_picture, is_picture, write_timeline_picture
@@ -56,3 +60,16 @@ def start_recording(file: Path | None, adds_up: bool) -> Recording | None:
     if file is None and not adds_up:
         return None
     return Recording(Timeline(_STEPS_ADDED_UP if adds_up else _STEPS_IN_FILE, looks_inside=adds_up), file, adds_up)
+
+
+def write_stats(path: Path, stats: Sequence[dict[str, Any]]) -> None:
+    """Write what each completion took as JSON: an object for one, a list for several. Raises UsageError."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            unfinished.write_text(json.dumps(stats[0] if len(stats) == 1 else stats, indent=2) + "\n")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise not_writable("--stats", path, error) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hybrid.errors import UsageError
-from hybrid.model.source import show
+from hybrid.model.source import hub_name, show
 from offload.small_files import UnreadableFileError, read_small_text
 
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel
@@ -25,7 +25,6 @@ _MAX_BYTES = 1 << 20
 _ABSURD = 1 << 1000  # what floats cannot hold, nor messages show
 _NOT_SETTINGS = ("prompt", "version", "config", "print_config")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 _TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -159,7 +158,7 @@ def _located(key: str, value: Any, file: Path) -> Any:
         return value
     given = Path(value).expanduser()
     beside = given if given.is_absolute() else file.absolute().parent / given
-    if key == "model" and not given.is_absolute() and _HUB_NAME.fullmatch(str(value)) and not _is_there(beside):
+    if key == "model" and not given.is_absolute() and hub_name(str(value)) and not _is_there(beside):
         return value
     return type(value)(beside) if isinstance(value, str) else beside
 

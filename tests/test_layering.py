@@ -26,7 +26,7 @@ MAY_READ_ENVIRONMENT = {
     "hybrid/user_folders.py",  # where the XDG specification says that settings are
     "hybrid/runtime/island.py",  # what onnxruntime is told before it is imported
 }
-MAY_PRINT = {"hybrid/cli.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}
+MAY_PRINT = {"hybrid/cli.py", "hybrid/command_line.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}
 
 
 def _name(path: Path) -> str:

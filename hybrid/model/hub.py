@@ -1,6 +1,5 @@
 """Models by name: `org/name`, or `org/name@revision`, to a path in the Hugging Face cache that `find_model` takes."""
 
-import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -10,11 +9,10 @@ from hybrid.model.hf_config import parse_config
 from hybrid.model.hub_errors import Pause
 from hybrid.model.hub_files import Choice, RepositoryFile, choose_files
 from hybrid.model.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up
-from hybrid.model.source import CONFIG, read_json, shard_names, show
+from hybrid.model.source import CONFIG, hub_name, is_there, read_json, shard_names, show
 from offload.units import format_bytes
 
 _MOST_SETTINGS_BYTES = 1 << 28
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 
 
 def resolve_model(
@@ -34,11 +32,12 @@ def resolve_model(
     waits some seconds before another attempt. Raises ModelError or UsageError.
     """
     local = Path(name_or_path).expanduser()
-    name = _HUB_NAME.fullmatch(str(name_or_path))
-    if _is_there(local) or name is None or ".." in (name[2] or ""):
+    name = hub_name(str(name_or_path))
+    if is_there(local) or name is None:
         return local if variant is None else _local_variant(local, variant)
-    on_stage(f"Looking up {name[1]}", 0)
-    snapshot = look_up(name[1], name[2] or DEFAULT_REVISION, pause)
+    repository, revision = name
+    on_stage(f"Looking up {repository}", 0)
+    snapshot = look_up(repository, revision or DEFAULT_REVISION, pause)
     choice = choose_files(snapshot.label, snapshot.files, variant)
 
     def bring(files: tuple[RepositoryFile, ...]) -> None:
@@ -110,10 +109,3 @@ def _local_variant(path: Path, variant: str) -> Path:
     onnx = choose_files(show(path), {file.name: file for file in files}, variant).onnx
     assert onnx is not None  # a variant is one
     return path / onnx.name
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists() or path.is_symlink()
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{show(path)}: cannot be opened ({error})") from None

@@ -21,6 +21,7 @@ ONNX_NAMES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")
 _MAX_JSON_BYTES = 16_000_000
 _MAX_INDEX_BYTES = 64_000_000  # a name and a file for every tensor of a large mixture of experts
 _OTHER_WEIGHTS = (".bin", ".gguf", ".ggml", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".npz")
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -70,7 +71,21 @@ def find_model(path: str | Path) -> ModelFolder:
         raise ModelFileError(f"{show(given)}: cannot be opened ({_reason(error)})") from error
     if there:
         raise ModelFileError(f"{show(given)}: neither a folder nor a file (a broken link?)")
-    raise ModelFileError(f"{show(given)}: no such folder")
+    raise ModelFileError(f"{show(given)}: no such folder; a model on the Hugging Face hub is named org/name")
+
+
+def hub_name(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision of "org/name" or "org/name@revision"; None for what cannot be on the hub."""
+    match = _HUB_NAME.fullmatch(text)
+    return None if match is None or ".." in (match[2] or "") else (match[1], match[2])
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path, be it a broken link. Raises ModelFileError for what is no path."""
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{show(path)}: cannot be opened ({_reason(error)})") from None
 
 
 def real_file(path: Path) -> Path:

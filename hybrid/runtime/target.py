@@ -47,10 +47,7 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
     Without `--cuda`, a GPU that cannot be used means the CPU, and `why` says so. With it, the error stands:
     what was asked for is never silently run elsewhere.
     """
-    device, ordinal = _parse_device(settings.device)
-    budget = budget_asked(settings)
-    if device == "cpu" and settings.cuda is not None and not budget.is_zero:
-        raise UsageError(f"--device cpu and --cuda {settings.cuda} contradict each other; drop one of them")
+    device, ordinal, budget = check_device(settings)
     if device == "cpu" or budget.is_zero:
         return _on_cpu(settings, "as asked")
     if device == "simulated":
@@ -65,6 +62,15 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
             f"{asked}: {error}; use --cuda 0 for the CPU, --device simulated to try the machinery, "
             "or plan for another machine with --machine"
         ) from None
+
+
+def check_device(settings: RunSettings) -> tuple[str, int, Budget]:
+    """What `--device` and `--cuda` ask for. Raises UsageError for what they cannot be, and cannot be together."""
+    device, ordinal = _parse_device(settings.device)
+    budget = budget_asked(settings)
+    if device == "cpu" and settings.cuda is not None and not budget.is_zero:
+        raise UsageError(f"--device cpu and --cuda {settings.cuda} contradict each other; drop one of them")
+    return device, ordinal, budget
 
 
 def budget_asked(settings: RunSettings) -> Budget:

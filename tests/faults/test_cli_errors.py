@@ -31,8 +31,10 @@ def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     assert out == ""
     lines = err.splitlines()
     assert len(lines) == 1, err
-    assert lines[0].startswith("hybrid-run: error: ")
-    return lines[0].removeprefix("hybrid-run: error: ")
+    typed, error, message = lines[0].partition(": error: ")
+    assert error
+    assert typed in ("hybrid", f"hybrid {arguments[0]}")
+    return message
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     [
         (["run", "--cudda", "6", "a"], "--cudda"),
         (["run"], "PROMPT"),
-        (["run", "a", "b"], "b"),
+        (["plan", "a", "b"], "a b"),
         (["run", "--context", "0", "a"], "--context"),
         (["run", "--threads", "many", "a"], "--threads"),
         (["run", "--max-tokens", "0", "a"], "--max-tokens"),
@@ -137,7 +139,7 @@ def test_an_error_in_the_middle_of_a_text_starts_on_its_own_line(
     assert cli.main(["run", "--model", str(model), "x"]) == 2
     out, err = capsys.readouterr()
     assert out == "aaa\n"
-    assert err.splitlines()[-1] == "hybrid-run: error: the card fell out"
+    assert err.splitlines()[-1] == "hybrid run: error: the card fell out"
     assert engine.closed
 
 
@@ -237,7 +239,7 @@ def test_a_timeline_whose_folder_goes_away_costs_one_line_not_the_text(
     assert cli.main(["run", "--model", str(model), "--timeline", str(path), "x"]) == 2
     out, err = capsys.readouterr()
     assert out == "aa\n"
-    expected = f"hybrid-run: error: --timeline {path} cannot be written: No such file or directory"
+    expected = f"hybrid run: error: --timeline {path} cannot be written: No such file or directory"
     assert err.splitlines()[-1] == expected
 
 
@@ -260,7 +262,7 @@ def process(
 def test_standard_input_that_is_no_text(model: Path) -> None:
     done = process(model, ["-"], stdin=b"ab\xff")
     assert done.returncode == 2
-    assert done.stderr == b"hybrid-run: error: standard input is not UTF-8 at byte 2\n"
+    assert done.stderr == b"hybrid run: error: standard input is not UTF-8 at byte 2\n"
 
 
 def test_standard_output_that_is_full(model: Path) -> None:
@@ -268,7 +270,7 @@ def test_standard_output_that_is_full(model: Path) -> None:
         done = process(model, ["a"], stdout=full.fileno())
     assert done.returncode == 2
     last = done.stderr.decode().splitlines()[-1]
-    assert last == "hybrid-run: error: standard output cannot be written: No space left on device"
+    assert last == "hybrid: error: standard output cannot be written: No space left on device"
 
 
 def command(shell: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -277,7 +279,7 @@ def command(shell: str, *arguments: str, stdin: bytes = b"") -> subprocess.Compl
     return subprocess.run(line, cwd=ROOT, input=stdin, capture_output=True, check=False)
 
 
-FULL = b"hybrid-run: error: standard output cannot be written: No space left on device\n"
+FULL = b"hybrid: error: standard output cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def closed(descriptor: int, arguments: list[str]) -> subprocess.CompletedProcess
 def test_standard_output_that_is_closed() -> None:
     done = closed(1, ["run", "--print-config"])
     assert done.returncode == 2
-    assert done.stderr == b"hybrid-run: error: standard output is closed; send it to a file, or to /dev/null\n"
+    assert done.stderr == b"hybrid: error: standard output is closed; send it to a file, or to /dev/null\n"
 
 
 def test_standard_error_that_is_closed() -> None:
@@ -330,7 +332,9 @@ def test_standard_error_that_is_closed() -> None:
 
 def test_standard_input_that_is_closed() -> None:
     done = closed(0, ["run", "--model", "nowhere", "-"])
-    assert (done.returncode, done.stderr) == (2, b"hybrid-run: error: nowhere: no such folder\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"hybrid run: error: nowhere: no such folder; ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_an_argument_that_is_no_text(model: Path) -> None:

@@ -304,14 +304,14 @@ def test_help_lists_the_commands_in_whole_sentences(capsys: pytest.CaptureFixtur
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("run", "plan", "chat", "tune", "doctor"))
-    assert "..." not in out.partition("Commands:")[2]
+    assert "..." not in out.partition("Commands")[2].partition("Examples")[0]
 
 
 def test_hybrid_run_is_hybrid_run(engine: FakeEngine, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main_run(["--model", str(model), "a"]) == 0
     assert capsys.readouterr().out == f" {STORY}\n"
     assert cli.main_run(["--help"]) == 0
-    assert "Usage: hybrid-run [OPTIONS]" in capsys.readouterr().out
+    assert "Usage: hybrid-run [FLAGS] [PROMPT]" in capsys.readouterr().out
 
 
 def test_a_prompt_from_standard_input(model: Path) -> None:
@@ -362,7 +362,6 @@ def test_ctrl_c_ends_the_text_cleanly(model: Path) -> None:
     assert b"Traceback" not in text
     last = read_all(terminal).decode().splitlines()[-1]
     os.close(terminal)
-    assert last.startswith("prefill ")
     assert last.endswith("interrupted")
 
 
@@ -394,4 +393,4 @@ def test_a_bar_is_drawn_on_a_terminal_and_gone_afterwards(model: Path) -> None:
     assert process.wait() == 0
     assert "Loading weights" in shown
     assert "1.00 MiB of 1.00 MiB" in shown
-    assert shown.rstrip().splitlines()[-1].startswith("prefill ")
+    assert shown.rstrip().endswith(" · end of text")

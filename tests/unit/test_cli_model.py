@@ -97,7 +97,7 @@ def test_what_does_not_go_together_is_one_line(
 ) -> None:
     assert cli.main(["run", "--cuda", "0", *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("hybrid-run: error: ")
+    assert last.startswith("hybrid run: error: ")
     assert said in last
 
 
