@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TextIO
+from typing import IO
 
 # Escape sequences of the VT100, which every terminal but a dumb one knows since.
 _ERASE_BELOW, _HIDE, _SHOW = "\x1b[J", "\x1b[?25l", "\x1b[?25h"
@@ -16,7 +16,7 @@ class RedrawnLines:
     and takes the cursor along with its text: all that has to be erased is below it, however many rows that is now.
     """
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._is_drawn = False
 

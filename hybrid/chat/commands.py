@@ -5,14 +5,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.chat.conversation import Conversation
+from hybrid.chat.conversation import RETRY_TEMPERATURE, Conversation
 from hybrid.chat.reply import Reply, ReplyStats
+from hybrid.chat.rules import changed, shown
 from hybrid.text.generate import StopReason
+from hybrid.wrapping import counted
 
 COMMANDS = {
     "/clear": ("", "forget the conversation; the system message stays"),
     "/undo": ("", "take the last turn back"),
     "/retry": ("", "another reply to the last message"),
+    "/set": ("[NAME VALUE]", "show how replies are made, or change it: temperature 0.8, max-tokens 200"),
     "/system": ("[TEXT]", "show the system message, or set it; - removes it"),
     "/stats": ("", "tokens and speed so far"),
     "/save": ("FILE", "write the conversation as JSON"),
@@ -22,7 +25,8 @@ COMMANDS = {
 }
 KEYS = """\
 Enter sends. Alt-Enter, or \\ at the end of a line, begins a new one.
-Ctrl-C ends a reply. A space before a slash sends it as text."""
+Ctrl-C ends a reply. What begins with a slash is a command, or a path if it has more slashes; a space before it sends
+it as text."""
 
 _STOPPED = {
     StopReason.MAX_TOKENS: "stopped at --max-tokens",
@@ -62,7 +66,10 @@ def run_command(conversation: Conversation, line: str, model: str = "") -> Outco
         case "/retry":
             reply = conversation.retry()
             greedy = conversation.rules.sampling.temperature == 0
-            return Outcome("at temperature 0 the reply will be the same" if greedy else "", reply)
+            tried = f"at temperature 0 the reply would be the same, so this one is drawn at {RETRY_TEMPERATURE}"
+            return Outcome(tried if greedy else "", reply)
+        case "/set":
+            return Outcome(_set(conversation, argument))
         case "/system":
             return Outcome(_system(conversation, argument))
         case "/stats":
@@ -109,19 +116,29 @@ def _system(conversation: Conversation, text: str) -> str:
     return conversation.system or "there is no system message; /system TEXT sets one"
 
 
+def _set(conversation: Conversation, argument: str) -> str:
+    name, _, value = argument.replace("=", " ", 1).partition(" ")
+    if not name:
+        return shown(conversation.rules)
+    if name.removeprefix("--") == "system":
+        return _system(conversation, value.strip())
+    conversation.rules = changed(conversation.rules, name, value.strip())
+    return f"{name} is {value.strip()} from now on"
+
+
 def _stats(conversation: Conversation) -> str:
     engine = conversation.engine
     lines = [f"{_messages(len(conversation.messages))} · context {engine.position} of {engine.context_tokens}"]
     if conversation.left_out:
         lines.append(left_out_line(conversation.left_out))
     if stats := conversation.last_stats:
-        lines.append(f"last reply: {stats.generated_tokens} tokens · {status_line(stats)}")
-        lines.append(f"its prompt: {stats.prefilled_tokens} tokens prefilled in {stats.prefill_s:.2f} s")
+        lines.append(f"last reply: {counted(stats.generated_tokens, 'token')} · {status_line(stats)}")
+        lines.append(f"its prompt: {counted(stats.prefilled_tokens, 'token')} prefilled in {stats.prefill_s:.2f} s")
     return "\n".join(lines)
 
 
 def _messages(count: int) -> str:
-    return f"{count} message" + "s" * (count != 1)
+    return counted(count, "message")
 
 
 def _beginning(text: str) -> str:

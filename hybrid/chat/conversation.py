@@ -13,6 +13,8 @@ from hybrid.text.chat_template import Message
 from hybrid.text.generate import TokenEngine
 from hybrid.text.tokenizer import Tokenizer
 
+RETRY_TEMPERATURE = 0.8  # of another reply, where the rules say 0
+
 
 class Template(Protocol):
     """Messages to text: a `ChatTemplate`, or `Completion` for models that have none."""
@@ -75,13 +77,20 @@ class Conversation:
         return self._answer(self.messages, text, self.rules)
 
     def retry(self) -> Reply:
-        """Answer the last message once more; the old reply stays until the new one has begun."""
+        """Answer the last message once more, with `RETRY_TEMPERATURE` where 0 would give the same.
+
+        The old reply stays until the new one has begun.
+        """
         self._settle()
         if not self.messages:
             raise UsageError("there is nothing to retry yet")
         self._retries += 1
         seed = self.rules.sampling.seed  # the same seed would give the same reply
-        sampling = replace(self.rules.sampling, seed=None if seed is None else seed + self._retries)
+        sampling = replace(
+            self.rules.sampling,
+            seed=None if seed is None else seed + self._retries,
+            temperature=self.rules.sampling.temperature or RETRY_TEMPERATURE,
+        )
         return self._answer(self.messages[:-2], self.messages[-2].content, replace(self.rules, sampling=sampling))
 
     def undo(self) -> str:

@@ -11,6 +11,7 @@ from hybrid.chat.conversation import Conversation
 from hybrid.console import ctrl_c_stops, emit, say
 from hybrid.errors import OffloadError, UsageError
 from hybrid.text.generate import StopReason
+from hybrid.wrapping import fold
 from offload.printable import printable
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
     def answer(reply: "Reply") -> None:
         with quiet_keyboard(sys.stdin), ctrl_c_stops(reply):
             show_reply(console, reply)
-        console.print(status_line(reply.stats), style="dim")
+        console.print(fold(status_line(reply.stats), console.width), style="dim")
         if not reply.said_something:
             notice("stopped before the first word; the message is taken back")
 

@@ -6,16 +6,18 @@ from contextlib import contextmanager
 from typing import ClassVar, TextIO
 
 from markdown_it import MarkdownIt
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markdown import Heading, Markdown, MarkdownElement
 from rich.segment import Segment
 from rich.text import Text
 
 from hybrid.chat.reply import Reply
+from hybrid.redrawn import RedrawnLines
+from hybrid.wrapping import counted
 from offload.printable import printable
 
 _REDRAW_S = 0.06
+_NARROWEST = 40  # columns that a terminal may be narrowed to without a line of the reply being seen twice
 
 
 def show_reply(console: Console, reply: Reply) -> None:
@@ -34,26 +36,34 @@ def _show_plain(console: Console, reply: Reply) -> None:
 
 
 def _show_markdown(console: Console, reply: Reply) -> None:
-    """Blocks that are complete are printed for good; only the last one is redrawn, so that nothing flickers."""
-    shown = 0  # characters that were printed for good
+    """Blocks that are complete are written for good; only the last one is redrawn, so that nothing flickers."""
+    shown = 0  # characters that were written for good
     text = ""
     drawn_s = 0.0
-    with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+    with RedrawnLines(console.file) as live:
         try:
             for piece in reply:
                 text = (text + printable(piece)).lstrip("\n")
                 if time.monotonic() - drawn_s < _REDRAW_S:
                     continue
+                above = ""
                 if end := complete_blocks(text[shown:]):
-                    console.print(_Lines(text[shown : shown + end], first=shown == 0), end="")
+                    above = _as_text(console, _Lines(text[shown : shown + end], first=shown == 0))
                     shown += end
-                tail = _Lines(text[shown:], first=shown == 0, fit_screen=True)
-                live.update(tail if text else _reading(reply), refresh=True)
+                tail = _Lines(text[shown:], first=shown == 0, fit_screen=True) if text else _reading(reply)
+                live.draw(_as_text(console, tail).rstrip("\n").split("\n"), above)
                 drawn_s = time.monotonic()
         finally:
-            live.update(Text(), refresh=True)
+            live.erase()
             if text[shown:].strip():
                 console.print(_Lines(text[shown:], first=shown == 0), end="")
+
+
+def _as_text(console: Console, shown: RenderableType) -> str:
+    """What the console would write, a column narrower than it is: a full row may or may not move the cursor on."""
+    with console.capture() as capture:
+        console.print(shown, end="", width=max(console.width - 1, 1))
+    return capture.get()
 
 
 def complete_blocks(text: str) -> int:
@@ -105,9 +115,20 @@ class _Lines:
             del lines[-1]
         if not self._first:
             lines.insert(0, [])
-        for line in lines[-max(console.height - 1, 1) :] if self._fit_screen else lines:
+        for line in _end_of(lines, console.height - 1) if self._fit_screen else lines:
             yield from line
             yield Segment.line()
+
+
+def _end_of(lines: list[list[Segment]], rows: int) -> list[list[Segment]]:
+    """The last lines, as many as fit the rows of a screen, and would if it were made as narrow as it may be."""
+    fitting: list[list[Segment]] = []
+    for line in reversed(lines):
+        rows -= max(-(-Segment.get_line_length(line) // _NARROWEST), 1)
+        if rows < 0 and fitting:
+            break
+        fitting.insert(0, line)
+    return fitting
 
 
 def _is_empty(line: list[Segment]) -> bool:
@@ -118,7 +139,7 @@ def _is_empty(line: list[Segment]) -> bool:
 def _reading(reply: Reply) -> Text:
     stats = reply.stats
     left = len(reply.prompt.ids) - stats.reused_tokens - stats.prefilled_tokens
-    return Text(f"reading {left} tokens …" if left > 0 else "…", style="dim")
+    return Text(f"reading {counted(left, 'token')} …" if left > 0 else "…", style="dim")
 
 
 @contextmanager
@@ -137,7 +158,7 @@ def quiet_keyboard(file: TextIO) -> Iterator[None]:
         yield
         return
     quiet = [*before]
-    quiet[3] &= ~termios.ECHO
+    quiet[3] = quiet[3] & ~termios.ECHO | termios.NOFLSH  # Ctrl-C would throw away what was typed ahead
     termios.tcsetattr(file, termios.TCSADRAIN, quiet)
     try:
         yield

@@ -47,7 +47,7 @@ class Recorder(Unshared):
 
     def _next(self) -> npt.NDArray[np.float32]:
         logits = np.zeros(VOCAB, np.float32)
-        logits[self._going.pop(0) if self._going else EOS] = 5.0
+        logits[self._going.pop(0) if self._going else EOS] = 50.0  # so likely that it is drawn at any temperature
         if not self._going and self.replies:
             self.replies.pop(0)
         return logits
