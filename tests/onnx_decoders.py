@@ -18,7 +18,7 @@ from hybrid.runtime.engine import Engine
 from hybrid.runtime.planning import open_for_run
 from tests.engines import PLACEMENTS, engine_on_cpu, engine_on_simulated
 
-HIDDEN, HEADS, HEAD_DIM, VOCAB = 32, 2, 16, 48
+HIDDEN, HEADS, HEAD_DIM, VOCAB = 32, 2, 32, 48
 PROMPT = [3, 41, 7, 19, 30, 2]
 
 Array = npt.NDArray[Any]
@@ -133,6 +133,65 @@ def attention(prefix: str = "", with_past: bool = True, causal: bool = True) -> 
     ]
 
 
+def gqa(
+    *, packed: bool = True, rotary: bool = True, element_type: int = TensorProto.FLOAT, **attributes: Any
+) -> list[NodeProto]:
+    """ "h" to "logits" and the presents, by GroupQueryAttention with `mask` as its lengths, as genai's builder has it.
+
+    Reads the tables "cos" and "sin" where it is `rotary`, and weights in fp32; the cache is of `element_type`.
+    """
+    half = element_type != TensorProto.FLOAT
+    nodes = [
+        make_node("ReduceSum", ["attention_mask", "ones"], ["counts"], keepdims=0),
+        make_node("Sub", ["counts", "one"], ["long lengths"]),
+        make_node("Cast", ["long lengths"], ["lengths"], to=TensorProto.INT32),
+        make_node("Shape", ["attention_mask"], ["mask/shape"]),
+        make_node("Gather", ["mask/shape", "one"], ["long total"]),
+        make_node("Cast", ["long total"], ["total"], to=TensorProto.INT32),
+    ]
+    for what in "qkv":
+        nodes.append(make_node("MatMul", ["h", f"w{what}"], [f"{what}/plain"], name=f"layers.0/{what}_proj"))
+        nodes.append(make_node("Cast", [f"{what}/plain"], [what], to=element_type))
+    operands = ["q", "k", "v"]
+    if packed:
+        nodes = [node for node in nodes if node.output[0][0] not in "qkv"]
+        nodes += [
+            make_node("MatMul", ["h", "wqkv"], ["plain"], name="layers.0/qkv_proj"),
+            make_node("Cast", ["plain"], ["qkv"], to=element_type),
+        ]
+        operands = ["qkv", "", ""]
+    pasts, presents = ([f"{name}.0.{what}" for what in ("key", "value")] for name in ("past_key_values", "present"))
+    turned = ["cos", "sin"] if rotary else []
+    usual = {"num_heads": HEADS, "kv_num_heads": HEADS, "do_rotary": int(rotary)}
+    return [
+        *nodes,
+        make_node(
+            "GroupQueryAttention",
+            [*operands, *pasts, "lengths", "total", *turned],
+            ["attended", *presents],
+            name="layers.0/attention",
+            domain="com.microsoft",
+            **(usual | attributes),
+        ),
+        make_node("Cast", ["attended"], ["joined"], to=TensorProto.FLOAT),
+        make_node("MatMul", ["joined", "wo"], ["o"], name="layers.0/o_proj"),
+        make_node("Add", ["h", "o"], ["out"]),
+        make_node("MatMul", ["out", "head"], ["wide logits"], name="lm_head"),
+        make_node("Cast", ["wide logits"], ["logits"], to=element_type if half else TensorProto.FLOAT),
+    ]
+
+
+def gqa_tensors(rows: int = 0, rotary_dim: int = HEAD_DIM, element_type: int = TensorProto.FLOAT) -> list[TensorProto]:
+    """What the nodes of `gqa` read besides: q, k and v side by side, axes, and tables of `rows` positions."""
+    packed = np.concatenate([weights()[f"w{what}"] for what in "qkv"], axis=1)
+    found = constants(wqkv=packed, ones=np.array([1]))
+    if rows:
+        cos, sin = tables(rows, rotary_dim)
+        dtype = np.float16 if element_type == TensorProto.FLOAT16 else np.float32
+        found += constants(cos=cos.astype(dtype), sin=sin.astype(dtype))
+    return found
+
+
 def save(
     folder: Path,
     nodes: Sequence[NodeProto],
@@ -172,6 +231,7 @@ class Plain:
             else:
                 shape = [dim if isinstance(dim, int) else 0 for dim in wanted.shape]
                 shape[0] = 1 if not isinstance(wanted.shape[0], int) else shape[0]
+                shape[-1] = shape[-1] or HEAD_DIM
                 half = wanted.type == "tensor(float16)"
                 arrays[wanted.name] = np.zeros(shape, np.float16 if half else np.float32)
         last: npt.NDArray[np.float32] = self._session.run(["logits"], arrays)[0][0, -1].astype(np.float32)
@@ -185,16 +245,20 @@ def check_against_plain(
     prompt: Sequence[int] = PROMPT,
     atol: float = 1e-4,
     feeds: Mapping[str, Any] | None = None,
+    plain: Path | None = None,
 ) -> None:
-    """On the CPU and under placements, in one prefill and in pieces: the logits that one plain pass gives."""
+    """On the CPU and under placements, in one prefill and in pieces: the logits that one plain pass gives.
+
+    `plain` is another file that has to give them.
+    """
     opened = open_for_run(RunSettings(model=folder, context_tokens=context_tokens))
     assert opened.linears
     engines = [engine_on_cpu(opened)]
     engines += [engine_on_simulated(opened, p) for p in PLACEMENTS if p.name in ("none", "three ways")]
-    plain = Plain(folder)
+    reference = Plain(plain or folder)
     for number, engine in enumerate(engines):
         with closing(engine):
-            _follow(engine, plain, prompt, count, atol, feeds or {}, pieces=number % 2 == 1)
+            _follow(engine, reference, prompt, count, atol, feeds or {}, pieces=number % 2 == 1)
 
 
 def _follow(
@@ -208,3 +272,8 @@ def _follow(
         assert np.abs(expected - found).max() < atol
         ids.append(int(expected.argmax()))
         found = engine.decode(ids[-1])
+
+
+def engine_of(folder: Path, context_tokens: int | None = None) -> Engine:
+    """The engine of `--cuda 0`."""
+    return engine_on_cpu(open_for_run(RunSettings(model=folder, context_tokens=context_tokens)))

@@ -5,10 +5,13 @@ Conventions are told apart by the names that their exporters use:
     onnxstream   pkv0, pkv1, ... (key, value of layer 0, ...)      -> opkv0, opkv1, ...
     optimum      past_key_values.0.key, past_key_values.0.value     -> present.0.key, present.0.value
     genai        the same names, with GroupQueryAttention inside
+    gpt2         past_0, past_1, ... (keys and values of a layer)   -> present_0, present_1, ...
+
+A genai_config.json may give other names; then they are changed to these.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,23 @@ import numpy as np
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.branches import pruned, with_branches_taken
-from hybrid.graph.graph import ElementType, Graph, Initializer, Shape, TensorInfo
+from hybrid.graph.find import find_linears
+from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
+from hybrid.graph.rename import renamed_graph
 from hybrid.graph.small_values import small_value
+from hybrid.model.context_limits import ContextLimit, graph_limits
 from hybrid.model.decoder import CachePair, Decoder
+from hybrid.model.genai_config import GenaiConfig, parse_genai_config
 from hybrid.model.onnx_graph import read_graph, with_types_and_shapes
-from hybrid.model.source import ModelFolder, show
+from hybrid.model.source import GENAI_CONFIG, ModelFolder, show
+from hybrid.model.step_feeds import FEEDS, shape_of
 
 LOGITS = "logits"
 CACHE_SWITCH = "use_cache_branch"  # of decoders that are merged out of one without and one with a past
-_ID_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _FLOATS = (ElementType.FLOAT, ElementType.FLOAT16)
+_CONTEXT_KEYS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_sequence_length", "max_seq_len"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,40 +49,91 @@ class _CacheNames:
 _CACHES = (
     _CacheNames("onnxstream", re.compile(r"pkv(\d+)"), "opkv{0}"),
     _CacheNames("optimum", re.compile(r"past_key_values\.(\d+)\.(key|value)"), "present.{0}.{1}"),
+    _CacheNames("gpt2", re.compile(r"past_(\d+)"), "present_{0}"),
 )
 
 
-def open_onnx(source: ModelFolder) -> Decoder:
-    """Open an ONNX decoder. Raises UnsupportedModelError, naming the inputs, for a convention we don't know."""
+def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
+    """Open an ONNX decoder for a context of at most `context_tokens`.
+
+    Raises UnsupportedModelError, naming the inputs, for a convention we don't know.
+    """
     if source.onnx is None:
         raise ModelFileError(f"{source.folder}: no .onnx file")
     path = source.onnx
-    graph = read_graph(path)
+    genai = parse_genai_config(source.genai_config, source.folder / GENAI_CONFIG)
+    graph = _with_our_names(read_graph(path), genai)
     convention, cache = _cache_pairs(graph, path)
     graph = _with_branches_taken(graph, cache)
-    _check_ids(graph, path)
+    graph = _without_unread_inputs(graph, cache)
+    _check_inputs(graph, cache, path)
     shared = _attention_shares_cache(graph, cache)
-    shapes = {info.name: _input_shape(graph, info, cache, shared, path) for info in graph.inputs}
+    config = source.config or {}
+    sizes = _CacheSizes(graph, genai, config, path)
+    pasts = {pair.past for pair in cache}
+    shapes = {
+        info.name: sizes.shape(info, "C" if shared else "P") if info.name in pasts else shape_of(info.name, info.shape)
+        for info in graph.inputs
+    }
+    one_by_one = any(info.name == "input_ids" and (info.shape or (0,))[-1] == 1 for info in graph.inputs)
     try:
         graph = with_types_and_shapes(graph, shapes)
     except ValueError as error:
         raise ModelFileError(f"{path}: shapes that do not fit each other ({show(str(error), 200)})") from None
-    config = source.config or {}
+    limit = _context_limit(graph, genai, config)
+    if shared:
+        graph = _with_full_caches(graph, min(context_tokens, limit.tokens or context_tokens))
     logits = next(info for info in graph.outputs if info.name == LOGITS)
     last_dim = (graph.shapes.get(LOGITS) or logits.shape or (None,))[-1]
-    vocab_size = last_dim if isinstance(last_dim, int) else _whole_number(config.get("vocab_size"))
+    vocab_size = last_dim if isinstance(last_dim, int) else _whole_number(config.get("vocab_size")) or genai.vocab_size
+    bos = next(iter(_ids(config.get("bos_token_id"))), None)
     return Decoder(
         name=source.folder.name,
         folder=source.folder,
         graph=graph,
         architecture=f"onnx ({'genai' if shared else convention})",
         vocab_size=vocab_size,
-        context_limit=_whole_number(config.get("max_position_embeddings")) or _rotary_positions(graph),
-        eos_token_ids=_ids(config.get("eos_token_id")),
-        bos_token_id=next(iter(_ids(config.get("bos_token_id"))), None),
+        context_limit=limit.tokens,
+        eos_token_ids=_ids(config.get("eos_token_id")) or genai.eos_token_ids,
+        bos_token_id=genai.bos_token_id if bos is None else bos,
         cache=cache,
         shared_cache=shared,
+        notes=sizes.notes,
+        limited_by=limit.why,
+        most_new_tokens=1 if one_by_one else 0,
     )
+
+
+def _with_our_names(graph: Graph, genai: GenaiConfig) -> Graph:
+    """The graph with the names of this file for its inputs and outputs."""
+    names = genai.renames([info.name for info in (*graph.inputs, *graph.outputs)])
+    # What has a name of ours already and is something else takes the name that becomes free.
+    return renamed_graph(graph, {ours: name for name, ours in names.items()} | names) if names else graph
+
+
+def _context_limit(graph: Graph, genai: GenaiConfig, config: Mapping[str, Any]) -> ContextLimit:
+    """The tightest bound of the graph's own and of what its makers say; 0 tokens where there is none."""
+    text = config.get("text_config")
+    limits = [*graph_limits(graph), ContextLimit(genai.context_length, f"context_length in {GENAI_CONFIG}")]
+    for section in (config, text if isinstance(text, dict) else {}):
+        limits += [ContextLimit(_whole_number(section.get(key)), f"{key} in config.json") for key in _CONTEXT_KEYS]
+    return min((limit for limit in limits if limit.tokens), key=lambda limit: limit.tokens, default=ContextLimit(0, ""))
+
+
+def _with_full_caches(graph: Graph, context_tokens: int) -> Graph:
+    """The graph with attentions that expect what our caches are: as long as the context, whatever the window.
+
+    A window that is no shorter than the context hides nothing.
+    """
+    nodes = []
+    for node in graph.nodes:
+        if node.op_type == "GroupQueryAttention":
+            attributes = {name: value for name, value in node.attributes.items() if name != "sliding_window_cache"}
+            if attributes.get("local_window_size", -1) >= context_tokens:
+                attributes["local_window_size"] = -1
+            node = replace(node, attributes=attributes)
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
 
 
 def _cache_pairs(graph: Graph, path: Path) -> tuple[str, tuple[CachePair, ...]]:
@@ -122,16 +183,30 @@ def _decided(graph: Graph, condition: str) -> bool | None:
     return None if value is None or value.size != 1 else bool(value.reshape(-1)[0])
 
 
-def _check_ids(graph: Graph, path: Path) -> None:
-    names = {info.name for info in graph.inputs}
+def _without_unread_inputs(graph: Graph, cache: Sequence[CachePair]) -> Graph:
+    """The graph without inputs that nothing reads, except those of the cache."""
+    read = {*graph.consumers, *(info.name for info in graph.outputs), *(pair.past for pair in cache), "input_ids"}
+    return replace(graph, inputs=tuple(info for info in graph.inputs if info.name in read))
+
+
+def _check_inputs(graph: Graph, cache: Sequence[CachePair], path: Path) -> None:
+    pasts = {pair.past for pair in cache}
+    names = [info.name for info in graph.inputs]
     if "input_ids" not in names:
         raise UnsupportedModelError(f"{path}: no input named input_ids; the inputs are {_listing(sorted(names))}")
     for info in graph.inputs:
-        known_cache = any(names.past.fullmatch(info.name) for names in _CACHES)
-        if info.name not in _ID_INPUTS and not known_cache:
+        if info.name in pasts:
+            if info.element_type not in _FLOATS:
+                raise UnsupportedModelError(
+                    f"{path}: cache input {info.name!r} is {info.element_type.name}, not a float"
+                )
+        elif info.name not in FEEDS:
             raise UnsupportedModelError(f"{path}: don't know how to feed input {info.name!r}")
-        if known_cache and info.element_type not in _FLOATS:
-            raise UnsupportedModelError(f"{path}: cache input {info.name!r} is {info.element_type.name}, not a float")
+        elif shape_of(info.name, info.shape) is None:
+            raise UnsupportedModelError(
+                f"{path}: input {info.name!r} is {info.shape}, not of any number of tokens of one text;"
+                " export it with dynamic axes"
+            )
 
 
 def _attention_shares_cache(graph: Graph, cache: Sequence[CachePair]) -> bool:
@@ -144,37 +219,61 @@ def _attention_shares_cache(graph: Graph, cache: Sequence[CachePair]) -> bool:
     return True
 
 
-def _input_shape(graph: Graph, info: TensorInfo, cache: Sequence[CachePair], shared: bool, path: Path) -> Shape | None:
-    if info.name in ("input_ids", "position_ids"):
-        return (1, "S")
-    if info.name == "attention_mask":
-        return (1, "T")
-    if info.name not in {pair.past for pair in cache}:
-        return info.shape
-    heads, size = (info.shape[1], info.shape[3]) if info.shape is not None and len(info.shape) == 4 else (None, None)
-    if not isinstance(size, int):
-        size = _rotary_head_size(graph, info.name)
-    if not isinstance(heads, int) or size is None:
-        raise UnsupportedModelError(f"{path}: cache input {info.name!r} is {info.shape}, not (1, heads, past, size)")
-    return (1, heads, "C" if shared else "P", size)
+class _CacheSizes:
+    """Heads and head size of the cache: as the graph declares or computes them, else as its makers say."""
 
+    def __init__(self, graph: Graph, genai: GenaiConfig, config: Mapping[str, Any], path: Path) -> None:
+        self._graph, self._genai, self._config, self._path = graph, genai, config, path
+        self._widths = {linear.output: linear.spec.out_features for linear in find_linears(graph)}
+        self._notes: dict[str, None] = {}
 
-def _rotary_positions(graph: Graph) -> int:
-    """The positions that every fused rotary table has; 0 when there is none."""
-    tables = [
-        graph.initializers[node.inputs[7]].shape[0]
-        for node in graph.nodes
-        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 7 and node.inputs[7] in graph.initializers
-    ]
-    return min(tables, default=0)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What contradicts the graph, after all shapes have been asked for."""
+        return tuple(self._notes)
 
+    def shape(self, info: TensorInfo, tokens: str) -> Shape:
+        """The shape of a cache input, with `tokens` for the axis of the past. Raises UnsupportedModelError."""
+        declared = info.shape or ()
+        together = () if len(declared) == 4 else declared[:1]  # old exports have keys and values in one
+        batch, heads, past, size = declared[len(together) :] if len(declared) in (4, 5) else (None,) * 4
+        node = next((n for n in self._graph.consumers.get(info.name, ()) if n.op_type == "GroupQueryAttention"), None)
+        if not isinstance(heads, int):
+            heads = int(node.attributes["kv_num_heads"]) if node is not None else self._genai.num_key_value_heads
+        if not isinstance(size, int):
+            size = (self._projected(node) if node is not None else 0) or self._genai.head_size or self._configured()
+        fits = (
+            (not together or together == (2,))
+            and len(declared) in (4, 5)
+            and (batch == 1 or not isinstance(batch, int))
+        )
+        if not fits or isinstance(past, int) or not heads or not size:
+            raise UnsupportedModelError(
+                f"{self._path}: cache input {info.name!r} is {info.shape}, not (1, heads, past, size)"
+            )
+        if self._genai.head_size not in (0, size):
+            self._notes[f"{GENAI_CONFIG} has a head_size of {self._genai.head_size}, the graph has {size}"] = None
+        return (*together, 1, heads, tokens, size)
 
-def _rotary_head_size(graph: Graph, past: str) -> int | None:
-    """The head size as the attention that reads `past` has it: its cos table is [positions, size / 2]."""
-    for node in graph.consumers.get(past, []):
-        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 7 and node.inputs[7] in graph.initializers:
-            return 2 * graph.initializers[node.inputs[7]].shape[-1]
-    return None
+    def _projected(self, node: Node) -> int:
+        """The head size that the projections before an attention give; 0 where they cannot be seen.
+
+        Never that of a rotary table, which may turn a part of a head only.
+        """
+        kv_heads = int(node.attributes["kv_num_heads"])
+        packed = not node.inputs[2]
+        name = node.inputs[0] if packed else node.inputs[2]
+        while name not in self._widths:
+            producer = self._graph.producers.get(name)
+            if producer is None or producer.op_type not in ("Add", "Cast", "Identity"):
+                return 0
+            name = next((i for i in producer.inputs if i not in self._graph.constants), "")
+        return self._widths[name] // (kv_heads * 2 + int(node.attributes["num_heads"]) if packed else kv_heads)
+
+    def _configured(self) -> int:
+        size = _whole_number(self._config.get("head_dim"))
+        hidden, heads = (_whole_number(self._config.get(key)) for key in ("hidden_size", "num_attention_heads"))
+        return size or (hidden // heads if heads else 0)
 
 
 def _listing(names: Sequence[str]) -> str:

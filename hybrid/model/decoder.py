@@ -29,3 +29,5 @@ class Decoder:
     cache: tuple[CachePair, ...]
     shared_cache: bool  # True: past and present are one buffer of full length (GroupQueryAttention)
     notes: tuple[str, ...] = ()
+    limited_by: str = ""  # what allows no more positions
+    most_new_tokens: int = 0  # that a step takes; 0 for any number

@@ -5,12 +5,22 @@ from dataclasses import dataclass
 
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.model.part_file import Checksum
-from hybrid.model.source import CONFIG, GENERATION_CONFIG, ONNX_NAMES, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, listed
+from hybrid.model.source import (
+    CONFIG,
+    GENAI_CONFIG,
+    GENERATION_CONFIG,
+    ONNX_NAMES,
+    TOKENIZERS,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    listed,
+)
 from offload.units import format_bytes
 
 SETTINGS = (
     CONFIG,
     GENERATION_CONFIG,
+    GENAI_CONFIG,
     *TOKENIZERS,
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -1,5 +1,6 @@
 """Open a model: a folder or an .onnx file to a `Decoder`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hybrid.errors import UsageError
@@ -21,8 +22,12 @@ def open_model(path: Path, context_tokens: int | None, allow_unused: bool = Fals
     asked = context_tokens or DEFAULT_CONTEXT_TOKENS
     decoder = _open(path, asked, allow_unused)
     limit = decoder.context_limit or _MAX_CONTEXT_TOKENS
+    why = f" ({decoder.limited_by})" if decoder.limited_by else ""
     if context_tokens is not None and asked > limit:
-        raise UsageError(f"--context {asked}: this model was made for at most {limit} positions")
+        raise UsageError(f"--context {asked}: this model was made for at most {limit} positions{why}")
+    if asked > limit and why:
+        note = f"the context is {limit} tokens: this model was made for no more{why}"
+        decoder = replace(decoder, notes=(*decoder.notes, note))
     return decoder, min(asked, limit)
 
 
@@ -31,7 +36,7 @@ def _open(path: Path, context_tokens: int, allow_unused: bool) -> Decoder:
     if source.kind == "onnx":
         from hybrid.model.conventions import open_onnx
 
-        return open_onnx(source)
+        return open_onnx(source, context_tokens)
     from hybrid.model.builders import open_huggingface
 
     return open_huggingface(source, context_tokens, allow_unused)

@@ -13,6 +13,7 @@ from offload.small_files import UnreadableFileError, read_small_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+GENAI_CONFIG = "genai_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -42,6 +43,7 @@ class ModelFolder:
     tokenizer_model: Path | None
     generation_config: Mapping[str, Any] | None = None
     weight_map: Mapping[str, str] = field(default_factory=dict)
+    genai_config: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -153,6 +155,7 @@ def _look_into(folder: Path) -> ModelFolder:
         tokenizer_model=_optional(folder, "tokenizer.model"),
         generation_config=read_json(folder / GENERATION_CONFIG) if GENERATION_CONFIG in names else None,
         weight_map=weight_map,
+        genai_config=_genai_config(onnx_file),
     )
 
 
@@ -201,7 +204,14 @@ def _onnx_model(path: Path) -> ModelFolder:
         config=read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None,
         tokenizer_model=_optional(folder, "tokenizer.model"),
         generation_config=read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else None,
+        genai_config=_genai_config(path),
     )
+
+
+def _genai_config(onnx_file: Path | None) -> Mapping[str, Any] | None:
+    """The genai_config.json beside an ONNX file."""
+    path = None if onnx_file is None else onnx_file.parent / GENAI_CONFIG
+    return read_json(path) if path is not None and path.is_file() else None
 
 
 def _optional(folder: Path, name: str) -> Path | None:
@@ -213,7 +223,7 @@ def _onnx_file(folder: Path, names: list[str]) -> Path | None:
     """The decoder among a folder's ONNX files; the usual names win over others."""
     for place, inside in ((folder, names), (folder / "onnx", _names_in(folder / "onnx"))):
         found = [name for name in inside if name.endswith(".onnx") and (place / name).is_file()]
-        usual = [name for name in ONNX_NAMES if name in found]
+        usual = [name for name in (_decoder_file(place, inside), *ONNX_NAMES) if name in found]
         if usual or len(found) == 1:
             return place / (usual or found)[0]
         if found:
@@ -221,6 +231,14 @@ def _onnx_file(folder: Path, names: list[str]) -> Path | None:
                 f"{show(place)}: several ONNX files ({listed(found, 8)}); give the path of one of them"
             )
     return None
+
+
+def _decoder_file(folder: Path, names: list[str]) -> str | None:
+    """The ONNX file that the folder's genai_config.json names as the decoder."""
+    value: Any = read_json(folder / GENAI_CONFIG) if GENAI_CONFIG in names else {}
+    for key in ("model", "decoder", "filename"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -128,7 +128,7 @@ class Engine:
     def _prefill(self, token_ids: Sequence[int]) -> Logits:
         self._check(token_ids)
         logits = np.empty(0, np.float32)
-        chunk_tokens = self.plan.chunk_tokens
+        chunk_tokens = min(self.plan.chunk_tokens, self.decoder.most_new_tokens or self.plan.chunk_tokens)
         for start in range(0, len(token_ids), chunk_tokens):
             chunk = token_ids[start : start + chunk_tokens]
             with step(self._timeline, f"prefill of {len(chunk)} tokens"):

@@ -75,7 +75,7 @@ class GrowingCache:
 
     def trim(self, length: int) -> None:
         for pair in self._pairs:  # again the same when it is called once more
-            kept = array_of(self._past[pair.past])[:, :, :length]
+            kept = array_of(self._past[pair.past])[..., :length, :]
             self._past[pair.past] = self._value(pair, np.array(kept, order="C"))
 
     def _dtype(self, pair: CachePair) -> np.dtype[np.generic]:

@@ -28,7 +28,9 @@ from offload.units import MIB, format_bytes
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
 _PROCESS_BYTES = 256 * MIB
 _USUAL_HEADS = 32  # where a graph does not name them
-_ROTARY_STEP = 16  # onnxruntime's GroupQueryAttention on the CPU turns heads in multiples of this only
+_ROTARY_STEP = (
+    16  # onnxruntime's GroupQueryAttention on the CPU turns heads, and parts of them, in multiples of this only
+)
 _FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
 
 
@@ -54,7 +56,9 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens, settings.allow_unused)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
-    attends_outside = any(a.spec.rotary_dim and a.spec.head_dim % _ROTARY_STEP for a in attentions)
+    attends_outside = any(
+        a.spec.rotary_dim and (a.spec.head_dim % _ROTARY_STEP or a.spec.rotary_dim % _ROTARY_STEP) for a in attentions
+    )
     if settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}:
         attends_outside = True
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}

@@ -69,7 +69,7 @@ def write(
 
 
 def open_path(path: Path) -> Decoder:
-    return open_onnx(find_model(path))
+    return open_onnx(find_model(path), 64)
 
 
 def one_line(kind: type[ModelError], path: Path, *mentions: str) -> None:
@@ -223,7 +223,7 @@ def test_local_functions(tmp_path: Path) -> None:
 UNSUPPORTED: dict[str, tuple[list[ValueInfoProto], tuple[str, ...], str]] = {
     "no logits": ([ids(), past("pkv0")], ("h", "opkv0"), "no output named logits; the outputs are h, opkv0"),
     "no cache": ([ids()], ("logits",), "no cache inputs we know"),
-    "an unknown cache": ([ids(), past("past_0")], ("logits",), "the inputs are input_ids, past_0"),
+    "an unknown cache": ([ids(), past("cache_0")], ("logits",), "the inputs are input_ids, cache_0"),
     "no ids": ([ids("tokens"), past("pkv0")], ("logits", "opkv0"), "the inputs are pkv0, tokens"),
     "an unknown input": ([ids(), past("pkv0"), value("beam", [1])], ("logits", "opkv0"), "'beam'"),
     "a past without a present": (
