@@ -75,9 +75,10 @@ def _inlined(body: Graph, outputs: tuple[str, ...]) -> tuple[tuple[Node, ...], M
     names: dict[str, str] = {}
     copies = []
     for info, output in zip(body.outputs, outputs, strict=True):
-        if info.name in body.producers and info.name not in names and output:
+        is_own = info.name in body.producers or info.name in body.initializers
+        if is_own and info.name not in names and output:
             names[info.name] = output
-        elif output:  # of a constant, a tensor of the graph around, or one that is given twice
+        elif output:  # of a tensor of the graph around, or one that is given twice
             copies.append(Node("Identity", (info.name,), (output,), name=f"{output}/copy"))
     body = renamed_graph(replace(body, nodes=(*body.nodes, *copies)), names)
     return body.nodes, body.initializers

@@ -42,7 +42,7 @@ def graph_limits(graph: Graph) -> tuple[ContextLimit, ...]:
         ContextLimit(rows, f"the table {name} has {rows} rows")
         for node in graph.nodes
         for name in _rotary_tables(node)
-        if isinstance(rows := (_shape(graph, name) or (None,))[0], int)
+        if (rows := _rows(graph, name)) is not None
     ]
     readers = [node for node in graph.nodes if _reads_table(graph, node)]
     if not readers:
@@ -129,5 +129,13 @@ def _need(node: Node, shape: tuple[int, ...], values: dict[str, Array]) -> _Need
     return max(needs, key=lambda need: need.rows - need.there, default=None)
 
 
-def _shape(graph: Graph, name: str) -> Shape | None:
-    return graph.initializers[name].shape if name in graph.initializers else graph.shapes.get(name)
+def _rows(graph: Graph, name: str) -> int | None:
+    """The rows of a table; the most where a branch chooses one of two."""
+    producer = graph.producers.get(name)
+    if producer is not None and producer.bodies:
+        place = producer.outputs.index(name)
+        chosen = [(body, body.outputs[place].name) for body in producer.bodies.values() if place < len(body.outputs)]
+        rows = [body.initializers[inner].shape[0] for body, inner in chosen if inner in body.initializers]
+        return max(rows, default=None)
+    shape = graph.initializers[name].shape if name in graph.initializers else graph.shapes.get(name)
+    return shape[0] if shape and isinstance(shape[0], int) else None

@@ -25,11 +25,12 @@ from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, Ten
 from hybrid.graph.rename import renamed_graph
 from hybrid.graph.small_values import small_value
 from hybrid.model.context_limits import ContextLimit, graph_limits
-from hybrid.model.decoder import CachePair, Decoder
+from hybrid.model.decoder import CachePair, Decoder, Switch
 from hybrid.model.genai_config import GenaiConfig, parse_genai_config
 from hybrid.model.onnx_graph import read_graph, with_types_and_shapes
 from hybrid.model.source import GENAI_CONFIG, ModelFolder, show
 from hybrid.model.step_feeds import FEEDS, shape_of
+from hybrid.model.switches import with_switches
 
 LOGITS = "logits"
 CACHE_SWITCH = "use_cache_branch"  # of decoders that are merged out of one without and one with a past
@@ -81,6 +82,10 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
     except ValueError as error:
         raise ModelFileError(f"{path}: shapes that do not fit each other ({show(str(error), 200)})") from None
     limit = _context_limit(graph, genai, config)
+    switches: tuple[Switch, ...] = ()
+    if any(node.op_type == "If" for node in graph.nodes):
+        graph, switches = with_switches(graph, min(context_tokens, limit.tokens or context_tokens))
+        limit = min(limit, _context_limit(graph, genai, config), key=lambda limit: limit.tokens or context_tokens)
     if shared:
         graph = _with_full_caches(graph, min(context_tokens, limit.tokens or context_tokens))
     logits = next(info for info in graph.outputs if info.name == LOGITS)
@@ -98,9 +103,17 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
         bos_token_id=genai.bos_token_id if bos is None else bos,
         cache=cache,
         shared_cache=shared,
-        notes=sizes.notes,
+        notes=(*sizes.notes, *(_switch_note(switch) for switch in switches)),
         limited_by=limit.why,
         most_new_tokens=1 if one_by_one else 0,
+        switches=switches,
+    )
+
+
+def _switch_note(switch: Switch) -> str:
+    return (
+        f"texts of {switch.first} tokens and more are read another way by this model: one that grows to that is read"
+        " once more, from its beginning"
     )
 
 

@@ -1,9 +1,10 @@
 """The Decoder: a graph together with how to feed it and what its model folder says about text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.graph.graph import Graph
+from hybrid.graph.graph import Graph, Initializer
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,18 @@ class CachePair:
 
     past: str
     present: str
+
+
+@dataclass(frozen=True, eq=False)
+class Switch:
+    """Inputs that depend on the length of the whole text: `before` it has `first` tokens, and `after`.
+
+    The cache of a text is made with one of them; with the other it has to be made again.
+    """
+
+    first: int
+    before: Mapping[str, Initializer]
+    after: Mapping[str, Initializer]
 
 
 @dataclass(frozen=True)
@@ -31,3 +44,8 @@ class Decoder:
     notes: tuple[str, ...] = ()
     limited_by: str = ""  # what allows no more positions
     most_new_tokens: int = 0  # that a step takes; 0 for any number
+    switches: tuple[Switch, ...] = ()
+
+    def switched(self, tokens: int) -> tuple[bool, ...]:
+        """Which of the switches a text of so many tokens is behind."""
+        return tuple(tokens >= switch.first for switch in self.switches)

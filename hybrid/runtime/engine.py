@@ -58,7 +58,9 @@ class Engine:
         self.decoder = decoder
         self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
         self.context_tokens = context_tokens
-        self._held: list[int] = []  # the tokens in the cache
+        self._held: list[int] = []  # the tokens of the text
+        self._read = 0  # how many of them the cache has; it has all, unless they are to be read another way
+        self._switched = decoder.switched(0)  # the way they were read
         self._torn = False  # whether a step was begun and has not come to its end
         self._thread = engine_thread()
         self._turns = Turns(self._thread)
@@ -127,6 +129,12 @@ class Engine:
 
     def _prefill(self, token_ids: Sequence[int]) -> Logits:
         self._check(token_ids)
+        switched = self.decoder.switched(self.position + len(token_ids))
+        if switched != self._switched:
+            self._read = 0
+            self._cache.trim(0)
+            self._switched = switched
+        token_ids = [*self._held[self._read :], *token_ids]
         logits = np.empty(0, np.float32)
         chunk_tokens = min(self.plan.chunk_tokens, self.decoder.most_new_tokens or self.plan.chunk_tokens)
         for start in range(0, len(token_ids), chunk_tokens):
@@ -137,6 +145,8 @@ class Engine:
 
     def _decode(self, token_id: int) -> Logits:
         self._check((token_id,))
+        if self._read < self.position or self.decoder.switched(self.position + 1) != self._switched:
+            return self._prefill((token_id,))
         with step(self._timeline, DECODE):
             return self._step((token_id,))
 
@@ -145,7 +155,8 @@ class Engine:
             raise UsageError(f"cannot trim the cache to {length} tokens; it holds {self.position}")
         if length < self.position:
             del self._held[length:]
-            self._cache.trim(length)
+            self._read = min(self._read, length)
+            self._cache.trim(self._read)
 
     def memory(self) -> MemoryUse:
         """Bytes in use and at the peak: VRAM as measured, RAM of this process."""
@@ -207,9 +218,9 @@ class Engine:
         self._files.check()
         if self._torn:  # what ended the last step may have come between any two instructions
             self._executor.bind_anew()
-            self._cache.trim(self.position)
+            self._cache.trim(self._read)
         self._torn = True
-        inputs = {**self._inputs.next(token_ids, self.position), **self._cache.inputs()}
+        inputs = {**self._inputs.next(token_ids, self._read, self._switched), **self._cache.inputs()}
         outputs = self._executor.run(len(token_ids), inputs, self._between_levels)
         self._files.check()
         if len(token_ids) not in self._step_sizes:  # libraries have other kernels for other numbers of tokens
@@ -220,7 +231,8 @@ class Engine:
             # Pages of mapped tables count as this process's RAM; the system has them still when they are wanted again.
             self._executor.drop_mapped_pages()
         self._cache.update(outputs)
-        self._held += token_ids
+        self._held[self._read : self._read + len(token_ids)] = token_ids
+        self._read += len(token_ids)
         self._torn = False
         logits = array_of(outputs["logits"])
         last: Logits = logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)

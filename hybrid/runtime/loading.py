@@ -197,7 +197,7 @@ def _load(
             if decoder.shared_cache
             else GrowingCache(decoder.graph, decoder.cache)
         )
-        inputs = StepInputs(decoder.graph)
+        inputs = StepInputs(decoder.graph, decoder.switches)
         attentions = (
             AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
         )

@@ -219,6 +219,8 @@ def _other_weight_bytes(opened: OpenedModel) -> int:
         for linear in opened.linears
     )
     total = sum(initializer.nbytes for initializer in body_initializers(graph.nodes))
+    for switch in opened.decoder.switches:
+        total += sum(initializer.nbytes for initializer in (*switch.before.values(), *switch.after.values()))
     for name, initializer in graph.initializers.items():
         readers = graph.consumers.get(name, [])
         if outside and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):

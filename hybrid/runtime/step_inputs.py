@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hybrid.graph.graph import Graph
+from hybrid.model.decoder import Switch
 from hybrid.model.step_feeds import FEEDS, feed
-from hybrid.runtime.island import Value, value_of
+from hybrid.runtime.island import Value, constant_value, value_of
 
 _LENGTHS = ("seqlens_k", "total_sequence_length")  # read at every layer, so they stay in one place
 
@@ -14,7 +15,11 @@ _LENGTHS = ("seqlens_k", "total_sequence_length")  # read at every layer, so the
 class StepInputs:
     """Makes the inputs of a step of `new` tokens behind `past` tokens, in the types the graph asks for."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, switches: Sequence[Switch] = ()) -> None:
+        self._switched = [
+            [{name: constant_value(i) for name, i in inputs.items()} for inputs in (switch.before, switch.after)]
+            for switch in switches
+        ]
         self._infos = {info.name: info for info in graph.inputs if info.name in FEEDS}
         self._lengths = {
             name: np.zeros_like(feed(name, info.shape, (0,), 0), info.element_type.storage_dtype)
@@ -27,9 +32,11 @@ class StepInputs:
         """Inputs that are updated in place."""
         return {name: value_of(array, self._infos[name].element_type) for name, array in self._lengths.items()}
 
-    def next(self, token_ids: Sequence[int], past: int) -> dict[str, Value]:
-        """The inputs for `token_ids` when `past` tokens are in the cache."""
-        values = {}
+    def next(self, token_ids: Sequence[int], past: int, switched: Sequence[bool] = ()) -> dict[str, Value]:
+        """The inputs for `token_ids` when `past` tokens are in the cache of a text that is behind these switches."""
+        values: dict[str, Value] = {}
+        for choices, behind in zip(self._switched, switched, strict=True):
+            values |= choices[behind]
         for name, info in self._infos.items():
             array = feed(name, info.shape, token_ids, past)
             if name in self._lengths:

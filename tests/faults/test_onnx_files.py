@@ -225,7 +225,6 @@ UNSUPPORTED: dict[str, tuple[list[ValueInfoProto], tuple[str, ...], str]] = {
     "no cache": ([ids()], ("logits",), "no cache inputs we know"),
     "an unknown cache": ([ids(), past("cache_0")], ("logits",), "the inputs are input_ids, cache_0"),
     "no ids": ([ids("tokens"), past("pkv0")], ("logits", "opkv0"), "the inputs are pkv0, tokens"),
-    "an unknown input": ([ids(), past("pkv0"), value("beam", [1])], ("logits", "opkv0"), "'beam'"),
     "a past without a present": (
         [ids(), past("pkv0"), past("pkv1")],
         ("logits", "opkv0"),
