@@ -65,6 +65,7 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
     genai = parse_genai_config(source.genai_config, source.folder / GENAI_CONFIG)
     graph = _with_our_names(read_graph(path), genai)
     convention, cache = _cache_pairs(graph, path)
+    is_merged = any(info.name == CACHE_SWITCH for info in graph.inputs)
     graph = _with_branches_taken(graph, cache)
     graph = _without_unread_inputs(graph, cache)
     _check_inputs(graph, cache, path)
@@ -106,6 +107,7 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
         notes=(*sizes.notes, *(_switch_note(switch) for switch in switches)),
         limited_by=limit.why,
         most_new_tokens=1 if one_by_one else 0,
+        is_merged=is_merged,
         switches=switches,
     )
 

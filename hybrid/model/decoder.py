@@ -44,6 +44,7 @@ class Decoder:
     notes: tuple[str, ...] = ()
     limited_by: str = ""  # what allows no more positions
     most_new_tokens: int = 0  # that a step takes; 0 for any number
+    is_merged: bool = False  # of two graphs, of which the one that runs may have been made for single tokens
     switches: tuple[Switch, ...] = ()
 
     def switched(self, tokens: int) -> tuple[bool, ...]:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hybrid.errors import ContextFullError, EngineError, UsageError
+from hybrid.errors import ContextFullError, EngineError, UnsupportedModelError, UsageError
 from hybrid.model.decoder import Decoder
 from hybrid.runtime.engine_thread import engine_thread
 from hybrid.runtime.executor import Executor
@@ -25,6 +25,9 @@ from offload.recovery import RecoveringLinears
 from offload.telemetry import DECODE, Timeline, step
 
 Logits = npt.NDArray[np.float32]
+
+_CHECKED_TOKENS = 4
+_ROUNDING_SHARE = 0.05  # of the logits' spread, that rounded activations may make
 T = TypeVar("T")
 
 
@@ -59,6 +62,7 @@ class Engine:
         self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
         self.context_tokens = context_tokens
         self._held: list[int] = []  # the tokens of the text
+        self._most_new_tokens = decoder.most_new_tokens  # of a step; 0 for any number
         self._read = 0  # how many of them the cache has; it has all, unless they are to be read another way
         self._switched = decoder.switched(0)  # the way they were read
         self._torn = False  # whether a step was begun and has not come to its end
@@ -127,6 +131,29 @@ class Engine:
         """Forget all but the first `length` tokens."""
         self.alone(lambda: self._trim(length))
 
+    def check_several_tokens(self) -> None:
+        """Run a few tokens at once and one by one, and read all texts token by token if that does not agree.
+
+        A graph that was traced with one token may let several see those behind them, or not take them at all.
+        """
+        ids = range(min(_CHECKED_TOKENS, self.context_tokens, self.decoder.vocab_size or _CHECKED_TOKENS))
+        timeline, self._timeline = self._timeline, None  # it is no part of the run
+        try:
+            together = self.prefill(ids)
+        except UnsupportedModelError:
+            together = np.full(1, np.inf, np.float32)
+        self.trim(0)
+        self._most_new_tokens = 1
+        apart = self.prefill(ids)
+        self.trim(0)
+        self._timeline = timeline
+        if np.abs(together - apart).max() <= _ROUNDING_SHARE * apart.std():
+            self._most_new_tokens = 0
+        else:
+            self.on_warning(
+                f"{self.decoder.name} takes one token at a time: prompts are read as slowly as text is made"
+            )
+
     def _prefill(self, token_ids: Sequence[int]) -> Logits:
         self._check(token_ids)
         switched = self.decoder.switched(self.position + len(token_ids))
@@ -136,7 +163,7 @@ class Engine:
             self._switched = switched
         token_ids = [*self._held[self._read :], *token_ids]
         logits = np.empty(0, np.float32)
-        chunk_tokens = min(self.plan.chunk_tokens, self.decoder.most_new_tokens or self.plan.chunk_tokens)
+        chunk_tokens = min(self.plan.chunk_tokens, self._most_new_tokens or self.plan.chunk_tokens)
         for start in range(0, len(token_ids), chunk_tokens):
             chunk = token_ids[start : start + chunk_tokens]
             with step(self._timeline, f"prefill of {len(chunk)} tokens"):

@@ -206,21 +206,24 @@ def _load(
         if monitor is not None:
             monitor.start()
         files.check()
+        engine = Engine(
+            decoder,
+            opened.context_tokens,
+            executor,
+            cache,
+            inputs,
+            linears,
+            device,
+            target,
+            memory,
+            files,
+            timeline,
+            monitor,
+        )
+        if decoder.is_merged and decoder.most_new_tokens != 1:
+            engine.check_several_tokens()
         undo.pop_all()
-    return Engine(
-        decoder,
-        opened.context_tokens,
-        executor,
-        cache,
-        inputs,
-        linears,
-        device,
-        target,
-        memory,
-        files,
-        timeline,
-        monitor,
-    )
+    return engine
 
 
 def _watched(progress: Progress, memory: MemoryWatch) -> Progress:

@@ -10,6 +10,8 @@ from onnx.helper import make_graph, make_node
 from hybrid.config import RunSettings
 from hybrid.runtime.planning import open_for_run
 from tests.onnx_decoders import (
+    HEAD_DIM,
+    HEADS,
     IDS,
     PASTS,
     attention,
@@ -120,3 +122,40 @@ def test_an_open_branch_reads_tensors_around_it(name: str, operator: str, tmp_pa
     check_against_plain(folder)
     graph = open_for_run(RunSettings(model=folder)).decoder.graph
     assert graph.types[name].name == "FLOAT"
+
+
+def layered(prefix: str, causal: bool, with_past: bool) -> list[NodeProto]:
+    """Two layers: a token that sees those behind it in the first changes what others see of it in the second."""
+    nodes = attention(prefix, with_past=with_past, causal=causal)
+    second = attention(f"{prefix}2/", with_past=with_past, causal=causal)
+    for node in nodes:
+        node.output[:] = [f"{prefix}unread" if name == f"{prefix}logits" else name for name in node.output]
+    for node in second:
+        node.input[:] = [f"{prefix}out" if name == "h" else name.replace("values.0", "values.1") for name in node.input]
+        node.name = node.name.replace("layers.0", "layers.1")
+        node.input[:] = [name.replace("present.0", "present.1") for name in node.input]
+        node.output[:] = [
+            f"{prefix}logits" if name == f"{prefix}2/logits" else name.replace("present.0", "present.1")
+            for name in node.output
+        ]
+    return [*nodes, *second]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_branch_that_was_traced_with_one_token_reads_prompts_token_by_token(
+    causal: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a causal mask it is right for single tokens only; plain onnxruntime takes the other branch here."""
+    names = ["present.0.key", "present.0.value", "2/present.1.key", "2/present.1.value"]
+    bodies = []
+    for prefix, with_past in (("a/", True), ("b/", False)):
+        nodes = layered(prefix, causal or not with_past, with_past)
+        outputs = [info(prefix + name, None) for name in ("logits", *names)]
+        bodies.append(make_graph(nodes, prefix, [], outputs))
+    given = ["logits", *(f"present.{layer}.{what}" for layer in (0, 1) for what in ("key", "value"))]
+    node = make_node("If", ["use_cache_branch"], given, then_branch=bodies[0], else_branch=bodies[1])
+    pasts = [info(past.name.replace("0", str(layer)), [1, HEADS, "p", HEAD_DIM]) for layer in (0, 1) for past in PASTS]
+    outputs = [info(name, None) for name in given]
+    folder = save(tmp_path, [*embedded(), node], (), [IDS, *pasts, SWITCH], outputs)
+    check_against_plain(folder, feeds={"use_cache_branch": [False]})
+    assert ("one token at a time" in caplog.text) is not causal
