@@ -4,6 +4,7 @@ Only a few harmless operators are known, sizes are bounded, and whatever cannot 
 strangers may be looked through.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import prod
@@ -16,8 +17,9 @@ from hybrid.graph.graph import ElementType, Graph, Initializer, Node
 
 Array = npt.NDArray[Any]
 
-_MOST_ELEMENTS = 1 << 23  # of one tensor
-_MOST_ELEMENTS_IN_ALL = 1 << 26
+_MOST_ELEMENTS = 1 << 22  # of one tensor
+_MOST_ELEMENTS_IN_ALL = 1 << 24
+_MOST_ANCESTORS = 300
 _CONSTANT_BYTES = 64 * 1024  # larger ones are weights and tables
 _PLAIN = (ElementType.FLOAT, ElementType.INT32, ElementType.INT64, ElementType.BOOL, ElementType.DOUBLE)
 
@@ -54,14 +56,20 @@ def small_values(
 
 
 def _ancestors(graph: Graph, name: str) -> tuple[Node, ...]:
-    """The nodes that a tensor is made by, in order."""
-    needed = {name}
-    found = []
-    for node in reversed(graph.nodes):
-        if needed.intersection(node.outputs):
-            found.append(node)
-            needed.update(node.reads)
-    return tuple(found[::-1])
+    """The nodes that a tensor is made by, in running order; none where they are many."""
+    found: dict[int, Node] = {}
+    entered: set[int] = set()
+    waiting = [name]
+    while waiting and len(entered) <= _MOST_ANCESTORS:
+        node = graph.producers.get(waiting[-1])
+        if node is None or id(node) in found:
+            waiting.pop()
+        elif id(node) in entered:  # what it reads is there
+            found[id(node)] = node
+        else:
+            entered.add(id(node))
+            waiting += node.reads
+    return tuple(found.values()) if not waiting else ()
 
 
 def _is_small(initializer: Initializer) -> bool:
@@ -189,6 +197,11 @@ def _summed(node: Node, inputs: list[Any]) -> Array:
     return np.asarray(np.cumsum(inputs[0], int(inputs[1].reshape(-1)[0]), dtype=inputs[0].dtype))
 
 
+def _joined(node: Node, inputs: list[Any]) -> Array:
+    _check_size([sum(array.size for array in inputs)])
+    return np.asarray(np.concatenate(inputs, int(node.attributes["axis"])))
+
+
 def _of(function: Callable[..., Any]) -> Callable[[Node, list[Any]], Array]:
     return lambda node, inputs: np.asarray(function(*inputs))
 
@@ -198,8 +211,8 @@ _ELEMENTWISE: dict[str, Callable[[Node, list[Any]], Array]] = {
     "Sub": _of(np.subtract),
     "Mul": _of(np.multiply),
     "Div": _divided,
-    "Min": lambda node, inputs: np.minimum.reduce(np.broadcast_arrays(*inputs)),
-    "Max": lambda node, inputs: np.maximum.reduce(np.broadcast_arrays(*inputs)),
+    "Min": lambda node, inputs: np.asarray(functools.reduce(np.minimum, inputs)),
+    "Max": lambda node, inputs: np.asarray(functools.reduce(np.maximum, inputs)),
     "Equal": _of(np.equal),
     "Greater": _of(np.greater),
     "GreaterOrEqual": _of(np.greater_equal),
@@ -215,7 +228,7 @@ _OPERATORS: dict[str, Callable[[Node, list[Any]], Array]] = _ELEMENTWISE | {
     "Abs": _of(np.abs),
     "Not": _of(np.logical_not),
     "Cast": _cast,
-    "Concat": lambda node, inputs: np.concatenate(inputs, int(node.attributes["axis"])),
+    "Concat": _joined,
     "Squeeze": _squeezed,
     "Unsqueeze": _unsqueezed,
     "Reshape": _reshaped,

@@ -8,6 +8,7 @@ import numpy as np
 from hybrid.graph.graph import Graph, Node, Shape
 from hybrid.graph.small_values import Array, small_values
 from hybrid.model.onnx_graph import with_types_and_shapes
+from hybrid.model.source import show
 from hybrid.model.step_feeds import FEEDS, feed
 
 # The inputs of rotary operators that are tables of a row for each position.
@@ -16,6 +17,7 @@ _TABLES = {
     ("com.microsoft", "RotaryEmbedding"): (2, 3),
     ("", "RotaryEmbedding"): (1, 2),
 }
+_MOST_TRIES = 8
 _SHORT, _LONG = 5, 9  # tokens of two steps whose needs tell how needs grow
 
 
@@ -39,7 +41,7 @@ class _Need:
 def graph_limits(graph: Graph) -> tuple[ContextLimit, ...]:
     """What bounds the tokens of a text in a graph whose types and shapes are known; nothing where nothing does."""
     rotary = [
-        ContextLimit(rows, f"the table {name} has {rows} rows")
+        ContextLimit(rows, f"{show(name)} has {rows} rows")
         for node in graph.nodes
         for name in _rotary_tables(node)
         if (rows := _rows(graph, name)) is not None
@@ -48,14 +50,20 @@ def graph_limits(graph: Graph) -> tuple[ContextLimit, ...]:
     if not readers:
         return tuple(rotary)
     short, long = _needs(graph, readers, _SHORT), _needs(graph, readers, _LONG)
-    found = []
+    found: dict[int, dict[str, ContextLimit]] = {}
     for reader in short.keys() & long.keys():
         growth = (long[reader].rows - short[reader].rows) / (_LONG - _SHORT)
         if growth > 0:
             tokens = _LONG + int((long[reader].there - long[reader].rows) / growth)
-            found.append((reader, ContextLimit(tokens, f"{long[reader].table} has {long[reader].there} rows")))
+            why = f"{show(long[reader].table)} has {long[reader].there} rows"
+            found.setdefault(tokens, {})[reader] = ContextLimit(tokens, why)
     # Not where the need grows no further, as where distances are cut off.
-    return (*rotary, *(limit for reader, limit in found if _is_exceeded(graph, readers, reader, limit.tokens + 1)))
+    for tokens in sorted(found)[:_MOST_TRIES]:
+        needs = _needs(graph, readers, tokens + 1)
+        for reader, limit in found[tokens].items():
+            if reader in needs and needs[reader].rows > needs[reader].there:
+                return (*rotary, limit)
+    return tuple(rotary)
 
 
 def _rotary_tables(node: Node) -> Iterator[str]:
@@ -71,11 +79,6 @@ def _reads_table(graph: Graph, node: Node) -> bool:
         return False
     places = node.inputs[1:]
     return not graph.constants.issuperset(name for name in places if name) and "input_ids" not in places
-
-
-def _is_exceeded(graph: Graph, readers: list[Node], reader: str, tokens: int) -> bool:
-    need = _needs(graph, readers, tokens).get(reader)
-    return need is not None and need.rows > need.there
 
 
 def _needs(graph: Graph, readers: list[Node], tokens: int) -> dict[str, _Need]:

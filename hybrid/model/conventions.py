@@ -122,8 +122,8 @@ def _switch_note(switch: Switch) -> str:
 def _with_our_names(graph: Graph, genai: GenaiConfig) -> Graph:
     """The graph with the names of this file for its inputs and outputs."""
     names = genai.renames([info.name for info in (*graph.inputs, *graph.outputs)])
-    # What has a name of ours already and is something else takes the name that becomes free.
-    return renamed_graph(graph, {ours: name for name, ours in names.items()} | names) if names else graph
+    # What has a name of ours already and is something else gets another.
+    return renamed_graph(graph, {ours: f"{ours}/inner" for ours in names.values()} | names) if names else graph
 
 
 def _context_limit(graph: Graph, genai: GenaiConfig, config: Mapping[str, Any]) -> ContextLimit:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hybrid.errors import ModelConfigError
 from hybrid.model.source import show
+from hybrid.model.step_feeds import FEEDS
 
 _MAX_SIZE = 1 << 31
 # Its keys for names of tensors, and our names for those that are numbered by layer.
@@ -37,10 +38,12 @@ class GenaiConfig:
         """The inputs and outputs among `tensors` that have other names than ours, each with ours."""
         found: dict[str, str] = {}
         for key, name in self.names.items():
-            ours = _NUMBERED.get(key, key)
-            pattern = re.compile(re.escape(name).replace("%d", r"(\d+)"))
+            pattern = re.compile(
+                re.escape(name).replace("%d", r"(\d{1,9})", 1) if key in _NUMBERED else re.escape(name)
+            )
             matches = (pattern.fullmatch(tensor) for tensor in tensors)
-            found |= {match[0]: ours.format(*match.groups()) for match in matches if match}
+            for match in filter(None, matches):
+                found[match[0]] = _NUMBERED[key].format(match[1]) if key in _NUMBERED else key
         return {name: ours for name, ours in found.items() if name != ours}
 
 
@@ -68,7 +71,9 @@ def parse_genai_config(content: Mapping[str, Any] | None, path: Path) -> GenaiCo
 
 
 def _is_name(key: str, name: Any) -> bool:
-    return isinstance(name, str) and (key not in _NUMBERED or name.count("%d") == 1)
+    if not isinstance(name, str):
+        return False
+    return name.count("%d") == 1 if key in _NUMBERED else key == "logits" or key in FEEDS
 
 
 def _section(content: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
