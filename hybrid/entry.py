@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import termios
 from contextlib import suppress
+from typing import Any
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -34,6 +36,7 @@ def _run(command: str) -> int:
             signal.signal(again, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
+    terminal = _terminal()
     try:
         for number in _ENDING:
             if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
@@ -47,6 +50,7 @@ def _run(command: str) -> int:
         if not ended:
             raise
         code = ended[0]  # whatever it has become on its way: an import that is torn says that it failed
+        _restore(terminal)
     for number in (signal.SIGINT, *_ENDING):  # the end of the interpreter is not to be torn
         signal.signal(number, signal.SIG_IGN)
     if code == 128 + signal.SIGHUP:
@@ -56,6 +60,21 @@ def _run(command: str) -> int:
 
 class _CtrlC(KeyboardInterrupt):
     """Ctrl-C. Where Python's own class has passed an `exec`, as in dataclasses, its exit code is not ours any more."""
+
+
+def _terminal() -> list[Any] | None:
+    """The settings of the terminal on standard input, where there is one."""
+    try:
+        return termios.tcgetattr(0)
+    except termios.error:
+        return None
+
+
+def _restore(settings: list[Any] | None) -> None:
+    """Give the terminal back as it was: a signal may come while a chat changes it."""
+    if settings is not None:
+        with suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSANOW, settings)
 
 
 def _drop_what_cannot_be_written() -> None:
