@@ -7,6 +7,7 @@ import atexit
 import ctypes
 import os
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,10 +16,29 @@ from offload.kernels import host_team as words
 
 PIECES = 4  # that a job is cut into for each thread: a late thread takes fewer
 _MOST_UNITS = 24  # of a piece that meets one row of x: its thread may be late by all of it
-# Between the jobs of a decode step pass tens of microseconds, now and then some hundred.
-_SPIN_NS, _SHORT_SPIN_NS = 2_000_000, 200_000
-_PATIENCE_NS = 100_000  # the least: moving a thread and going to sleep takes 20 to 50 µs
-_CALM_NS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The way threads wait for each other, in nanoseconds.
+
+    Helpers look for the next job for `spin_ns`, or `short_spin_ns` while other programs want our CPUs, and then sleep.
+    A thread that is later than `patience_ns`, or the time of two pieces where that is more, is taken to have lost its
+    CPU. Other programs are taken to be gone `calm_ns` after that has last happened. Without `moves` threads are left
+    where they are, and sleep at once while they wait for late ones.
+    """
+
+    spin_ns: int
+    short_spin_ns: int
+    patience_ns: int
+    calm_ns: int
+    moves: bool
+
+
+# Between the jobs of a decode step pass tens of microseconds, now and then some hundred. Moving a thread and going to
+# sleep takes 20 to 50 µs.
+_OURS = Waiting(spin_ns=2_000_000, short_spin_ns=200_000, patience_ns=100_000, calm_ns=100_000_000, moves=True)
+PASSIVE = Waiting(spin_ns=0, short_spin_ns=0, patience_ns=0, calm_ns=0, moves=False)
 
 
 def piece_units(units: int, threads: int, rows: int, multiple: int) -> int:
@@ -46,13 +66,7 @@ class Team:
             (words.CLOCK, "clock_gettime"),
         ):
             self._words[word] = ctypes.cast(libc[name], ctypes.c_void_p).value or 0
-        for word, value in (
-            (words.SPIN_NS, _SPIN_NS),
-            (words.SHORT_SPIN_NS, _SHORT_SPIN_NS),
-            (words.PATIENCE_NS, _PATIENCE_NS),
-            (words.CALM_NS, _CALM_NS),
-        ):
-            self._words[word] = value
+        self.wait_like(_OURS)
         self._address = int(self._words.ctypes.data)
         self._run = host.launcher()
         self._help = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(host.kernel_address(words.help_out))
@@ -90,6 +104,17 @@ class Team:
                 helper.start()
                 self._helpers.append(helper)
             return min(threads, self.threads)
+
+    def wait_like(self, waiting: Waiting) -> None:
+        """Have the threads wait so from the next job on."""
+        for word, value in (
+            (words.SPIN_NS, waiting.spin_ns),
+            (words.SHORT_SPIN_NS, waiting.short_spin_ns),
+            (words.PATIENCE_NS, waiting.patience_ns),
+            (words.CALM_NS, waiting.calm_ns),
+            (words.MOVES, waiting.moves),
+        ):
+            self._words[word] = value
 
     def run(self, job: int, task: tuple[int, ...], threads: int, pieces: int) -> None:
         """Do so many pieces of a job, on so many threads, this one among them; returns when all are done.

@@ -25,7 +25,7 @@ WAKE, SLEEPERS = 24, 25  # helpers sleep on the first
 OWNER_SLEEPS = 32  # the owner sleeps on it while it is 1
 BUSY = 40  # 0, 1 while a thread owns the team, 2 while others may wait for that
 CONTENDED_NS = 48  # until when other programs are taken to want our CPUs
-STOP, SPIN_NS, SHORT_SPIN_NS, PATIENCE_NS, CALM_NS, RESCUES, OWNER_RESCUES = range(56, 63)
+STOP, SPIN_NS, SHORT_SPIN_NS, PATIENCE_NS, CALM_NS, RESCUES, OWNER_RESCUES, MOVES = range(56, 64)
 SYSCALL, GETTID, GETCPU, SET_AFFINITY, CLOCK = range(64, 69)  # functions of libc
 ALLOWED, ALLOWED_BYTES, ALLOWED_CPUS = range(72, 75)  # where this process may run: a set, its size, and how many
 CPU_LIST = 80  # the first MOST_THREADS of these
@@ -201,6 +201,8 @@ def work(team: Any, number: int) -> None:
 @helper
 def patience_ns(team: Any, now: int) -> Any:
     """The time after which a thread is taken to have lost its CPU: that of some pieces of the job that is done now."""
+    if not team[MOVES]:
+        return int64(0)
     return max(team[PATIENCE_NS], 2 * (now - team[OPENED_NS]) * team[THREADS] // max(team[COUNT], 1))
 
 
@@ -226,12 +228,12 @@ def rescue_helpers(team: Any, own: int) -> None:
     team[RESCUES] += 1
     for number in range(1, team[THREADS]):
         line = HELPERS + number * LINE
-        if read(team, line + INSIDE):
+        if team[MOVES] and read(team, line + INSIDE):
             move(team, own, team[line + ID], cpu)
     while read(team, STATE) & ACTIVE:
         sleep_on(team, OWNER_SLEEPS, int64(1))
     write(team, OWNER_SLEEPS, int64(0))
-    for number in range(1, team[THREADS]):
+    for number in range(1, team[THREADS] if team[MOVES] else 0):
         settle(team, own, number, cpu)
 
 
@@ -354,7 +356,7 @@ def wait_for_job(team: Any, number: int, seen: int) -> Any:
     began = now_ns(team, line)
     spin_ns = team[SHORT_SPIN_NS] if read(team, CONTENDED_NS) else team[SPIN_NS]
     patience = patience_ns(team, began)
-    rescued = number != 1
+    rescued = number != 1 or not team[MOVES]
     while True:
         for _ in range(_PAUSES):
             generation = read(team, WAKE)
