@@ -1,4 +1,4 @@
-"""How far something is that takes longer than a moment: one line on a terminal, a line now and then elsewhere."""
+"""How far something is that takes longer than a moment: one line on terminals, in notebooks, else one now and then."""
 
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TextIO
 
 from hybrid.console import can_redraw, terminal_size
+from hybrid.notebook import notebook_line
 from hybrid.redrawn import RedrawnLines
 from offload.units import format_bytes
 
@@ -27,7 +28,7 @@ class Progress:
     def __init__(self, file: TextIO, label: str = "Starting", clock: Callable[[], float] = monotonic) -> None:
         self._file = file
         self._clock = clock
-        self._lines = RedrawnLines(file) if can_redraw(file) else None
+        self._lines = RedrawnLines(file) if can_redraw(file) else notebook_line()
         self._lock = Lock()
         self._ended = Event()
         self._thread = Thread(target=self._keep_drawing, name="progress", daemon=True)

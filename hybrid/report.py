@@ -71,6 +71,22 @@ def opening_line(engine: "Engine", asked: str | None) -> str:
     return " · ".join(parts)
 
 
+def model_text(engine: "Engine") -> str:
+    """What a loaded model is, how large, and where it runs."""
+    plan = engine.plan
+    weights = sum(placement.linear.weight_bytes for placement in plan.placements)
+    where = "CPU only"
+    if plan.budget_bytes:
+        where = f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)}"
+    parts = [
+        engine.decoder.name,
+        f"{engine.decoder.architecture}, Linears {format_bytes(weights)}",
+        f"{where} ({engine.target})",
+        f"context {engine.context_tokens}",
+    ]
+    return " · ".join(parts)
+
+
 def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | None") -> str:
     """What the run took."""
     decode = f"decode {_work(stats.generated_tokens, stats.decode_tokens_per_s)}"

@@ -49,7 +49,7 @@ def test_load_completes_a_prompt_with_the_demo_model() -> None:
 
 def test_what_load_is_given_reaches_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[RunSettings] = []
-    monkeypatch.setattr(text_model, "open_text_model", seen.append)
+    monkeypatch.setattr(text_model, "open_text_model", lambda settings, **callbacks: seen.append(settings))
     hybrid.load(cuda=0, ram=1.5, kv_dtype="fp16", host_dtype="int8", activations="float", threads=1, context_tokens=9)
     assert seen[0].cuda == "0"
     assert seen[0].ram == "1.5"

@@ -216,14 +216,14 @@ def _network() -> Iterator[None]:
     """Make HubErrors of what the network and http.client raise."""
     try:
         yield
-    except TimeoutError as error:
-        raise TooSlow(f"no answer within {WINDOW_S:g} s") from error
-    except http.client.IncompleteRead as error:
-        raise Unreachable("the connection broke") from error
+    except TimeoutError:
+        raise TooSlow(f"no answer within {WINDOW_S:g} s") from None
+    except http.client.IncompleteRead:
+        raise Unreachable("the connection broke") from None
     except (http.client.RemoteDisconnected, OSError) as error:
-        raise Unreachable(reason(error)) from error
+        raise Unreachable(reason(error)) from None
     except (http.client.HTTPException, ValueError) as error:  # bad addresses are ValueErrors
-        raise NoHub(reason(error)) from error
+        raise NoHub(reason(error)) from None
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

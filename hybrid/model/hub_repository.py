@@ -110,7 +110,7 @@ def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapsh
     except HubError as error:
         if cached is not None and (isinstance(error, Unreachable) or is_busy(error)):
             return cached
-        raise ModelFileError(explain(error, constants.ENDPOINT, repository, revision)) from error
+        raise ModelFileError(explain(error, constants.ENDPOINT, repository, revision)) from None
 
 
 def fetch(
@@ -145,7 +145,7 @@ def fetch(
             download.run(pause)
         except (HubError, OSError) as error:
             message = explain(error, constants.ENDPOINT, repository, snapshot.revision, download.file.name)
-            raise ModelFileError(message) from error
+            raise ModelFileError(message) from None
 
 
 def _client() -> HubClient:
@@ -156,7 +156,7 @@ def _client() -> HubClient:
     except (
         Exception
     ) as error:  # it may have to renew a token, by a network library that changes from version to version
-        raise Unreachable(f"no token: {reason(error)}") from error
+        raise Unreachable(f"no token: {reason(error)}") from None
     return HubClient(constants.ENDPOINT, token)
 
 
@@ -183,7 +183,7 @@ def _read_listing(listing: bytes, repository: str, revision: str, cache: Path) -
         names = [str(sibling["rfilename"]) for sibling in siblings]
         files = [_listed_file(name, sibling) for name, sibling in zip(names, siblings, strict=True) if _is_plain(name)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NoHub(f"{type(error).__name__} in its listing") from error
+        raise NoHub(f"{type(error).__name__} in its listing") from None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise NoHub("it does not say at which commit it is")
     return Snapshot(repository, revision, commit, cache, _without_false_ids({file.name: file for file in files}))

@@ -95,7 +95,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
                 )
             header = file.read(length)
     except OSError as error:
-        raise ModelFileError(f"{show(path)}: cannot be read ({error.strerror})") from error
+        raise ModelFileError(f"{show(path)}: cannot be read ({error.strerror})") from None
     if len(header) < length:
         raise ModelFileError(f"{show(path)}: truncated: {len(header)} of {length} header bytes")
     tensors: dict[str, StoredTensor] = {}
@@ -116,8 +116,8 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
 
     try:
         parsed = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{show(path)}: the header is not valid JSON; not a safetensors file?") from error
+    except (ValueError, RecursionError):
+        raise ModelFileError(f"{show(path)}: the header is not valid JSON; not a safetensors file?") from None
     if not isinstance(parsed, dict) or not header.startswith(b"{"):
         raise ModelFileError(f"{show(path)}: the header must be a JSON object that starts at its first byte")
     return parsed

@@ -70,7 +70,7 @@ def find_model(path: str | Path) -> ModelFolder:
             return _config_alone(given) if given.name == CONFIG else _onnx_model(given)
         there = os.path.lexists(given)
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{show(given)}: cannot be opened ({_reason(error)})") from error
+        raise ModelFileError(f"{show(given)}: cannot be opened ({_reason(error)})") from None
     if there:
         raise ModelFileError(f"{show(given)}: neither a folder nor a file (a broken link?)")
     raise ModelFileError(f"{show(given)}: no such folder; a model on the Hugging Face hub is named org/name")
@@ -95,7 +95,7 @@ def real_file(path: Path) -> Path:
     try:
         return resolve_in_folder(path.parent, path.name, show(Path(path.name)))
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
-        raise ModelFileError(f"{show(path)}: cannot be opened ({_reason(error)})") from error
+        raise ModelFileError(f"{show(path)}: cannot be opened ({_reason(error)})") from None
 
 
 def read_json(path: Path, most_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class DeviceOpener:
             memory, taken_bytes = device.memory(), device.vram.used_bytes()
         except OffloadError as error:
             device.close()
-            raise DeviceUnavailableError(f"{device.name} cannot be warmed up: {error}") from error
+            raise DeviceUnavailableError(f"{device.name} cannot be warmed up: {error}") from None
         self._cuda, self.vram = device, device.vram
         # What is allocated later may take a granule more each: activations, ring and resident weights.
         needed_bytes = max(needed_bytes, taken_bytes + 3 * GRANULE_BYTES)

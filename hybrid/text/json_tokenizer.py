@@ -242,8 +242,8 @@ def read_json_tokenizer(path: Path, special: SpecialTokens) -> JsonTokenizer:
     """Read a tokenizer.json, or raise TokenizerError or ModelFileError."""
     try:
         from tokenizers import Tokenizer as Backend
-    except ImportError as error:
-        raise TokenizerError(f"{path}: needs the tokenizers package; pip install tokenizers") from error
+    except ImportError:
+        raise TokenizerError(f"{path}: needs the tokenizers package; pip install tokenizers") from None
     real = real_file(path)
     with _explained(f"{path}: cannot be read as a tokenizer"):
         with real.open("rb") as file:

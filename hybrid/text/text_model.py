@@ -1,14 +1,17 @@
 """An engine with its tokenizer: text in, text out. What notebooks use, and what the command line is built on."""
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from hybrid.arguments import check_arguments, sampling_hints, stop_texts
 from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.errors import TokenizerError
 from hybrid.model.hub import resolve_model
 from hybrid.model.source import find_model
+from hybrid.progress import Progress
 from hybrid.runtime.engine import Engine
 from hybrid.text.chat_template import ChatTemplate, Message, load_chat_template
 from hybrid.text.generate import Generation, GenerationStats, generate, text_of
@@ -18,6 +21,8 @@ from hybrid.text.stop_words import StopWords
 from hybrid.text.stopping import end_ids
 from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
 from offload.telemetry import Timeline
+
+_TEXT_HINTS = {"prompt": str, "max_tokens": int, "raw": bool, "stop": object}
 
 
 class TextModel:
@@ -64,26 +69,46 @@ class TextModel:
         return generation, TextStream(self.tokenizer, after=prompt_ids)
 
     def stream(
-        self, prompt: str, max_tokens: int = 256, raw: bool = False, stop: Sequence[str] = (), **sampling: Any
+        self, prompt: str, max_tokens: int = 256, raw: bool = False, stop: str | Sequence[str] = (), **sampling: Any
     ) -> Iterator[str]:
-        """Complete `prompt`, piece by piece, up to the first of the `stop` texts.
+        """Complete `prompt`, piece by piece, up to the first of the `stop` texts, or the only one.
 
         `sampling` takes the fields of `SamplingSettings` (temperature, top_k, top_p, seed, ...); what is not given is
-        as the model's makers recommend, greedy where they don't. `last_stats` tells afterwards what it took.
+        as the model's makers recommend, greedy where they don't. `last_stats` tells afterwards what it took. Raises
+        UsageError at once for arguments that cannot be.
         """
+        return self._stream("stream", prompt, max_tokens, raw, stop, sampling)
+
+    def _stream(
+        self,
+        function: str,
+        prompt: str,
+        max_tokens: int,
+        raw: bool,
+        stop: str | Sequence[str],
+        sampling: Mapping[str, Any],
+    ) -> Iterator[str]:
+        given = {"prompt": prompt, "max_tokens": max_tokens, "raw": raw, "stop": stop, **sampling}
+        check_arguments(function, given, {**_TEXT_HINTS, **sampling_hints()})
+        words = StopWords(stop_texts(function, stop))
         settings = merge_sampling(self.defaults.sampling, **sampling)
-        generation, text = self.begin(self.prompt_ids(prompt, raw), settings, max_tokens)
+        return self._pieces(self.prompt_ids(prompt, raw), settings, max_tokens, words)
+
+    def _pieces(
+        self, prompt_ids: Sequence[int], settings: SamplingSettings, max_tokens: int, words: StopWords
+    ) -> Iterator[str]:
+        generation, text = self.begin(prompt_ids, settings, max_tokens)
         try:
-            yield from text_of(generation, text, StopWords(stop))
+            yield from text_of(generation, text, words)
         finally:
             generation.stop()  # where it is left before its end; the engine is free for the next text
             self.last_stats = generation.stats
 
     def generate(
-        self, prompt: str, max_tokens: int = 256, raw: bool = False, stop: Sequence[str] = (), **sampling: Any
+        self, prompt: str, max_tokens: int = 256, raw: bool = False, stop: str | Sequence[str] = (), **sampling: Any
     ) -> str:
         """Complete `prompt`; gives the whole completion, without the prompt. See `stream`."""
-        return "".join(self.stream(prompt, max_tokens, raw, stop, **sampling))
+        return "".join(self._stream("generate", prompt, max_tokens, raw, stop, sampling))
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -99,6 +124,11 @@ class TextModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        from hybrid.report import model_text
+
+        return f"<TextModel {model_text(self.engine)}>"
 
     def _check_vocabulary(self, ids: Sequence[int]) -> None:
         decoder = self.engine.decoder
@@ -146,6 +176,8 @@ def load(
     activations: str | None = None,
     ram: str | float | None = None,
     allow_unused: bool = False,
+    progress: bool = True,
+    **unknown: Any,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -158,9 +190,13 @@ def load(
     lets the machine decide. `ram` is the most RAM to use, written likewise; None for most of what is there.
     `kv_dtype` is what keys and values are kept in, "fp16" or "fp32". `host_dtype` "int8" or "int4" quantises on load
     what the CPU multiplies; `activations` "int8" or "float" says what quantised weights multiply. `allow_unused` runs
-    a model whose class or tensors are not all known; `model.engine.plan.warnings` then names them. Raises OffloadError
+    a model whose class or tensors are not all known; `model.engine.plan.warnings` then names them. `progress` shows on
+    standard error, or below the cell of a notebook, how far downloading, loading and compiling are. Raises OffloadError
     for anything that can be put right.
     """
+    given = {name: value for name, value in locals().items() if name != "unknown"} | unknown
+    hints = {name: hint for name, hint in get_type_hints(load).items() if name not in ("unknown", "return")}
+    check_arguments("load", given, hints)
     settings = RunSettings(
         model=model,
         variant=variant,
@@ -175,4 +211,7 @@ def load(
         activations=activations,
         allow_unused=allow_unused,
     )
-    return open_text_model(settings)
+    if not progress or sys.stderr is None:
+        return open_text_model(settings)
+    with Progress(sys.stderr, "Loading") as shown:
+        return open_text_model(settings, on_stage=shown.on_stage, on_bytes=shown.on_bytes)

@@ -60,7 +60,7 @@ class CudaDevice:
             context_bytes = _context_bytes.setdefault(pci_bus_id, self.vram.used_bytes())
         except (self.runtime.CUDARuntimeError, DeviceLostError, OutOfDeviceMemoryError) as error:
             self.vram.close()
-            raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from error
+            raise DeviceUnavailableError(f"CUDA device {ordinal} does not start: {error}") from None
 
         self._allocations: dict[int, CudaAllocation] = {}
         self._trace: list[tuple[str, str, Any, Any]] | None = None
@@ -74,7 +74,7 @@ class CudaDevice:
             self.cublas_handle = self.cublas.create()
         except self.cublas.CUBLASError as error:
             self.vram.close()
-            raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from error
+            raise DeviceUnavailableError(f"cuBLAS does not start: {error}") from None
         self.kernels: CudaKernels | None = None
         self.bf16_as_fp32 = False  # many rows: since no GEMM takes bf16, or none that is fast
         try:
@@ -85,7 +85,7 @@ class CudaDevice:
             workspace_bytes = free_bytes - self.memory().free_bytes
         except (*self._calls.errors, OutOfDeviceMemoryError, DeviceLostError) as error:
             self.close()
-            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {one_line(error)}") from error
+            raise DeviceUnavailableError(f"{self.name} fails a trial multiplication: {one_line(error)}") from None
         self.fixed_bytes = {"context": context_bytes, "workspace": max(0, workspace_bytes)}
         self._calls.opened = True
 
@@ -157,7 +157,7 @@ class CudaDevice:
                 where=PINNED_RAM,
             )
         except (self.runtime.CUDARuntimeError, OutOfDeviceMemoryError) as error:
-            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from error
+            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from None
 
     def unpin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""

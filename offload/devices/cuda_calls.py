@@ -68,11 +68,11 @@ class CudaCalls:
         status = getattr(error, "status", NO_MEMORY)
         if not isinstance(error, self._cublas_error):
             if status == NO_MEMORY:
-                raise self._out_of_memory(asked_bytes, where) from error
+                raise self._out_of_memory(asked_bytes, where) from None
             if status in LOST:
                 self._lose(error)
         elif status == CUBLAS_NO_MEMORY:
-            raise self._out_of_memory(asked_bytes, where) from error
+            raise self._out_of_memory(asked_bytes, where) from None
         elif status in CUBLAS_FAILED:
             try:
                 self._runtime.deviceSynchronize()
@@ -84,7 +84,7 @@ class CudaCalls:
     def _lose(self, error: Exception) -> NoReturn:
         self.lost_why = f"{self._name} failed: {' '.join(str(error).split())}"
         _lost.append(self)
-        raise DeviceLostError(self.lost_why) from error
+        raise DeviceLostError(self.lost_why) from None
 
     def _out_of_memory(self, asked_bytes: int, where: str) -> OutOfDeviceMemoryError:
         if where == PINNED_RAM:

@@ -53,7 +53,7 @@ class CudaCompiler:
             raise DeviceUnavailableError(
                 "the CUDA compiler library NVRTC cannot be loaded (pip install 'cupy-cuda12x[ctk]' or"
                 f" 'cupy-cuda13x[ctk]' brings it): {one_line(error)}"
-            ) from error
+            ) from None
         # Machine code needs no newer driver than CuPy's own. For a GPU that is newer than this NVRTC: code for
         # the newest it knows, which the driver translates.
         self._machine_code = capability in supported
@@ -110,7 +110,7 @@ class CudaCompiler:
             raise DeviceUnavailableError(
                 f"the driver cannot load {_named(kernels)} that NVRTC {self._named_version} compiled for"
                 f" {self._target}; update the driver: {one_line(error)}"
-            ) from error
+            ) from None
         # Functions keep their modules alive, and those that are there already may be running.
         self._functions = functions | self._functions
 
@@ -123,11 +123,11 @@ class CudaCompiler:
                 nvrtc.addNameExpression(made, kernel)
             try:
                 nvrtc.compileProgram(made, (f"-arch={self._target}", *_OPTIONS))
-            except nvrtc.NVRTCError as error:
+            except nvrtc.NVRTCError:
                 log = one_line(nvrtc.getProgramLog(made))
                 raise DeviceUnavailableError(
                     f"NVRTC {self._named_version} does not compile {_named(kernels)}: {log}"
-                ) from error
+                ) from None
             code = nvrtc.getCUBIN(made) if self._machine_code else nvrtc.getPTX(made)
             return {kernel: str(nvrtc.getLoweredName(made, kernel)) for kernel in kernels}, bytes(code)
         finally:

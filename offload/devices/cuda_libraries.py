@@ -14,13 +14,13 @@ def import_cupy() -> tuple[Any, Any]:
         from cupy.cuda import runtime
     except ModuleNotFoundError as error:
         if error.name != "cupy":
-            raise DeviceUnavailableError(f"CuPy cannot be imported: {one_line(error)}") from error
+            raise DeviceUnavailableError(f"CuPy cannot be imported: {one_line(error)}") from None
         raise DeviceUnavailableError(
             "CuPy is not installed: pip install 'hybrid-run[cu12]' (driver 525 or newer)"
             " or 'hybrid-run[cu13]' (driver 580 or newer)"
-        ) from error
+        ) from None
     except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(f"CuPy cannot be imported: {one_line(error)}") from error
+        raise DeviceUnavailableError(f"CuPy cannot be imported: {one_line(error)}") from None
     return cupy, runtime
 
 
@@ -36,7 +36,7 @@ def import_cublas(runtime: Any) -> Any:
         raise DeviceUnavailableError(
             f"the cuBLAS library of CUDA {major} cannot be loaded (pip install 'cupy-cuda{major}x[ctk]' brings it):"
             f" {one_line(error)}"
-        ) from error
+        ) from None
     return cublas
 
 
@@ -49,7 +49,7 @@ def import_compiler() -> tuple[Any, Any, Any]:
         from cupy.cuda import driver, function
         from cupy_backends.cuda.libs import nvrtc
     except (ImportError, OSError) as error:
-        raise DeviceUnavailableError(f"CuPy's bindings of NVRTC cannot be imported: {one_line(error)}") from error
+        raise DeviceUnavailableError(f"CuPy's bindings of NVRTC cannot be imported: {one_line(error)}") from None
 
     def load(code: bytes) -> Any:
         module = function.Module()
@@ -74,8 +74,8 @@ def check_driver(runtime: Any, ordinal: int) -> None:
         devices = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         if error.status == NO_DEVICE:
-            raise no_such_device(ordinal, 0) from error
-        raise DeviceUnavailableError(f"CUDA does not start: {one_line(error)}") from error
+            raise no_such_device(ordinal, 0) from None
+        raise DeviceUnavailableError(f"CUDA does not start: {one_line(error)}") from None
     if not 0 <= ordinal < devices:
         raise no_such_device(ordinal, devices)
 
