@@ -7,7 +7,7 @@ Whatever is slow to import is imported inside the commands.
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,7 @@ from hybrid.errors import UsageError
 from hybrid.flag_values import (
     JSON,
     check_together,
+    print_settings,
     run_settings,
     sampling_flags,
     shared_with,
@@ -50,6 +51,8 @@ def _read_config(context: typer.Context, name: str | None) -> str | None:
         known = settings_of(run) | settings_of(plan) | settings_of(chat)  # one file serves all commands
         settings = read_settings(find_settings(name), known)
         flags = {parameter.name: parameter.opts[0].removeprefix("--") for parameter in context.command.params}
+        if ignored := [flag for flag in settings if flag not in flags.values()]:
+            say(f"note: --config {name}: no effect on hybrid {context.command.name}: {', '.join(ignored)}")
         context.default_map = {name: settings[flag] for name, flag in flags.items() if name and flag in settings}
     return name
 
@@ -107,7 +110,7 @@ def run(
 ) -> int:
     """`hybrid run`; gives the exit code."""
     if print_config:
-        return _print_settings(run, locals())
+        return print_settings(run, locals())
     if prompt is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
         if timeline is not None or op_times:
             raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
@@ -168,6 +171,7 @@ def plan(
     device: options.DeviceName = "auto",
     machine: options.Machine = None,
     context: options.Context = None,
+    threads: options.Threads = None,
     ram: options.Ram = None,
     kv_dtype: options.CacheType = None,
     host_dtype: options.HostDtype = None,
@@ -180,7 +184,7 @@ def plan(
 ) -> int:
     """`hybrid plan`; gives the exit code."""
     if print_config:
-        return _print_settings(plan, locals())
+        return print_settings(plan, locals())
     settings = run_settings(locals())
     check_early(settings)
     with Progress(sys.stderr) as progress:
@@ -236,7 +240,7 @@ def chat(
 ) -> int:
     """`hybrid chat`; gives the exit code."""
     if print_config:
-        return _print_settings(chat, locals())
+        return print_settings(chat, locals())
     flags = sampling_flags(locals())
     settings = run_settings(locals())
     check_early(settings, flags, stop or (), chat_template)
@@ -280,6 +284,7 @@ def tune(
     out: options.ProfileOut = None,
     device: options.DeviceName = "auto",
     threads: options.Threads = None,
+    force: options.Force = False,
     as_json: options.ProfileAsJson = False,
 ) -> int:
     """`hybrid tune`; gives the exit code."""
@@ -292,12 +297,14 @@ def tune(
     from hybrid.tune.table import calibration_text
 
     if out is not None:
+        if out.suffix != ".json":
+            raise UsageError(f"--out {out}: must end in .json, or --machine does not take it for a file")
         check_writable("--out", out)
     folder = calibration_file("").parent if out is None else out.absolute().parent
     for warning in threads_warning(threads):
         say(f"note: {warning}")
     with Progress(sys.stderr) as progress:
-        made = measure_machine(device, resolve_threads(threads), folder, progress.on_share)
+        made = measure_machine(device, resolve_threads(threads), folder, progress.on_share, force=force)
     path = out or calibration_file(made.profile.name)
     save_profile(made.profile, path)
     if as_json:
@@ -308,18 +315,6 @@ def tune(
         say(f"note: {note}")
     say(f"saved as {path}" + ("" if out is None and not made.profile.estimated else f"; --machine {path} uses it"))
     return 0
-
-
-def _print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> int:
-    """Print what is in force for the flags of a command."""
-    from hybrid.settings_file import print_config, settings_of
-
-    emit(print_config({flag: values[_parameter(flag)] for flag in settings_of(command) if _parameter(flag) in values}))
-    return 0
-
-
-def _parameter(flag: str) -> str:
-    return "as_json" if flag == "json" else flag.replace("-", "_")
 
 
 def _no_command(context: typer.Context, version: options.Version = False) -> None:

@@ -11,6 +11,7 @@ from hybrid.console import ctrl_c_stops, emit, say, width
 from hybrid.errors import UsageError
 from hybrid.gpu_text import now_text, summary_text
 from hybrid.recording import Recording
+from hybrid.runtime.cpu_load import cpu_times, others_load
 from hybrid.runtime.engine import Engine
 from hybrid.status_line import StatusLine
 from hybrid.text.beam import beam_search
@@ -19,7 +20,7 @@ from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
 from hybrid.text.tokenizer import TextStream
-from hybrid.truth import compare
+from hybrid.truth import compare, slow_because
 from hybrid.wrapping import WordWrap, counted
 
 
@@ -62,16 +63,18 @@ def complete(
     for number, generation in enumerate(generations):
         if number:
             emit("\n")
+        began = cpu_times()
         with ctrl_c_stops(generation), _live(model.engine, generation, verbose) as status:
             pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
             _write(_updating(status, pieces))
         truth = compare(generation.stats, model.engine)
+        why = slow_because(truth, others_load(began, cpu_times()))
         memory = model.engine.memory()
         if on_stats is not None:
             times = recording.op_times() if recording and number == 0 else None
             on_stats(report.stats_json(generation, model.engine, memory, truth, times))
         if summary:
-            say(report.closing_line(generation.stats, memory, truth))
+            say(report.closing_line(generation.stats, memory, truth, why))
             if verbose and model.engine.monitor is not None:
                 say(summary_text(model.engine.monitor))
         if generation.stats.stop_reason is StopReason.INTERRUPTED:

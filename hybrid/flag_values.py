@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.config import RunSettings
-from hybrid.console import check_writable
+from hybrid.console import check_writable, emit
 from hybrid.errors import ArgumentsError, UsageError
 
 JSON = "json"  # what --stats writes to standard error
@@ -23,6 +23,15 @@ def run_settings(values: Mapping[str, Any]) -> RunSettings:
 def shared_with(command: Callable[..., int], values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` that another command takes too."""
     return {name: values[name] for name in inspect.signature(command).parameters if name in values}
+
+
+def print_settings(command: Callable[..., int], values: Mapping[str, Any]) -> int:
+    """Print what is in force for the flags of a command; gives the exit code."""
+    from hybrid.settings_file import print_config, settings_of
+
+    names = {flag: "as_json" if flag == "json" else flag.replace("-", "_") for flag in settings_of(command)}
+    emit(print_config({flag: values[name] for flag, name in names.items() if name in values}))
+    return 0
 
 
 def sampling_flags(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,6 +250,7 @@ ModelToExamine = Annotated[
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 
 Calibrate = Annotated[bool, typer.Option("--calibrate", help="Measure this machine; takes less than 30 s.")]
+Force = Annotated[bool, typer.Option("--force", help="Measure also while other processes keep the CPUs busy.")]
 ProfileOut = Annotated[
     Path | None,
     typer.Option(

@@ -87,8 +87,8 @@ def model_text(engine: "Engine") -> str:
     return " · ".join(parts)
 
 
-def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | None") -> str:
-    """What the run took."""
+def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | None", why_slow: str = "") -> str:
+    """What the run took, and why it was slower than predicted where that is known."""
     decode = f"decode {_work(stats.generated_tokens, stats.decode_tokens_per_s)}"
     if truth is not None:
         decode += f" (predicted {rate(truth.predicted.decode_tokens_per_s).removesuffix(' tokens/s')})"
@@ -100,6 +100,8 @@ def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | 
         parts.append(f"RAM peak {format_bytes(ram)}" + (f" of {format_bytes(cap)}" if cap else ""))
     if stats.stop_reason is not None:
         parts.append(STOPPED[stats.stop_reason])
+    if why_slow:
+        parts.append(why_slow)
     return " · ".join(parts)
 
 

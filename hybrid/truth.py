@@ -4,6 +4,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hybrid.runtime.cpu_load import OthersLoad
 from offload.plan import Prediction
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from hybrid.text.generate import GenerationStats
 
 _FEWEST_STEPS = 8  # fewer say little of how long one takes
+_FAR_OVER = 1.5  # times the predicted step
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,12 @@ def compare(stats: "GenerationStats", engine: "Engine") -> Truth | None:
         return None
     # The first step also binds buffers, which a mean over few steps would show and a median does not.
     return Truth(engine.plan.predicted, statistics.median(stats.step_s))
+
+
+def slow_because(truth: Truth | None, others: OthersLoad | None) -> str:
+    """A clause on what made steps far slower than predicted, and what to try; empty where others were not it."""
+    if truth is None or others is None or truth.measured_over_predicted < _FAR_OVER or not others.is_heavy:
+        return ""
+    left = int(others.cpus - others.busy_cpus)
+    fewer = f", or try --threads {left}" if 0 < left < others.cpus else ""
+    return f"slower than predicted, since {others}: end them{fewer}"

@@ -80,16 +80,22 @@ class GpuRates:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """One machine. `estimated` is True until its rates have been measured on it."""
+    """One machine. `estimated` is True until its rates have been measured on it.
+
+    `busy_cpus` is how many of its CPUs other programs kept busy meanwhile, where that was too many.
+    """
 
     name: str
     estimated: bool
     cpu: CpuRates
     gpu: GpuRates | None
+    busy_cpus: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The profile as plain JSON values."""
         content = asdict(self)
+        if not self.busy_cpus:
+            del content["busy_cpus"]
         rates = self.cpu.multiply_bytes_per_s
         content["cpu"]["multiply_bytes_per_s"] = {
             name: {str(rows): value for rows, value in points.items()} for name, points in rates.items()
@@ -105,16 +111,20 @@ def load_profile(path: Path) -> DeviceProfile:
     except UnreadableFileError as error:
         raise ProfileError(f"{where}: {error}") from None
     known = {"name", "estimated", "cpu", "gpu"}
-    if not isinstance(content, dict) or content.keys() != known:
+    if not isinstance(content, dict) or content.keys() - {"busy_cpus"} != known:
         raise ProfileError(f"{where}: a machine profile has the keys {', '.join(sorted(known))} and no others")
     if not isinstance(content["estimated"], bool):
         raise ProfileError(f"{where}: estimated: {_shown(content['estimated'])} is not true or false")
+    busy_cpus = content.get("busy_cpus", 0.0)
+    if not _is_number(busy_cpus) or not 0 <= busy_cpus <= _MAX_THREADS:
+        raise ProfileError(f"{where}: busy_cpus: {_shown(busy_cpus)} is not a number from 0 to {_MAX_THREADS}")
     gpu = content["gpu"]
     return DeviceProfile(
         name=_name(content["name"], f"{where}: name"),
         estimated=content["estimated"],
         cpu=_rates(CpuRates, content["cpu"], f"{where}: cpu"),
         gpu=None if gpu is None else _rates(GpuRates, gpu, f"{where}: gpu"),
+        busy_cpus=float(busy_cpus),
     )
 
 

@@ -2,13 +2,15 @@
 
 from hybrid.doctor.findings import Finding, note, ok
 from hybrid.model.source import show
-from hybrid.runtime.machines import CALIBRATE, calibration, calibration_file, machine_name
+from hybrid.runtime.machines import CALIBRATE, busy_warning, calibration, calibration_file, machine_name
 
 
 def examine_calibration(threads: int) -> Finding:
     """Whether runs with `threads` threads have measured rates to plan with."""
     path = calibration_file(machine_name())
     found = calibration(threads)
+    if found.profile is not None and (warnings := busy_warning(found.profile)):
+        return note(warnings[0], CALIBRATE)
     if found.profile is not None:
         return ok(f"plans use the rates that were measured on this machine: {show(path)}")
     why_not = f": {found.why_not}" if path.exists() else ""

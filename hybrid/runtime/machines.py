@@ -55,6 +55,16 @@ def find_profile(name: str) -> DeviceProfile:
     return load_profile(files[name])
 
 
+def busy_warning(profile: DeviceProfile) -> tuple[str, ...]:
+    """A line for rates that were measured beside other programs, until they are measured again."""
+    if not profile.busy_cpus:
+        return ()
+    return (
+        f"{profile.name} was measured while other programs kept {profile.busy_cpus:.1f} CPUs busy, so its rates are "
+        f"too low; {CALIBRATE} measures them again",
+    )
+
+
 def save_profile(profile: DeviceProfile, path: Path) -> None:
     """Write a profile; `path` is replaced when all is written. Raises UsageError when it cannot be."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")

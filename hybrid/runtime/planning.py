@@ -15,6 +15,7 @@ from hybrid.runtime.cgroups import read_limits
 from hybrid.runtime.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
 from hybrid.runtime.ram import Ram, RamBudget, read_ram, resolve_ram
 from hybrid.runtime.target import Target, choose_target, look_in_profile, look_through_driver
+from hybrid.runtime.threads import threads_warning
 from offload.advice import with_advice
 from offload.cost_model import StepShape
 from offload.device_profile import DeviceProfile
@@ -89,10 +90,20 @@ def make_plan(settings: RunSettings) -> Plan:
     opened = open_for_run(settings)
     look = look_through_driver if settings.machine is None else look_in_profile
     target = choose_target(settings, look)
+    target = replace(target, warnings=(*target.warnings, *_threads_warning(settings, target.profile)))
     ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
     request = plan_request(opened, target, {}, resolve_ram(settings.ram, ram))
     plan = plan_within(request)
     return with_advice(replace(request, ram_budget_bytes=plan.ram_budget_bytes), plan)
+
+
+def _threads_warning(settings: RunSettings, profile: DeviceProfile) -> tuple[str, ...]:
+    """A line where the plan is for another number of threads than is asked for."""
+    if settings.machine is None:
+        return threads_warning(settings.threads)
+    if settings.threads in (None, profile.cpu.threads):
+        return ()
+    return (f"--threads {settings.threads}: no effect, the rates of {profile.name} are for {profile.cpu.threads}",)
 
 
 def plan_within(request: PlanRequest) -> Plan:

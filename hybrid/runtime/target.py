@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from hybrid.config import RunSettings
 from hybrid.errors import DeviceUnavailableError, UsageError
-from hybrid.runtime.machines import Calibration, calibration, find_profile
+from hybrid.runtime.machines import Calibration, busy_warning, calibration, find_profile
 from hybrid.runtime.threads import resolve_threads
 from offload.budget import AUTO, Budget, ResolvedBudget, parse_budget, resolve_budget
 from offload.device_profile import DeviceProfile, GpuRates
@@ -52,6 +52,8 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
         return _on_cpu(settings, "as asked")
     if device == "simulated":
         return _simulated(settings, budget)
+    if device == "auto" and budget == AUTO and settings.machine and find_profile(settings.machine).gpu is None:
+        return _on_cpu(settings, f"{settings.machine} has no GPU")
     try:
         return _on_gpu(settings, budget, ordinal, look_at_gpu)
     except DeviceUnavailableError as error:
@@ -145,7 +147,7 @@ def _said_of(profile: DeviceProfile, found: Calibration) -> tuple[tuple[str, ...
     if found.broken:
         return (), (f"{profile.name}: the rates are estimates; {found.why_not}",)
     if not profile.estimated:
-        return (), ()
+        return (), busy_warning(profile)
     why_not = f"; {found.why_not}" if found.why_not else ""
     return (f"{profile.name}: the rates are estimates, not measured on this machine{why_not}",), ()
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from hybrid.errors import UsageError
 from hybrid.model.source import show
 from hybrid.runtime.cgroups import read_limits
-from hybrid.runtime.machines import find_profile, machine_name
+from hybrid.runtime.cpu_load import look_at_others
+from hybrid.runtime.machines import busy_warning, find_profile, machine_name
 from hybrid.runtime.ram import read_ram
 from hybrid.runtime.target import CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE
 from hybrid.tune.step_costs import StepEffort, effort_within, measure_step_costs
@@ -29,7 +30,6 @@ _LEAST_BYTES = 64 * MIB
 _DISK_BYTES = 256 * MIB
 _DISK_PIECE_BYTES = 8 * MIB
 _LONGEST_LAUNCH_S = 5e-4  # ten times what it takes where it is slow
-_BUSY_SHARE = 0.75  # a calibration that has just ended may itself be half of the load
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,22 @@ def measure_machine(
     folder: Path,
     on_stage: Callable[[str, float], None],
     effort: TuneEffort | None = None,
+    force: bool = False,
 ) -> Calibrated:
     """Measure this machine with `threads` threads and the device of that name ("auto", "cpu", "cuda:1", ...).
 
     `folder` is on the disk to measure, and gets temporary files. `on_stage(what, share)` is told what comes next, and
-    which share of everything is done. Raises DeviceUnavailableError for a GPU that was asked for, UsageError.
+    which share of everything is done. Raises DeviceUnavailableError for a GPU that was asked for, UsageError, also
+    where other processes keep the CPUs busy; with `force` it measures all the same, and the profile says so.
     """
     ram = read_ram(read_limits())
     if ram is None:
         raise UsageError("the kernel does not tell how much RAM there is (/proc/meminfo), so nothing can be measured")
     effort = effort or choose_effort(ram.available_bytes)
-    busy = _busy()  # before this process adds its part
+    load = look_at_others()
+    is_busy = load is not None and load.is_heavy
+    if is_busy and not force:
+        raise UsageError(f"{load}: all rates would be too low; end them, or measure all the same with --force")
     done = 0
 
     def tell(stage: str) -> None:
@@ -107,11 +112,13 @@ def measure_machine(
     finally:
         if device is not None:
             device.close()
+    if load is not None and is_busy:
+        profile = replace(profile, busy_cpus=round(load.busy_cpus, 2))
     if profile.estimated:
         notes = (*notes, "the device is simulated: its rates are modelled, so the profile stays an estimate")
     if device is None:
         notes = (*notes, "no bus: the rate of RAM beside it is that of RAM alone")
-    return Calibrated(profile, estimate, (*notes, *busy, *_parked(profile)))
+    return Calibrated(profile, estimate, (*notes, *busy_warning(profile), *_parked(profile)))
 
 
 def _parked(profile: DeviceProfile) -> tuple[str, ...]:
@@ -123,14 +130,6 @@ def _parked(profile: DeviceProfile) -> tuple[str, ...]:
         f"starting {threads} threads took {launch_s * 1e3:.1f} ms, where microseconds are usual: they wait for a core "
         f"that is in use, and so will plans; measure again with other programs ended, or with fewer --threads",
     )
-
-
-def _busy() -> tuple[str, ...]:
-    """A note where other programs have been running: what they take is missing in the rates."""
-    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load < _BUSY_SHARE * cpus:
-        return ()
-    return (f"the machine is busy: a load of {load:.1f} on {cpus} CPUs; measure again when it is not",)
 
 
 def _open_device(name: str) -> tuple[Device | None, DeviceProfile, tuple[str, ...]]:

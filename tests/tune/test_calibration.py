@@ -7,8 +7,11 @@ import pytest
 
 from hybrid import cli
 from hybrid.config import RunSettings
+from hybrid.doctor.calibrated import examine_calibration
+from hybrid.runtime.cpu_load import OthersLoad
 from hybrid.runtime.machines import calibration_file, machine_name, save_profile
 from hybrid.runtime.planning import make_plan
+from hybrid.runtime.threads import default_threads
 from hybrid.tune import calibration
 from hybrid.tune.calibration import TuneEffort, choose_effort, measure_machine
 from hybrid.tune.step_costs import StepEffort
@@ -29,6 +32,7 @@ QUICK = TuneEffort(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "choose_effort", lambda available_bytes: QUICK)
+    monkeypatch.setattr(calibration, "look_at_others", lambda: OthersLoad(0.0, 2))
 
 
 def tune(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
@@ -39,7 +43,7 @@ def tune(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_every_rate_is_measured_and_the_profile_survives_its_file(tmp_path: Path) -> None:
     stages: list[tuple[str, float]] = []
-    made = measure_machine("cpu", 1, tmp_path, lambda what, share: stages.append((what, share)), QUICK)
+    made = measure_machine("cpu", 1, tmp_path, lambda what, share: stages.append((what, share)), QUICK, force=True)
     profile = made.profile
     assert list(tmp_path.iterdir()) == []  # temporary files are gone
     assert (profile.name, profile.estimated, profile.gpu) == (machine_name(), False, None)
@@ -83,13 +87,26 @@ def test_a_simulated_device_stays_an_estimate_and_is_never_used_unasked(
     assert plan.machine["name"] == "generic-cpu"
 
 
-@pytest.mark.parametrize("load", [0.0, 1000.0])
-def test_a_busy_machine_is_told_of(
-    load: float, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_busy_machine_is_measured_only_by_force_and_that_is_told_until_it_is_measured_again(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
-    _, _, err = tune(capsys, "--calibrate", "--device", "cpu")
-    assert any("the machine is busy: a load of 1000.0" in line for line in err) is bool(load)
+    def told() -> list[bool]:
+        plan, found = make_plan(RunSettings(cuda="0")), examine_calibration(default_threads())
+        return [any("1.5 CPUs busy" in text for text in texts) for texts in (plan.warnings, (found.text,))]
+
+    monkeypatch.setattr(calibration, "look_at_others", lambda: OthersLoad(1.5, 2, ("stress 12",)))
+    code, out, (line,) = tune(capsys, "--calibrate", "--device", "cpu")
+    assert (code, out) == (2, "")
+    assert all(part in line for part in ("1.5 of these 2 CPUs busy (stress 12)", "--force"))
+    assert not calibration_file(machine_name()).exists()
+    code, _, err = tune(capsys, "--calibrate", "--device", "cpu", "--force")
+    assert code == 0
+    assert any("1.5 CPUs busy" in line for line in err)
+    assert load_profile(calibration_file(machine_name())).busy_cpus == 1.5
+    assert told() == [True, True]
+    monkeypatch.setattr(calibration, "look_at_others", lambda: OthersLoad(0.1, 2))
+    assert tune(capsys, "--calibrate", "--device", "cpu")[0] == 0
+    assert told() == [False, False]
 
 
 def test_threads_that_wait_for_a_core_are_told_of(
@@ -118,6 +135,7 @@ def test_out_and_threads(quick: None, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--calibrate", "--device", "gpu"], "--device gpu: must be auto, cpu, cuda, cuda:N or simulated"),
         (["--calibrate", "--device", "cuda:"], "--device cuda:: must be auto"),
         (["--calibrate", "--threads", "0"], "--threads"),
+        (["--calibrate", "--out", "mine.txt"], "--out mine.txt: must end in .json"),
         (["--calibrate", "--out", "/proc/mine.json"], "--out /proc/mine.json cannot be written"),
     ],
 )

@@ -1,6 +1,7 @@
 """From a folder with a config alone to a plan; nothing heavy is loaded for it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hybrid.config import RunSettings
 from hybrid.errors import ModelError, UsageError
 from hybrid.runtime.planning import make_plan
+from hybrid.runtime.target import find_profile
 from offload.units import GIB
 
 TINYLLAMA = {
@@ -178,3 +180,21 @@ print(sorted(heavy & sys.modules.keys()))
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("[]\n['scipy']\n", "", 0)
+
+
+def test_a_machine_without_a_gpu_is_planned_for_unless_a_gpu_is_asked_for() -> None:
+    for cuda in (None, "auto", "0"):
+        plan = make_plan(RunSettings(machine="generic-cpu", cuda=cuda))
+        assert plan.budget_bytes == 0
+    with pytest.raises(UsageError, match="generic-cpu: this profile has no GPU"):
+        make_plan(RunSettings(machine="generic-cpu", cuda="6"))
+
+
+def test_threads_that_a_plan_is_not_for_are_told() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    assert any("--threads" in line for line in make_plan(RunSettings(threads=cpus + 1, cuda="0")).warnings)
+    measured = find_profile("colab-t4").cpu.threads
+    other = make_plan(RunSettings(machine="colab-t4", threads=measured + 1))
+    assert any("no effect" in line for line in other.warnings)
+    same = make_plan(RunSettings(machine="colab-t4", threads=measured))
+    assert not any("--threads" in line for line in same.warnings)

@@ -47,7 +47,7 @@ def _equal(first: StoredTensor, second: StoredTensor) -> bool:
                 if _read(a.fileno(), one, done, size) != _read(b.fileno(), other, done, size):
                     return False
     except OSError as error:
-        raise ModelFileError(f"{show(one.path)}: cannot be read ({error.strerror})") from error
+        raise ModelFileError(f"{show(one.path)}: cannot be read ({error.strerror})") from None
     return True
 
 
