@@ -6,9 +6,7 @@ fewer pieces, or a closed job.
 
 A thread may lose its CPU to another program in the middle of a piece, for milliseconds, when all others have long
 finished. Whoever then waits longest gives up its own CPU: it moves the late thread there, and sleeps until that has
-finished. The two meet again when both have a CPU of their own.
-
-As in `host_loops`, nothing here may come from another file.
+finished. The two meet again when both have a CPU of their own. As in `host_loops`, nothing here is from another file.
 """
 
 from collections.abc import Callable
