@@ -24,6 +24,7 @@ ENTRANCES = {
 }
 MAY_READ_ENVIRONMENT = {
     "hybrid/user_folders.py",  # where the XDG specification says that settings are
+    "offload/compiled_code.py",  # where it says that caches are
     "hybrid/runtime/island.py",  # what onnxruntime is told before it is imported
 }
 MAY_PRINT = {"hybrid/cli.py", "hybrid/command_line.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}

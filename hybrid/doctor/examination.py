@@ -57,7 +57,7 @@ def _examine(
         _section(
             "Packages", lambda: examine_packages(find_version, suitable_extra(driver), _why_onnxruntime_does_not_load)
         ),
-        _section("CPU kernels", lambda: [*examine_numba(), *examine_kernel_cache(environment)]),
+        _section("CPU kernels", lambda: [*examine_numba(), *examine_kernel_cache()]),
         _section("Disk", lambda: examine_hub_cache(hub_cache(environment))),
         _section("GPU", lambda: examine_driver(driver, why_no_driver, root)),
     ]

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok, problem
+from offload.compiled_code import NotKept, code_folder
 from offload.units import GIB, format_bytes
 
 _LITTLE_BYTES = 10 * GIB
@@ -37,29 +38,17 @@ def examine_hub_cache(folder: Path) -> list[Finding]:
     return [ok(text)]
 
 
-def examine_kernel_cache(environment: Mapping[str, str]) -> list[Finding]:
-    """Whether compiled kernels are kept, in the first of the folders that numba tries."""
-    folders = kernel_caches(environment)
-    for folder in folders:
-        if writable(folder):
-            return [ok(f"compiled kernels are kept in {folder}")]
-    return [
-        problem(
-            f"compiled kernels cannot be kept, so each run compiles them anew: {folders[-1]} cannot be written",
-            "export NUMBA_CACHE_DIR=/a/folder/of/yours",
-        )
-    ]
-
-
-def kernel_caches(environment: Mapping[str, str]) -> list[Path]:
-    """The folders that numba tries for our kernels, in its order."""
-    if named := environment.get("NUMBA_CACHE_DIR"):
-        return [_expanded(named, environment)]
-    import offload
-
-    beside = Path(offload.__file__).parent / "kernels" / "__pycache__"
-    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return [beside, _expanded(cache, environment) / "numba"]
+def examine_kernel_cache() -> list[Finding]:
+    """Whether compiled kernels are kept."""
+    try:
+        return [ok(f"compiled kernels are kept in {code_folder('cpu')}")]
+    except NotKept as reason:
+        return [
+            problem(
+                f"compiled kernels are not kept, so each run compiles them anew: {reason}",
+                "export XDG_CACHE_HOME=/a/folder/of/yours",
+            )
+        ]
 
 
 def writable(folder: Path) -> bool:

@@ -32,6 +32,7 @@ from offload.gpu_monitor import GpuMonitor
 from offload.host_attention import HostAttention
 from offload.host_backend import NumbaBackend
 from offload.host_memory import read_into_ram
+from offload.kernels.kernel_cache import why_not_kept
 from offload.plan import HostTier, LinearPlacement, Plan
 from offload.quantised import QuantisedWeight
 from offload.ram_tiers import file_bytes
@@ -76,7 +77,7 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
     device = opener.open(target)
     try:
         unsupported = _unsupported(opened, device)
-        warnings = (*target.warnings, *threads_warning(settings.threads))
+        warnings = (*target.warnings, *threads_warning(settings.threads), *_kernels_not_kept())
         target = replace(target, notes=(*target.notes, *_without_kernels(device)), warnings=warnings)
         ram = resolve_ram(settings.ram, read_ram(read_limits()))
         plans = ShrinkingPlan(plan_request(opened, target, unsupported, ram), plan_within)
@@ -251,6 +252,12 @@ def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:
     if opened.host_format is not None:
         formats.add(opened.host_format)
     return {str(name): reason for name in sorted(formats) if (reason := device.supports(name))}
+
+
+def _kernels_not_kept() -> tuple[str, ...]:
+    """A warning where compiled kernels find no folder that is the user's own."""
+    why = why_not_kept()
+    return (f"CPU kernels are compiled anew in every run, since none are kept: {why}",) if why else ()
 
 
 def _without_kernels(device: Device | None) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offload.compiled_code import NotKept, code_folder, keep_newest
 from offload.devices.cuda_errors import LOST, NO_MEMORY
 from offload.devices.cuda_libraries import one_line
 from offload.errors import DeviceUnavailableError
 from offload.kernels.cuda.launch import Launch
 from offload.kernels.cuda.sources import program
 
-CACHE_FOLDER = Path("~/.cache/hybrid-run/cuda")
+_MOST_KEPT = 64
 _OPTIONS = ("--std=c++17",)
 
 
@@ -35,16 +36,16 @@ class BoundLaunch:
 class CudaCompiler:
     """Launches kernels by their C++ names; what was not prepared is compiled by its first launch, unless kept.
 
-    `capability` is the GPU's, 75 for sm_75. Kernels are kept in `folder`, where that can be written.
+    `capability` is the GPU's, 75 for sm_75. Kernels are kept in `folder`, or in one of the user's own if there is.
     """
 
-    def __init__(self, nvrtc: Any, driver: Any, load: Any, capability: int, folder: Path = CACHE_FOLDER) -> None:
+    def __init__(self, nvrtc: Any, driver: Any, load: Any, capability: int, folder: Path | None = None) -> None:
         """`nvrtc` and `driver` are CuPy's bindings; `load` makes a module of a cubin or PTX.
 
         Raises DeviceUnavailableError without NVRTC, and for a GPU that is too old for it.
         """
         self._nvrtc, self._driver, self._load = nvrtc, driver, load
-        self._folder = folder.expanduser()
+        self._folder = folder or _users_folder()
         self._functions: dict[tuple[str, str], Any] = {}
         try:
             self._version: tuple[int, int] = nvrtc.getVersion()
@@ -96,11 +97,14 @@ class CudaCompiler:
     def _load_program(self, file: str, kernels: Sequence[str]) -> None:
         source = program(file)
         key = "\0".join([source, *kernels, self._target, *_OPTIONS, str(self._version)])
-        kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.kernels"
-        names, code = _read(kept) or ({}, b"")
+        kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.kernels" if self._folder else None
+        names, code = (_read(kept) if kept else None) or ({}, b"")
         if not names:
             names, code = self._compile(source, kernels)
-            _write(kept, names, code)
+            if kept:
+                _write(kept, names, code)
+        if kept:
+            keep_newest(kept.parent, kept, _MOST_KEPT)
         try:
             module = self._load(code)
             functions = {(file, kernel): module.get_function(names[kernel]) for kernel in kernels}
@@ -136,6 +140,13 @@ class CudaCompiler:
     @property
     def _named_version(self) -> str:
         return ".".join(map(str, self._version))
+
+
+def _users_folder() -> Path | None:
+    try:
+        return code_folder("cuda")
+    except NotKept:
+        return None  # compiled anew in every process
 
 
 def _named(kernels: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -21,6 +22,7 @@ from offload.kernels import (
     host_team,
     requantise_loops,
 )
+from offload.kernels.kernel_cache import kernels_kept
 from offload.specs import WeightFormat
 
 FloatArray = npt.NDArray[np.float32]
@@ -81,10 +83,11 @@ def _compiled_quantised(function: Callable[..., None], bits: int, block: int, st
 
 
 def _cached_if_possible(build: Callable[[bool], Any]) -> Any:
-    try:
-        return build(True)
-    except (RuntimeError, OSError):
-        return build(False)  # no folder that numba may write to, or a full disk: compile for this run only
+    with kernels_kept() as is_kept:
+        if is_kept:
+            with suppress(Exception):  # a full disk, or a cache that cannot be read; a mistake of ours comes again
+                return build(True)
+    return build(False)  # for this process only
 
 
 def check_array(name: str, array: FloatArray, shape: tuple[int, int]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from hybrid.doctor import folders
 from hybrid.doctor.findings import Level
-from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache, kernel_caches
+from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache
 from hybrid.doctor.memory import examine_memory
 from hybrid.doctor.packages import examine_numba
 from hybrid.doctor.processor import examine_processor
@@ -128,19 +128,14 @@ def test_a_full_disk_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ": empty, " in finding.text
 
 
-def test_folders_that_cannot_be_written_are_problems(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_written_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"  # a file where a folder should be: even root cannot make one
     blocked.touch()
     (hub,) = examine_hub_cache(blocked / "hub")
     assert (hub.level, hub.mend) == (Level.PROBLEM, "export HF_HOME=/a/folder/of/yours")
-    (kernels,) = examine_kernel_cache({"NUMBA_CACHE_DIR": str(blocked)})
-    assert (kernels.level, kernels.mend) == (Level.PROBLEM, "export NUMBA_CACHE_DIR=/a/folder/of/yours")
-
-
-def test_kernels_are_kept_beside_the_package_or_in_the_users_cache() -> None:
-    beside, users = kernel_caches({"HOME": "/h"})
-    assert beside.parts[-3:] == ("offload", "kernels", "__pycache__")
-    assert users == Path("/h/.cache/numba")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    (kernels,) = examine_kernel_cache()
+    assert (kernels.level, kernels.mend) == (Level.PROBLEM, "export XDG_CACHE_HOME=/a/folder/of/yours")
 
 
 def test_a_numba_that_cannot_be_imported_is_a_problem() -> None:

@@ -332,7 +332,7 @@ caching.IndexDataCacheFile.save = save
 def compilations(cache: Path, trouble: str = "") -> int:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", trouble + SCRIPT],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
         cwd=REPOSITORY,
         check=True,
         capture_output=True,
@@ -345,6 +345,13 @@ def compilations(cache: Path, trouble: str = "") -> int:
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert compilations(tmp_path) > 0
     assert compilations(tmp_path) == 0
+    (tmp_path / "hybrid-run").chmod(0o777)  # now anybody could have written what is there
+    assert compilations(tmp_path) > 0
+    (tmp_path / "hybrid-run").chmod(0o755)
+    assert compilations(tmp_path) == 0
+    assert (tmp_path / "hybrid-run").stat().st_mode & 0o777 == 0o700
+    package = REPOSITORY / "offload" / "kernels"
+    assert not [*package.rglob("*.nbi"), *package.rglob("*.nbc")]
 
 
 @pytest.mark.parametrize("trouble", [NO_FOLDER, FULL_DISK])
