@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import typer.core
 
-from hybrid.console import say
+from hybrid.console import say, say_bug
 from hybrid.errors import ArgumentsError, OffloadError, UsageError
 from hybrid.help_page import help_page
 from hybrid.standard_streams import OutputLostError, prepare_streams
@@ -28,6 +28,7 @@ def invoke(application: typer.Typer, name: str, arguments: Sequence[str] | None)
         prepare_streams()
     except UsageError as error:
         return _fail(str(error), name)
+    sys.excepthook = say_bug
     try:
         code = _run(application, name, arguments)
         sys.stdout.flush()  # now, while there is somebody to say that it cannot be

@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, Protocol, TextIO
 
 from hybrid.errors import ArgumentsError, UsageError
@@ -26,6 +28,11 @@ def say(text: str) -> None:
 def tell_program(line: str) -> None:
     """Write a line for programs to standard error, as it is."""
     print(line, file=sys.stderr, flush=True)
+
+
+def say_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of a bug as Python does (`sys.excepthook`), but its text may be a stranger's."""
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
 
 
 def note_between(line: str) -> None:

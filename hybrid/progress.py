@@ -11,6 +11,7 @@ from typing import TextIO
 from hybrid.console import can_redraw, terminal_size
 from hybrid.notebook import notebook_line
 from hybrid.redrawn import RedrawnLines
+from offload.printable import printable
 from offload.units import format_bytes
 
 _DRAW_EVERY_S = 0.2
@@ -96,7 +97,7 @@ class _Stage:
     """What is done of a stage, and since when."""
 
     def __init__(self, label: str, total: float, now_s: float, is_share: bool = False) -> None:
-        self.label = label
+        self.label = printable(label)
         self.total = total
         self.is_share = is_share  # of everything, instead of bytes
         self.done = 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hybrid import report
-from hybrid.console import emit, say
+from hybrid.console import emit, say, say_bug
 from hybrid.errors import ModelFileError
 from offload.errors import OverBudgetError
 from offload.printable import printable
@@ -59,6 +59,12 @@ def test_notes_errors_and_plans_are_clean_wherever_they_go(capsys: pytest.Captur
         text = report.plan_text(hostile, None, 100, each_linear)
         assert "tiny[2J" in text
         assert printable(text) == text
+
+
+def test_bugs_are_told_cleanly(capsys: pytest.CaptureFixture[str]) -> None:
+    say_bug(KeyError, KeyError("x"), None)
+    say_bug(ValueError, ValueError(f"no such tensor {CLEAR}"), None)
+    assert capsys.readouterr().err == "KeyError: 'x'\nValueError: no such tensor [2J\n"
 
 
 def test_a_run_on_a_terminal(tmp_path: Path) -> None:
