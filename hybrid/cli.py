@@ -140,7 +140,7 @@ def run(
         request = Request(
             text_model.prompt_ids(text, raw), sampling, max_tokens, tuple(stop or ()), n, beams, length_penalty
         )
-        for note in text_model.tokenizer.notes:
+        for note in (*text_model.tokenizer.notes, *text_model.defaults.notes):
             say(f"note: {note}")
         say(report.opening_line(text_model.engine, cuda))
         for note in (*idle, *(() if verbose else text_model.engine.plan.warnings)):
@@ -261,7 +261,12 @@ def chat(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
         say(report.opening_line(engine, cuda))
-        for note in (*tokenizer.notes, *without_effect(locals(), sampling.temperature), *engine.plan.warnings):
+        for note in (
+            *tokenizer.notes,
+            *text_model.defaults.notes,
+            *without_effect(locals(), sampling.temperature),
+            *engine.plan.warnings,
+        ):
             say(f"note: {note}")
         engine.on_warning = note_between
         say(line)

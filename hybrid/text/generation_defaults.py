@@ -11,6 +11,8 @@ from hybrid.text.model_files import home_of
 from hybrid.text.sampling import SamplingSettings
 
 GENAI_CONFIG = "genai_config.json"  # onnxruntime-genai's, beside models that its builder exports
+_RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+_ABSURD = 1e300  # whole numbers in JSON may be longer than floats can hold
 
 
 @dataclass(frozen=True)
@@ -24,32 +26,45 @@ class GenerationDefaults:
 
     end_ids: tuple[int, ...] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    notes: tuple[str, ...] = ()  # a line for each recommendation that cannot be followed
 
 
 def read_generation_defaults(folder: Path) -> GenerationDefaults:
     """The defaults of a model folder, or of the folder that a model file lies in; plain ones without the file.
 
     `do_sample` that is false or absent means greedy, whatever temperature stands beside it, as in transformers; the
-    repetition penalty counts in both cases. Raises ModelFileError or ModelConfigError with the file, key and value.
+    repetition penalty counts in both cases. A recommendation that cannot be followed is left out, with a note. Raises
+    ModelFileError or ModelConfigError for a file, or ends, that cannot be read.
     """
     home = home_of(folder)
     path = home / GENERATION_CONFIG
     if not path.is_file():
         return GenerationDefaults(_genai_end_ids(home))
     content = read_json(path)
-    temperature = _number(path, content, "temperature", 1.0)  # what transformers takes where the file is silent
-    try:
-        sampling = SamplingSettings(
-            temperature=temperature if content.get("do_sample") is True else 0.0,
-            top_k=_top_k(path, content),
-            top_p=_number(path, content, "top_p", 1.0),
-            min_p=_number(path, content, "min_p", 0.0),
-            typical_p=_number(path, content, "typical_p", 1.0),
-            repetition_penalty=_number(path, content, "repetition_penalty", 1.0),
-        )
-    except UsageError as error:
-        raise ModelConfigError(f"{path}: {error}") from None
-    return GenerationDefaults(_end_ids(path, content) or _genai_end_ids(home), sampling)
+    draws = content.get("do_sample") is True
+    # 1 is what transformers takes where the file is silent.
+    settings: dict[str, Any] = {"temperature": 1.0 if draws else 0.0}
+    notes = []
+    for name in _RECOMMENDED:
+        value = content.get(name)
+        if value is None or (name == "temperature" and not draws):
+            continue
+        try:
+            settings |= _usable(name, value)
+        except UsageError as error:
+            notes.append(f"{path.name} recommends {name} {show(value)}, which is not followed: {error}")
+    ends = _end_ids(path, content) or _genai_end_ids(home)
+    return GenerationDefaults(ends, SamplingSettings(**settings), tuple(notes))
+
+
+def _usable(name: str, value: Any) -> dict[str, float]:
+    """A recommendation as a setting. Raises UsageError when it cannot be one."""
+    whole = name == "top_k"
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise UsageError(f"it must be a {'whole ' if whole else ''}number")
+    value = max(value, 0) if whole else float(min(max(value, -_ABSURD), _ABSURD))  # some files write top_k -1 for all
+    SamplingSettings(**{name: value})
+    return {name: value}
 
 
 def merge_sampling(defaults: SamplingSettings, **flags: Any) -> SamplingSettings:
@@ -59,24 +74,6 @@ def merge_sampling(defaults: SamplingSettings, **flags: Any) -> SamplingSettings
     draw: that takes a temperature.
     """
     return replace(defaults, **{name: value for name, value in flags.items() if value is not None})
-
-
-def _number(path: Path, content: Mapping[str, Any], name: str, default: float) -> float:
-    value = content.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ModelConfigError(f"{path}: {name} is {show(value)}, must be a number")
-    return float(value)
-
-
-def _top_k(path: Path, content: Mapping[str, Any]) -> int:
-    value = content.get("top_k")
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ModelConfigError(f"{path}: top_k is {show(value)}, must be a whole number")
-    return max(value, 0)  # some files write -1 for all
 
 
 def _end_ids(path: Path, content: Mapping[str, Any]) -> tuple[int, ...]:

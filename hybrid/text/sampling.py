@@ -26,6 +26,8 @@ from hybrid.text.transforms import (
 
 __all__ = ["Logits", "Sampler", "SamplingSettings"]
 
+_MAX_FACTOR, _MAX_PENALTY = 1e3, 1e6  # beyond these logits overflow; nobody means more than a few
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -68,14 +70,19 @@ class SamplingSettings:
                 raise UsageError(f"{name} must be above 0 and at most 1, not {share}")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min-p must be between 0 and 1, not {self.min_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UsageError(f"repetition-penalty must be a number above 0, not {self.repetition_penalty}")
+        if not 1 / _MAX_FACTOR <= self.repetition_penalty <= _MAX_FACTOR:
+            raise UsageError(
+                f"repetition-penalty must be from {1 / _MAX_FACTOR:g} to {_MAX_FACTOR:g}, not {self.repetition_penalty}"
+            )
         for name, penalty in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
-            if not math.isfinite(penalty):
-                raise UsageError(f"{name}-penalty must be a number, not {penalty}")
+            if not abs(penalty) <= _MAX_PENALTY:
+                raise UsageError(f"{name}-penalty must be from -{_MAX_PENALTY:g} to {_MAX_PENALTY:g}, not {penalty}")
         for token_id, bias in self.logit_bias.items():
-            if token_id < 0 or math.isnan(bias) or bias == math.inf:
-                raise UsageError(f"logit-bias must give ids from 0 up a number or -inf, not {token_id} {bias}")
+            if token_id < 0 or not (abs(bias) <= _MAX_PENALTY or bias == -math.inf):
+                raise UsageError(
+                    f"logit-bias must give ids from 0 up a number of at most {_MAX_PENALTY:g}, or -inf, not"
+                    f" {token_id} {bias}"
+                )
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"seed must be a whole number from 0 up, not {self.seed}")
 

@@ -95,7 +95,7 @@ def test_the_demo_model_fits() -> None:
     ("name", "content", "said"),
     [
         (None, "", "no such folder"),
-        ("config.json", "{", "not valid JSON"),
+        ("config.json", "{", "not JSON"),
         ("config.json", json.dumps(tiny_config("mamba")), "mamba"),
         ("model.safetensors", "", "no config.json"),
         ("pytorch_model.bin", "", "must be safetensors or an ONNX file"),

@@ -55,20 +55,41 @@ def test_flags_win(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "sampling"),
     [
-        ({"temperature": "hot"}, "temperature is 'hot', must be a number"),
-        ({"top_p": True}, "top_p is True, must be a number"),
-        ({"top_p": 7}, "top-p must be above 0 and at most 1, not 7"),
-        ({"do_sample": True, "temperature": -1}, "temperature must be a number from 0 up"),
-        ({"top_k": 1.5}, "top_k is 1.5, must be a whole number"),
-        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', must be a token id or a list"),
-        ({"eos_token_id": [2, None]}, "must be a token id or a list"),
+        ({"temperature": "hot", "top_k": 5}, SamplingSettings(1.0, 5)),
+        ({"temperature": -1}, SamplingSettings(1.0)),
+        ({"temperature": 10**400}, SamplingSettings(1e300)),
+        ({"temperature": float("nan")}, SamplingSettings(1.0)),
+        ({"top_p": 0, "temperature": 0.5}, SamplingSettings(0.5)),
+        ({"top_p": True}, SamplingSettings(1.0)),
+        ({"top_p": 7}, SamplingSettings(1.0)),
+        ({"top_k": 1.5}, SamplingSettings(1.0)),
+        ({"top_k": [5]}, SamplingSettings(1.0)),
+        ({"top_k": -1}, SamplingSettings(1.0)),
+        ({"top_k": 10**30}, SamplingSettings(1.0, 10**30)),
+        ({"min_p": -0.1}, SamplingSettings(1.0)),
+        ({"typical_p": 0.0}, SamplingSettings(1.0)),
+        ({"repetition_penalty": 0}, SamplingSettings(1.0)),
+        ({"repetition_penalty": -(10**400)}, SamplingSettings(1.0)),
+        ({"repetition_penalty": 1e-300}, SamplingSettings(1.0)),
     ],
 )
-def test_values_that_cannot_be(tmp_path: Path, content: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelConfigError, match=message):
-        read(tmp_path, content)
+def test_a_recommendation_that_cannot_be_followed_is_a_note(
+    tmp_path: Path, content: dict[str, Any], sampling: SamplingSettings
+) -> None:
+    defaults = read(tmp_path, {"do_sample": True, **content})
+    assert defaults.sampling == sampling
+    followed = sampling != SamplingSettings(1.0) and len(content) == 1
+    assert len(defaults.notes) == (0 if followed or content == {"top_k": -1} else 1)
+    assert all(note.isprintable() and len(note) < 300 for note in defaults.notes)
+    assert merge_sampling(defaults.sampling, temperature=0.3, top_k=7, top_p=0.5).temperature == 0.3
+
+
+@pytest.mark.parametrize("ends", ["</s>", [2, None]])
+def test_ends_that_cannot_be(tmp_path: Path, ends: object) -> None:
+    with pytest.raises(ModelConfigError, match="must be a token id or a list"):
+        read(tmp_path, {"eos_token_id": ends})
 
 
 def test_a_broken_file(tmp_path: Path) -> None:
