@@ -1,0 +1,50 @@
+"""Damaged files of every kind are opened, or refused in one line of ours; see `tools.fuzz`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tools.fuzz import KINDS, Kind, fuzz, try_input
+from tools.fuzz_seeds import write_seeds
+
+INPUTS = {"onnx": 120, "settings": 200, "conversation": 200, "safetensors": 150}  # the others: 60
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "seeds").mkdir()
+    write_seeds(folder / "seeds")
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files(name: str, work: Path) -> None:
+    counts, findings = fuzz(name, 0, range(INPUTS.get(name, 60)), work)
+    assert not findings
+    assert counts["opened"] + counts["refused"] == INPUTS.get(name, 60)
+
+
+def test_whole_files_open(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, kind in KINDS.items():
+        monkeypatch.setitem(KINDS, name, Kind(kind.seed, kind.files, lambda content, random: content, kind.open))
+        assert try_input(name, 0, 0, work) == ("opened", "")
+
+
+def test_what_is_wrong_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of another kind, a death: each is told, and the rest of the batch goes on."""
+
+    def fail(folder: Path, random: object) -> None:
+        text = (folder / "settings.toml").read_text()
+        if text == "0":
+            raise KeyError
+        if text == "1":
+            os.abort()
+
+    kind = Kind("files", ("settings.toml",), lambda content, random: str(random.randrange(3)).encode(), fail)
+    monkeypatch.setitem(KINDS, "settings", kind)
+    counts, findings = fuzz("settings", 0, range(40), work)
+    assert sum(counts.values()) == 40
+    assert {finding.what.split()[0].strip("'") for finding in findings} == {"KeyError:", "died"}
+    assert counts["opened"]
