@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -91,7 +92,12 @@ def _open_profile(folder: Path, random: Random) -> None:
 
 
 def _open_settings(folder: Path, random: Random) -> None:
-    read_settings(folder / "settings.toml", settings_of(run) | settings_of(plan) | settings_of(chat))
+    read_settings(folder / "settings.toml", _known_settings())
+
+
+@cache
+def _known_settings() -> dict[str, type]:
+    return settings_of(run) | settings_of(plan) | settings_of(chat)
 
 
 def _open_recommended(folder: Path, random: Random) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import UsageError
+from hybrid.model.source import show
 from hybrid.text.chat_template import Message
 from offload.small_files import UnreadableFileError, read_small_json
 
@@ -57,7 +58,9 @@ def load(path: Path) -> tuple[str | None, tuple[Message, ...]]:
     system = messages.pop(0).content if messages and messages[0].role == "system" else None
     for number, message in enumerate(messages):
         if message.role != ("user", "assistant")[number % 2]:
-            raise UsageError(f"{path}: message {number + 1} is by {message.role}; user and assistant must take turns")
+            raise UsageError(
+                f"{path}: message {number + 1} is by {show(message.role)}; user and assistant must take turns"
+            )
     if len(messages) % 2:
         raise UsageError(f"{path}: the last message has no reply")
     return system, tuple(messages)

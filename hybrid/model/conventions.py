@@ -28,6 +28,7 @@ from hybrid.model.context_limits import ContextLimit, graph_limits
 from hybrid.model.decoder import CachePair, Decoder, Switch
 from hybrid.model.genai_config import GenaiConfig, parse_genai_config
 from hybrid.model.onnx_graph import read_graph, with_types_and_shapes
+from hybrid.model.onnx_validation import check_sizes
 from hybrid.model.source import GENAI_CONFIG, ModelFolder, show
 from hybrid.model.step_feeds import FEEDS, shape_of
 from hybrid.model.switches import with_switches
@@ -82,6 +83,7 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
         graph = with_types_and_shapes(graph, shapes)
     except ValueError as error:
         raise ModelFileError(f"{path}: shapes that do not fit each other ({show(str(error), 200)})") from None
+    check_sizes(graph, path)
     limit = _context_limit(graph, genai, config)
     switches: tuple[Switch, ...] = ()
     if any(node.op_type == "If" for node in graph.nodes):

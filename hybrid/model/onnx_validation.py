@@ -17,7 +17,7 @@ import onnx
 import onnx.defs
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.graph.graph import ElementType
+from hybrid.graph.graph import ElementType, Graph
 from hybrid.model.source import show
 
 _FLOAT, _INT, _STRING, _TENSOR, _GRAPH = (
@@ -39,6 +39,7 @@ _MAX_BODY_DEPTH = 8
 _MAX_RANK = 32
 _MAX_DIM = 1 << 40
 _MAX_TENSOR_BYTES = 1 << 44
+_MAX_MADE_BYTES = 1 << 28
 _MAX_OPSET = 1 << 16
 _MAX_WIDTH = 1 << 31  # rows and columns of a weight in blocks
 _MAX_HEADS = 1 << 14
@@ -123,6 +124,26 @@ def validate(model: onnx.ModelProto, path: Path) -> None:
     if missing:
         name, reader = next(iter(missing.items()))
         raise ModelFileError(f"{reader} reads {show(name)}, which nothing gives")
+
+
+def check_sizes(graph: Graph, path: Path) -> None:
+    """Refuse a small file whose nodes make huge tensors: filled, counted or stretched out of a few numbers.
+
+    Shapes that depend on the tokens of a step count with their fixed dimensions. Raises ModelFileError.
+    """
+    most = max(_MAX_MADE_BYTES, 4 * sum(initializer.nbytes for initializer in graph.initializers.values()))
+    constants = 0
+    for node in graph.nodes:
+        for name in node.outputs:
+            element_type = graph.types.get(name, ElementType.FLOAT)
+            shape = graph.shapes.get(name)
+            nbytes = prod(dim for dim in shape if isinstance(dim, int)) * element_type.bits // 8 if shape else 0
+            constants += nbytes if name in graph.constants else 0
+            if max(nbytes, constants) > most:
+                raise ModelFileError(
+                    f"{path}: node {show(node.name or node.op_type)} makes a tensor of {list(shape or ())}:"
+                    f" {max(nbytes, constants)} bytes, more than the {most} that a model of its size may"
+                )
 
 
 class _Check:

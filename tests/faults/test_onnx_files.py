@@ -243,6 +243,20 @@ def test_interfaces_that_we_cannot_feed(case: str, tmp_path: Path) -> None:
     one_line(UnsupportedModelError, write(tmp_path, None, inputs, outputs), mention)
 
 
+@pytest.mark.parametrize("operator", ["ConstantOfShape", "Range", "Expand"])
+def test_a_small_file_that_makes_huge_tensors(operator: str, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    model = onnx.load(path)
+    shape, number = from_array(np.array([1 << 15, 1 << 15]), "shape"), from_array(np.float32(1 << 30), "many")
+    zero, one = from_array(np.float32(0), "zero"), from_array(np.float32(1), "step")
+    model.graph.initializer.extend([shape, number, zero, one])
+    inputs = {"ConstantOfShape": ["shape"], "Range": ["zero", "many", "step"], "Expand": ["zero", "shape"]}
+    model.graph.node.insert(0, make_node(operator, inputs[operator], ["huge"]))
+    model.graph.node[-1].input[0] = "huge"  # which gives opkv0
+    path.write_bytes(model.SerializeToString())
+    one_line(ModelFileError, path, operator)
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_byte_is_an_error_of_ours_or_none(data: st.DataObject, tmp_path: Path) -> None:
