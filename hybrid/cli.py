@@ -261,12 +261,8 @@ def chat(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
         say(report.opening_line(engine, cuda))
-        for note in (
-            *tokenizer.notes,
-            *text_model.defaults.notes,
-            *without_effect(locals(), sampling.temperature),
-            *engine.plan.warnings,
-        ):
+        idle = without_effect(locals(), sampling.temperature)
+        for note in (*tokenizer.notes, *text_model.defaults.notes, *idle, *engine.plan.warnings):
             say(f"note: {note}")
         engine.on_warning = note_between
         say(line)
