@@ -52,7 +52,7 @@ class Team:
 
     def __init__(self) -> None:
         """Compiles what they run, half a second unless cached."""
-        libc = ctypes.CDLL(None)
+        libc = self._libc = ctypes.CDLL(None)
         size = words.HELPERS + (1 + words.MOST_THREADS) * words.LINE
         self._memory = np.zeros(size + 8, np.int64)
         skipped = -self._memory.ctypes.data % 64 // 8
@@ -70,7 +70,6 @@ class Team:
         self._address = int(self._words.ctypes.data)
         self._run = host.launcher()
         self._help = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(host.kernel_address(words.help_out))
-        self._wake = ctypes.CFUNCTYPE(None, ctypes.c_int64)(host.kernel_address(words.wake_all))
         self._helpers: list[threading.Thread] = []
         self._growing = threading.Lock()
 
@@ -131,7 +130,8 @@ class Team:
         """End the helpers' threads."""
         self._words[words.STOP] = 1
         self._words[words.WAKE] = -1
-        self._wake(self._address)
+        sleepers = ctypes.c_void_p(self._address + 8 * words.WAKE)
+        self._libc.syscall(words.FUTEX, sleepers, words.FUTEX_WAKE, words.EVERYBODY, None, None, 0)
         for helper in self._helpers:
             helper.join()
 

@@ -36,8 +36,9 @@ INSIDE, ID, PINNED, TIME, CPUS = 0, 1, 2, 4, 8
 CPU_WORDS = 16  # of a set of CPUs, as sched_setaffinity(2) takes it
 
 OPEN, ACTIVE = 1 << 15, (1 << 15) - 1
-_FUTEX, _FUTEX_WAIT, _FUTEX_WAKE, _MONOTONIC = 202, 128, 129, 1  # of x86-64; private to this process
-_EVERYBODY = 1 << 30
+FUTEX, _FUTEX_WAIT, FUTEX_WAKE = 202, 128, 129  # of x86-64; private to this process
+EVERYBODY = 1 << 30
+_MONOTONIC = 1
 _PAUSES = 16  # between two looks at the clock
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
@@ -161,13 +162,13 @@ def now_ns(team: Any, line: int) -> Any:
 @helper
 def wake(team: Any, word: int, threads: int) -> None:
     """Wake up to so many threads that sleep on a word."""
-    call(team[SYSCALL], (int64(_FUTEX), at(team, word), int64(_FUTEX_WAKE), threads, int64(0), int64(0), int64(0)))
+    call(team[SYSCALL], (int64(FUTEX), at(team, word), int64(FUTEX_WAKE), threads, int64(0), int64(0), int64(0)))
 
 
 @helper
 def sleep_on(team: Any, word: int, value: int) -> None:
     """Sleep while the lower half of a word is `value`, until somebody wakes us."""
-    call(team[SYSCALL], (int64(_FUTEX), at(team, word), int64(_FUTEX_WAIT), value, int64(0), int64(0), int64(0)))
+    call(team[SYSCALL], (int64(FUTEX), at(team, word), int64(_FUTEX_WAIT), value, int64(0), int64(0), int64(0)))
 
 
 @helper
@@ -309,7 +310,7 @@ def run(address: int, job: int, words: int, task: int, first: int, second: int, 
     write(team, STATE, generation << 16 | int64(OPEN))
     write(team, WAKE, generation & int64(0x7FFFFFFF))
     if read(team, SLEEPERS):
-        wake(team, WAKE, int64(_EVERYBODY))
+        wake(team, WAKE, int64(EVERYBODY))
     work(team, int64(0))
     mask(team, STATE, ~int64(OPEN))
     wait_for_helpers(team, own)
@@ -387,14 +388,8 @@ def help_out(team: Any, number: int) -> None:
             leave(team)
 
 
-def wake_all(team: Any) -> None:
-    """Wake every helper that sleeps."""
-    wake(team, int64(WAKE), int64(_EVERYBODY))
-
-
 _TEAM = types.CPointer(int64)
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
     run: (int64,) * 8,
     help_out: (_TEAM, int64),
-    wake_all: (_TEAM,),
 }
