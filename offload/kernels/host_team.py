@@ -366,7 +366,7 @@ def wait_for_job(team: Any, number: int, seen: int) -> Any:
         if not rescued and waited > patience and read(team, STATE) & OPEN:
             rescue_owner(team, number)
             rescued, waited = True, spin_ns
-        if waited >= spin_ns:
+        if waited >= spin_ns and (rescued or read(team, STATE) & OPEN == 0):
             add(team, SLEEPERS, int64(1))
             sleep_on(team, WAKE, seen)
             add(team, SLEEPERS, int64(-1))
