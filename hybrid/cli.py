@@ -39,6 +39,7 @@ from hybrid.flag_values import (
     without_effect,
 )
 from hybrid.progress import Progress
+from hybrid.wrapping import fold
 
 PROBLEMS = 1
 
@@ -202,7 +203,8 @@ def plan(
     if as_json:
         emit(json.dumps(made.to_json(), indent=2) + "\n")
     else:
-        emit(report.plan_text(made, cuda, width(sys.stdout), each_linear=verbose))
+        text = report.plan_text(made, cuda, width(sys.stdout), each_linear=verbose)
+        emit(fold(text, width(sys.stdout)) if sys.stdout.isatty() else text)
     if draw is not None:
         write_plan_picture(made, draw)
     return 0
