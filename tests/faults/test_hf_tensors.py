@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.graph import Graph
 from hybrid.model.builders import open_huggingface
@@ -15,6 +17,7 @@ from hybrid.model.builders.tied_head import DIFFERS
 from hybrid.model.builders.weights import EMBEDDING, HEAD
 from hybrid.model.decoder import Decoder
 from hybrid.model.source import find_model
+from hybrid.runtime.planning import make_plan
 from tests.hf_models import Array, random_weights, safetensors_bytes, stored, tiny_config, write_model
 from tests.messages import one_line
 
@@ -44,6 +47,15 @@ def test_tensors_that_are_left_over(tmp_path: Path) -> None:
     assert len(decoder.notes) == 1
     assert all(name in decoder.notes[0] for name in [*list(strange)[:4], "6 tensors"])
     assert not strange.keys() & decoder.graph.initializers.keys()
+
+
+def test_runs_and_plans_show_what_was_left_out(tmp_path: Path) -> None:
+    strange = {"model.layers.0.gate.weight": np.ones(3, np.float32)}
+    folder = write_model(tmp_path, tiny_config(), random_weights(tiny_config()) | strange)
+    settings = RunSettings(model=folder, cuda="0", device="cpu")
+    one_line(UnsupportedModelError, lambda: make_plan(settings), "model.layers.0.gate.weight")
+    plan = make_plan(replace(settings, allow_unused=True))
+    assert any("model.layers.0.gate.weight" in line for line in plan.warnings)
 
 
 def test_a_bias_that_the_config_does_not_have(tmp_path: Path) -> None:
