@@ -118,6 +118,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not by chmod: tests may run as root, who may read everything.
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
+        patch.setattr(os, "open", refuse)
         one_line(ModelFileError, lambda: read_index([tmp_path / "model.safetensors"]), "Permission denied")
         one_line(ModelFileError, lambda: find_model(tmp_path), "config.json", "Permission denied")
     with monkeypatch.context() as patch:

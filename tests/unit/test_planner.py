@@ -179,14 +179,16 @@ def test_any_shares_make_a_whole_plan_whose_ring_fits_its_pieces(
 # Two Linears of 1024x512 fp16: 1 MiB each; fixed 4 MiB. Activations of 256 tokens: x 1 MiB, y up to 512 KiB, x in fp16
 # 512 KiB more on the device.
 PAIR = [spec("a", 1024, 512), spec("b", 1024, 512)]
-WHOLE_BYTES = 4 * MIB + 2 * MIB + 2 * MIB
+ROW_SCALES_BYTES = 256 * 4  # one for each row of a chunk
+WHOLE_BYTES = 4 * MIB + 2 * MIB + ROW_SCALES_BYTES + 2 * MIB
 
 
 def test_a_model_that_fits_is_resident_whole_to_the_byte() -> None:
     plan = make_plan(request(PAIR, WHOLE_BYTES))
     assert CHUNK_TOKENS == 256
     assert plan.vram_bytes == {
-        "context": 3 * MIB, "workspace": MIB, "staging": 0, "activations": 2 * MIB, "weights": 2 * MIB
+        "context": 3 * MIB, "workspace": MIB, "staging": 0, "activations": 2 * MIB + ROW_SCALES_BYTES,
+        "weights": 2 * MIB,
     }  # fmt: skip
     assert plan.total_vram_bytes == WHOLE_BYTES
     assert {placement.reason for placement in plan.placements} == {"all columns fit the budget"}
