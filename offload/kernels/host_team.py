@@ -363,10 +363,12 @@ def wait_for_job(team: Any, number: int, seen: int) -> Any:
                 return generation
             pause()
         waited = now_ns(team, line) - began
-        if not rescued and waited > patience and read(team, STATE) & OPEN:
+        state = read(team, STATE)
+        is_open = state & OPEN and (state >> 16) & int64(0x7FFFFFFF) == seen  # what we have left is open still
+        if not rescued and waited > patience and is_open:
             rescue_owner(team, number)
             rescued, waited = True, spin_ns
-        if waited >= spin_ns and (rescued or read(team, STATE) & OPEN == 0):
+        if waited >= spin_ns and (rescued or not is_open):
             add(team, SLEEPERS, int64(1))
             sleep_on(team, WAKE, seen)
             add(team, SLEEPERS, int64(-1))
