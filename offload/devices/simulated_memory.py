@@ -44,7 +44,7 @@ class PinnedBlocks:
 
     def allocate(self, nbytes: int, hollow: bool = False) -> npt.NDArray[np.uint8]:
         """A new block; a hollow one takes addresses, and memory only where it is written to."""
-        block = np.empty(nbytes, np.uint8) if hollow else np.full(nbytes, POISON, np.uint8)
+        block = np.zeros(nbytes, np.uint8) if hollow else np.full(nbytes, POISON, np.uint8)
         address = block.ctypes.data
         self._blocks[address] = (nbytes, AccessHistory(f"a pinned block of {nbytes} bytes"))
         weakref.finalize(block, self._blocks.pop, address).atexit = False
