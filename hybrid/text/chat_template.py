@@ -59,11 +59,14 @@ class ChatTemplate:
                 self._try_out()
             if messages[0].role == "system" and not self._takes_system:
                 messages = _folded(messages)
-            return self._render(messages, add_generation_prompt, variables)
+            text = self._render(messages, add_generation_prompt, variables)
         except TemplateRefused as error:
             raise UsageError(f"{self.origin}: the chat template refuses these messages: {error}") from None
         except (TemplateFailed, TemplateExceeded) as error:
             raise ModelFileError(f"{self.origin}: the chat template does not work: {error}") from None
+        if not text:
+            raise ModelFileError(f"{self.origin}: the chat template makes no text of these messages")
+        return text
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids of the tokens that end a turn in this template: to stop at, beside the model's own."""

@@ -246,6 +246,7 @@ def test_macros_and_call_blocks_work() -> None:
         ("{% for a in range(999) %}{{ 'x' * 99999 }}{% endfor %}", "writes more than"),
         ("x" * 2**20 + "y", "cannot be read: 1048577 characters"),
         ("{{ raise_exception('a\nb') }}", "refuses these messages: a b"),
+        ("{% set nothing = 1 %}", "makes no text of these messages"),
     ],
 )
 def test_hostile_templates_end_in_one_line(source: str, message: str) -> None:
