@@ -38,10 +38,11 @@ def read_graph(path: Path) -> Graph:
 
 
 def external_files(path: Path) -> set[str]:
-    """The names of the files that an .onnx file keeps weights in, as it gives them: unchecked."""
+    """The names of the files that an .onnx file keeps weights in, as it gives them: unchecked but for being text."""
     model, _ = _parse(path)
     tensors = (tensor for tensor in _tensors(model.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL)
-    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return {name for name in names if isinstance(name, str)}  # what is not UTF-8 comes as bytes
 
 
 def _parse(path: Path) -> tuple[onnx.ModelProto, dict[str, FileRange]]:

@@ -117,6 +117,8 @@ def validate(model: onnx.ModelProto, path: Path) -> None:
         raise UnsupportedModelError(f"{path}: has {len(model.functions)} local functions; export it with them inlined")
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     for domain, version in opsets.items():
+        if not isinstance(domain, str):
+            raise ModelFileError(f"{path}: the domain of an opset is not UTF-8 text")
         if not 1 <= version <= _MAX_OPSET:
             raise ModelFileError(f"{path}: opset {version} of domain {show(domain)} must be from 1 to {_MAX_OPSET}")
     opset = max((opsets[domain] for domain in _STANDARD if domain in opsets), default=onnx.defs.onnx_opset_version())
@@ -175,11 +177,16 @@ class _Check:
 
     def _text(self, graph: onnx.GraphProto) -> None:
         """Refuse names that are not UTF-8, which protobuf gives as bytes."""
-        infos = (*graph.input, *graph.output, *graph.initializer)
-        names = [info.name for info in infos]
+        infos = (*graph.input, *graph.output)
+        tensors = list(graph.initializer)
+        names = [graph.name, *(info.name for info in infos)]
+        names += [dim.dim_param for info in infos for dim in info.type.tensor_type.shape.dim]
         for node in graph.node:
             names += [node.op_type, node.domain, node.name, *node.input, *node.output]
             names += [attribute.name for attribute in node.attribute]
+            tensors += [attribute.t for attribute in node.attribute if attribute.type == _TENSOR]
+        for tensor in tensors:
+            names += [tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value))]
         if not all(isinstance(name, str) for name in names):
             raise ModelFileError(f"{self._path}: a name is not UTF-8 text")
 

@@ -9,7 +9,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.helper import make_attribute, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.model.onnx_graph import read_graph
+from hybrid.model.onnx_graph import external_files, read_graph
 from tests import messages
 
 FLOAT = TensorProto.FLOAT
@@ -129,10 +129,27 @@ def test_models_that_cannot_be(case: str, tmp_path: Path) -> None:
     refused(write([make_node("Neg", ["x"], ["y"])], tmp_path, CHANGES[case]))
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    path = write([make_node("Neg", ["x"], ["y"], name="name")], tmp_path)
-    path.write_bytes(path.read_bytes().replace(b"name", b"\xff\xfe\xfd\xfc"))
-    refused(path)
+def add_weight(model: ModelProto, place: str) -> None:
+    weight = model.graph.initializer.add(name="w", data_type=FLOAT, dims=[0], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key=place if place == "key!" else "location", value=place)
+
+
+NAMES: dict[str, Callable[[ModelProto], object]] = {
+    "node": lambda model: setattr(model.graph.node[0], "name", "node"),
+    "graph": lambda model: setattr(model.graph, "name", "graph"),
+    "file": lambda model: add_weight(model, "file"),
+    "key!": lambda model: add_weight(model, "key!"),
+    "size": lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "size"),
+    "domain": lambda model: model.opset_import.add(domain="domain", version=1),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_text(name: str, tmp_path: Path) -> None:
+    path = write([make_node("Neg", ["x"], ["y"])], tmp_path, NAMES[name])
+    path.write_bytes(path.read_bytes().replace(name.encode(), b"\xff" * len(name)))
+    assert "UTF-8" in refused(path)
+    assert external_files(path) == set()
 
 
 def test_sparse_tensors_are_not_supported(tmp_path: Path) -> None:
