@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.interleave import Comparison, interleave
 from bench.peers import llama_bench, peak_rss
+from offload.units import counted
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     rows += ["", *(f"- {name}: **{ratio:.2f}**" for name, ratio in result["ratios"].items())]
     plan = result["plan"]
     rows.append(f"- opening and planning: {plan['wall_s']:.2f} s, peak RSS {plan['peak_rss_bytes'] / 2**20:.0f} MiB")
-    rows.append(f"- {result['machine']}, {result['threads']} threads, {result['rounds']} rounds: `{result['command']}`")
+    work = f"{counted(result['threads'], 'thread')}, {counted(result['rounds'], 'round')}"
+    rows.append(f"- {result['machine']}, {work}: `{result['command']}`")
     return "\n".join(rows) + "\n"
 
 

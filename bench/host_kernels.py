@@ -31,6 +31,7 @@ from rich.table import Table
 from bench.interleave import Comparison, interleave, timed
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.specs import Layout, WeightFormat
+from offload.units import counted
 
 Array = npt.NDArray[Any]
 
@@ -232,7 +233,7 @@ def main() -> None:
     backend = NumbaBackend(options.threads)
     backend.warm_up(itertools.product(FORMATS, Layout))
     compile_s = time.perf_counter() - start
-    console.print(f"{options.threads} threads; kernels ready in {compile_s:.2f} s")
+    console.print(f"{counted(options.threads, 'thread')}; kernels ready in {compile_s:.2f} s")
     decode_rounds, prefill_rounds = (10, 2) if options.quick else (60, 6)
     with TemporaryDirectory() as folder:
         halves = write_weights(Path(folder) / "weights")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import llama_bench, peak_rss
+from offload.units import counted
 
 MEASURES = {
     "prefill_tokens_per_s": "prefill 128",
@@ -128,7 +129,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         for peer, ratios in peers.items():
             cells = [f"**{ratios[key]:.2f}**" for key in MEASURES]
             rows.append(f"| hybrid {weight_format} / {peer} | {' | '.join(cells)} | |")
-    rows += ["", f"- {result['machine']}, {result['threads']} threads: `{result['command']}`"]
+    rows += ["", f"- {result['machine']}, {counted(result['threads'], 'thread')}: `{result['command']}`"]
     return "\n".join(rows) + "\n"
 
 

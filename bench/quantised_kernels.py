@@ -29,6 +29,7 @@ from bench.interleave import interleave, timed
 from offload.host_backend import HostColumns, NumbaBackend
 from offload.quantised import QuantisedWeight
 from offload.specs import Activations, Layout, WeightFormat
+from offload.units import counted
 
 K, N = 2048, 5632
 BLOCKS = (64, 128)
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write all numbers to")
     options = parser.parse_args()
     backend, rounds = NumbaBackend(options.threads), 5 if options.quick else 20
-    table = Table(title=f"[rows, {K}] x [{K}, {N}], {options.threads} threads")
+    table = Table(title=f"[rows, {K}] x [{K}, {N}], {counted(options.threads, 'thread')}")
     for name in ("format", "block", "rows", "ours ms", "onnxruntime ms", "gain", "GB/s", "GFLOP/s"):
         table.add_column(name, justify="left" if name == "format" else "right")
     found = []

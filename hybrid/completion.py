@@ -21,7 +21,8 @@ from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
 from hybrid.text.tokenizer import TextStream
 from hybrid.truth import compare, slow_because
-from hybrid.wrapping import WordWrap, counted
+from hybrid.wrapping import WordWrap
+from offload.units import counted
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hybrid.gpu_text import gpu_json, vram_text
 from offload.op_times import OpTime, OpTimes
 from offload.plan import HostTier, Plan
 from offload.printable import printable
-from offload.units import format_bytes, format_seconds
+from offload.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from hybrid.runtime.engine import Engine
@@ -107,8 +107,7 @@ def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | 
 
 def _work(tokens: int, tokens_per_s: float | None) -> str:
     """Tokens and their rate, where it was measured: "1 token", "5 tokens, 12.3 tokens/s"."""
-    counted = "1 token" if tokens == 1 else f"{tokens} tokens"
-    return counted if tokens_per_s is None else f"{counted}, {rate(tokens_per_s)}"
+    return counted(tokens, "token") + ("" if tokens_per_s is None else f", {rate(tokens_per_s)}")
 
 
 def stats_json(
@@ -214,9 +213,8 @@ def op_times_text(times: OpTimes | None, width: int) -> str:
     """Where the decode steps went, for people."""
     if times is None:
         return "no decode step was recorded\n"
-    steps = f"{times.steps} decode steps" if times.steps > 1 else "one decode step"
     lines = [
-        f"where {steps} of {format_seconds(times.mean_step_s)} went",
+        f"where {counted(times.steps, 'decode step')} of {format_seconds(times.mean_step_s)} went",
         _op_table("on the host", times.host, width),
     ]
     if times.inside:
@@ -274,7 +272,7 @@ def _prediction_table(plan: Plan, width: int) -> str:
     """The predicted step at several depths and what the host waits for; a prefill chunk in the last row."""
     rows = [
         (
-            f"decode after {step.depth} tokens",
+            f"decode after {counted(step.depth, 'token')}",
             format_seconds(step.decode_step_s),
             rate(step.decode_tokens_per_s),
             _parts_text(step.parts_s),
@@ -284,7 +282,7 @@ def _prediction_table(plan: Plan, width: int) -> str:
     prefill = plan.prefill
     rows.append(
         (
-            f"prefill of {prefill.tokens} tokens",
+            f"prefill of {counted(prefill.tokens, 'token')}",
             format_seconds(prefill.step_s),
             rate(prefill.tokens_per_s),
             f"mostly {WAITS[prefill.bound_by]}",

@@ -15,11 +15,6 @@ def cells(text: str) -> int:
     return len(text) if text.isascii() else sum(_cells(character) for character in text)
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things, in the singular or the plural: "1 token", "2,000 tokens"."""
-    return f"{count:,} {what}" + "s" * (count != 1)
-
-
 def _cells(character: str) -> int:
     if unicodedata.category(character) in ("Cc", "Mn", "Me", "Cf"):
         return 0

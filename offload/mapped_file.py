@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from offload.devices.base import HostArray
 from offload.errors import OffloadError
+from offload.units import counted
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -39,7 +40,7 @@ def check_same(path: str, identity: Identity, descriptor: int) -> None:
     if now[:2] != identity[:2]:
         raise OffloadError(f"{path}: was replaced by another file")
     if now != identity:
-        shorter = f"has become shorter, {now[2]} bytes of {identity[2]}"
+        shorter = f"has become shorter, {now[2]:,} of {counted(identity[2], 'byte')}"
         raise OffloadError(f"{path}: {shorter if now[2] < identity[2] else 'was written to'}")
 
 
@@ -83,7 +84,7 @@ def map_array(path: str | Path, dtype: npt.DTypeLike, offset_bytes: int, shape: 
     try:
         stat = os.stat(path)
         if stat.st_size < stop:
-            raise OffloadError(f"{path}: has become shorter, {stat.st_size} bytes where {stop} are needed")
+            raise OffloadError(f"{path}: has become shorter, {counted(stat.st_size, 'byte')} where {stop:,} are needed")
         identity = _identity(stat)
         file = _mapped.get(identity) or _mapped.setdefault(identity, MappedFile(path))
     except OSError as error:

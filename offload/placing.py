@@ -11,7 +11,7 @@ from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing,
 from offload.ram_tiers import READ_AHEAD, file_warnings, keep_in_ram, ram_bytes
 from offload.replay import replay
 from offload.specs import ColumnRange, LinearSpec, WeightFormat
-from offload.units import MIB, format_bytes
+from offload.units import MIB, counted, format_bytes
 
 DEFAULT_DEPTH = 1024  # the depth a plan is made for, in tokens
 DEPTHS = (0, DEFAULT_DEPTH, 4096)  # a plan also tells its step at these
@@ -218,10 +218,11 @@ def _whole_tiles(columns: int, share: float, number: int) -> int:
 def _reason(request: PlanRequest, columns: int, resident: int, on_device: int) -> str:
     if resident == columns:
         return "all columns fit the budget"
+    fitting = f"{resident:,} of {columns:,} columns fit the budget"
     if on_device > resident:
-        return f"{resident} of {columns} columns fit the budget; {on_device - resident} are faster over the bus"
+        return f"{fitting}; {counted(on_device - resident, 'is', 'are')} faster over the bus"
     if resident:
-        return f"{resident} of {columns} columns fit the budget"
+        return fitting
     return "the budget is 0" if request.budget_bytes == 0 else "the budget pays better elsewhere, or holds no tile"
 
 
@@ -240,6 +241,7 @@ def _warnings(request: PlanRequest, on_device: bool) -> list[str]:
     host_only = sorted({linear.host_only_reason for linear in request.linears if linear.host_only_reason})
     for reason in host_only:
         names = [linear.name for linear in request.linears if linear.host_only_reason == reason]
-        notes.append(f"{len(names)} Linears stay on the CPU ({names[0]}, ...): {reason}")
+        some = names[0] if len(names) == 1 else f"{names[0]}, ..."
+        notes.append(f"{counted(len(names), 'Linear stays', 'Linears stay')} on the CPU ({some}): {reason}")
     notes += [f"{name} Linears stay on the CPU: {reason}" for name, reason in request.unsupported.items()]
     return notes

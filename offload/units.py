@@ -22,6 +22,11 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
+def counted(count: int, one: str, more: str = "") -> str:
+    """A number of things for people: "1 token", "2,000 tokens"; `more` where the plural is not `one` and an s."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
 def format_bytes(nbytes: float) -> str:
     """A size for people, in GiB, MiB, KiB or bytes; what would be rounded up to 1024 is 1.00 of the next unit."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):

@@ -16,7 +16,7 @@ from hybrid.runtime.ram import read_ram
 from hybrid.runtime.threads import default_threads
 from offload.errors import DeviceUnavailableError
 from offload.specs import WeightFormat
-from offload.units import format_bytes
+from offload.units import counted, format_bytes
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "onnxruntime", "onnxruntime-gpu", "numpy", "numba", "scipy", "onnx")
@@ -64,7 +64,9 @@ def markdown(found: Json) -> list[str]:
         )
     lines.append(f"- takes before the first weight: {_sizes(gpu['fixed_bytes'])}")
     lines.append("- multiplies: " + "; ".join(f"{name}: {answer}" for name, answer in gpu["multiplies"].items()))
-    lines.append(f"- CPU: {found['cpu']}, {found['cores']} cores, RAM {format_bytes(found['ram_bytes'] or 0)}")
+    lines.append(
+        f"- CPU: {found['cpu']}, {counted(found['cores'], 'core')}, RAM {format_bytes(found['ram_bytes'] or 0)}"
+    )
     lines.append(f"- Python {found['python']}, " + ", ".join(f"{n} {v}" for n, v in found["packages"].items()))
     if found["missing"]:
         lines.append(f"- not installed: {', '.join(found['missing'])}")

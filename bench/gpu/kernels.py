@@ -17,7 +17,7 @@ from bench.gpu.roof import roof_bytes_per_s
 from bench.models import DTYPES, Weights
 from offload.devices.base import Device, DeviceArray, HostArray, aligned
 from offload.specs import WeightFormat
-from offload.units import MIB
+from offload.units import MIB, counted
 
 # Of the sum of magnitudes: far more than fp32 sums lose, far less than any mistake; so is an x rounded the other way.
 TOLERANCE = 1e-4
@@ -79,7 +79,7 @@ def _readings(
             try:
                 yield _measure(bench, case, job.sizes.repetitions, pinned, roof)
             except Exception as error:
-                name = f"{case.kernel}, {case.weights}, {case.matrix.name}, {case.rows} rows"
+                name = f"{case.kernel}, {case.weights}, {case.matrix.name}, {counted(case.rows, 'row')}"
                 not_measured[name] = f"{type(error).__name__}: {error}"
     finally:
         bench.close()

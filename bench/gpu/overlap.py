@@ -30,7 +30,7 @@ from offload.plan import StreamRing
 from offload.runner import LinearRunner
 from offload.specs import Layout, LinearSpec, WeightFormat
 from offload.telemetry import DECODE, Operator, Step, Timeline, step
-from offload.units import MIB, format_seconds
+from offload.units import MIB, counted, format_seconds
 
 _RESIDENT = 0.5  # the rest is split so that bus and CPU need equally long, as far as the profile knows
 _RING = StreamRing(16, 4 * MIB)
@@ -227,8 +227,8 @@ def markdown(found: Json) -> list[str]:
     shares = found["shares"]
     host = 1 - shares["resident"] - shares["streamed"]
     lines = [
-        f"{found['layers']} layers, {shares['resident']:.0%} of the columns resident, {shares['streamed']:.0%} "
-        f"streamed, {host:.0%} on the host.",
+        f"{counted(found['layers'], 'layer')}, {shares['resident']:.0%} of the columns resident, "
+        f"{shares['streamed']:.0%} streamed, {host:.0%} on the host.",
         "",
         "| step | time |",
         "|---|---|",

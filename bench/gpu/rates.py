@@ -18,7 +18,7 @@ from hybrid.tune.step_costs import StepEffort
 from hybrid.tune.zero_model import ZeroShape
 from offload.calibrate import Effort
 from offload.devices.base import Device
-from offload.units import MIB, format_seconds
+from offload.units import MIB, counted, format_seconds
 
 _ROUNDS = 5
 _LEAST = TuneEffort(
@@ -93,7 +93,7 @@ def markdown(found: Json) -> list[str]:
         _rate("host to device, pinned", gpu["bus_bytes_per_s"]),
         _rate("device to host, pinned", gpu["bus_back_bytes_per_s"]),
         _rate("host to device, pageable", gpu["pageable_bytes_per_s"]),
-        _rate(f"RAM, read by {cpu['threads']} threads", cpu["ram_bytes_per_s"]),
+        _rate(f"RAM, read by {counted(cpu['threads'], 'thread')}", cpu["ram_bytes_per_s"]),
         _rate("RAM, while the bus reads it too", cpu["ram_bytes_per_s_beside_bus"]),
         _rate("disk", cpu["disk_bytes_per_s"]),
         "",

@@ -13,7 +13,7 @@ from hybrid.recording import start_recording
 from hybrid.runtime.loading import open_engine
 from offload.op_times import settled
 from offload.telemetry import DECODE
-from offload.units import format_seconds
+from offload.units import counted, format_seconds
 
 _SHARE = 0.5
 _STEPS = 9  # the first is not counted
@@ -59,7 +59,8 @@ def markdown(found: Json) -> list[str]:
     """What was recorded, and where it is."""
     busy = ", ".join(f"{name} {share:.0%}" for name, share in found["busy"].items())
     return [
-        f"- {found['model']}: {found['steps']} decode steps, the middle one {format_seconds(found['step_s'])}",
+        f"- {found['model']}: {counted(found['steps'], 'decode step')}, "
+        f"the middle one {format_seconds(found['step_s'])}",
         f"- busy: {busy}",
         f"- {', '.join(found['files'])}",
     ]

@@ -9,7 +9,7 @@ from hybrid.chat.conversation import RETRY_TEMPERATURE, Conversation
 from hybrid.chat.reply import Reply, ReplyStats
 from hybrid.chat.rules import changed, shown
 from hybrid.text.generate import StopReason
-from hybrid.wrapping import counted
+from offload.units import counted
 
 COMMANDS = {
     "/clear": ("", "forget the conversation; the system message stays"),

@@ -12,6 +12,7 @@ from hybrid.errors import ContextFullError, UsageError
 from hybrid.text.chat_template import Message
 from hybrid.text.generate import TokenEngine
 from hybrid.text.tokenizer import Tokenizer
+from offload.units import counted
 
 RETRY_TEMPERATURE = 0.8  # of another reply, where the rules say 0
 
@@ -153,8 +154,8 @@ class Conversation:
         if len(prompt.ids) >= context:
             what = "the system message and this message" if self.system else "this message"
             raise ContextFullError(
-                f"{what} would take {len(prompt.ids)} of the {context} tokens of the context, which leaves no room for "
-                "a reply; send less, or start with a larger --context"
+                f"{what} would take {len(prompt.ids):,} of the {counted(context, 'token')} of the context, "
+                "which leaves no room for a reply; send less, or start with a larger --context"
             )
         return prompt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok, problem
 from offload.compiled_code import NotKept, code_folder
-from offload.units import GIB, format_bytes
+from offload.units import GIB, counted, format_bytes
 
 _LITTLE_BYTES = 10 * GIB
 _MOST_FILES = 20_000  # a cache on a slow disk is not worth waiting for
@@ -28,7 +28,7 @@ def examine_hub_cache(folder: Path) -> list[Finding]:
     """How much is in the cache of models, and how much more fits. A cache that is not there yet is fine."""
     sizes = list(islice(_blob_sizes(folder), _MOST_FILES))
     about = "at least " if len(sizes) == _MOST_FILES else ""
-    holds = f"{about}{format_bytes(sum(sizes))} in {len(sizes)} files" if sizes else "empty"
+    holds = f"{about}{format_bytes(sum(sizes))} in {counted(len(sizes), 'file')}" if sizes else "empty"
     if not writable(folder):
         return [problem(f"model cache {folder}: {holds}, cannot be written", "export HF_HOME=/a/folder/of/yours")]
     free_bytes = shutil.disk_usage(_existing(folder)).free

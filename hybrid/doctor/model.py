@@ -20,7 +20,7 @@ from offload.placing import Shares, place
 from offload.plan import Plan
 from offload.planner import make_plan
 from offload.specs import LinearSpec
-from offload.units import format_bytes
+from offload.units import counted, format_bytes
 
 _WITHOUT_LIMIT_BYTES = 1 << 50
 
@@ -55,8 +55,8 @@ def _instead(path: Path) -> str:
 
 def _identity(opened: OpenedModel) -> Finding:
     decoder = opened.decoder
-    layers = len(decoder.cache) // 2
-    return ok(f"{decoder.name}: {decoder.architecture}, {layers} layers, a vocabulary of {decoder.vocab_size}")
+    layers = counted(len(decoder.cache) // 2, "layer")
+    return ok(f"{decoder.name}: {decoder.architecture}, {layers}, a vocabulary of {decoder.vocab_size}")
 
 
 def _formats(specs: Sequence[LinearSpec]) -> list[Finding]:
@@ -78,7 +78,9 @@ def _stays_on_cpu(specs: Sequence[LinearSpec], device_refuses: Mapping[str, str]
 
 def _context(opened: OpenedModel, plan: Plan) -> Finding:
     limit = opened.decoder.context_limit
-    made_for = f"made for {limit} tokens" if limit else "the file does not say how many tokens it was made for"
+    made_for = "the file does not say how many tokens it was made for"
+    if limit:
+        made_for = f"made for {counted(limit, 'token')}"
     cache = format_bytes(plan.ram_bytes["kv cache"])
     return ok(f"context: {made_for}; {opened.context_tokens} unless --context says otherwise, a KV cache of {cache}")
 
@@ -121,7 +123,7 @@ def _vram(plan: Plan, driver: Driver | None, path: Path) -> list[Finding]:
 
 def _amount(specs: Iterable[LinearSpec]) -> str:
     sizes = [spec.weight_bytes for spec in specs]
-    return f"{len(sizes)} Linear{'s' if len(sizes) != 1 else ''}, {format_bytes(sum(sizes))}"
+    return f"{counted(len(sizes), 'Linear')}, {format_bytes(sum(sizes))}"
 
 
 def _no_gpu(ordinal: int, profile: DeviceProfile) -> GpuFacts:

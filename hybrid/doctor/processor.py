@@ -8,6 +8,7 @@ from pathlib import Path
 from hybrid.doctor.findings import Finding, note, ok
 from hybrid.runtime.cgroups import Limits
 from hybrid.runtime.threads import default_threads
+from offload.units import counted
 
 _SHOWN = {
     "avx2": "AVX2",
@@ -63,7 +64,7 @@ def _features(name: str, flags: Collection[str]) -> Finding:
 def _cores(limits: Limits) -> Finding:
     machine, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     threads = default_threads()
-    parts = [f"{allowed} of {machine} CPUs" if allowed < machine else f"{machine} CPUs"]
+    parts = [(f"{allowed} of " if allowed < machine else "") + counted(machine, "CPU")]
     if limits.cpus is not None:
         parts.append(f"a quota of {limits.cpus:.3g}")
     text = f"{', '.join(parts)}; --threads is {threads} unless given"

@@ -4,6 +4,7 @@ import textwrap
 
 from hybrid.doctor.findings import Finding, Level, Report
 from offload.printable import printable
+from offload.units import counted
 
 _MARKS = {Level.OK: "", Level.NOTE: "note: ", Level.PROBLEM: "PROBLEM: "}
 _INDENT = "    "
@@ -16,7 +17,7 @@ def report_text(report: Report, width: int = 100) -> str:
     for section in report.sections:
         lines += [section.title, *(line for finding in section.findings for line in _finding_lines(finding, width)), ""]
     count = len(report.problems)
-    lines.append("No problems found." if count == 0 else "1 problem." if count == 1 else f"{count} problems.")
+    lines.append(f"{counted(count, 'problem')}." if count else "No problems found.")
     return printable("\n".join(lines)) + "\n"
 
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from hybrid.report import rate
 from offload.plan import HostTier, LinearPlacement, Plan
-from offload.units import format_bytes
+from offload.units import counted, format_bytes
 
 
 class Place(StrEnum):
@@ -144,6 +144,7 @@ def _title(plan: Plan) -> str:
 def _subtitle(plan: Plan) -> str:
     step = plan.predicted
     return (
-        f"predicted {rate(step.decode_tokens_per_s)} with {step.depth} tokens in the cache, bound by {step.bound_by}"
+        f"predicted {rate(step.decode_tokens_per_s)} with {counted(step.depth, 'token')} in the cache, "
+        f"bound by {step.bound_by}"
         f" · VRAM {format_bytes(plan.total_vram_bytes)} · RAM {format_bytes(sum(plan.ram_bytes.values()))}"
     )

@@ -10,6 +10,7 @@ from hybrid.graph.small_values import Array, small_values
 from hybrid.model.onnx_graph import with_types_and_shapes
 from hybrid.model.source import show
 from hybrid.model.step_feeds import FEEDS, feed
+from offload.units import counted
 
 # The inputs of rotary operators that are tables of a row for each position.
 _TABLES = {
@@ -41,7 +42,7 @@ class _Need:
 def graph_limits(graph: Graph) -> tuple[ContextLimit, ...]:
     """What bounds the tokens of a text in a graph whose types and shapes are known; nothing where nothing does."""
     rotary = [
-        ContextLimit(rows, f"{show(name)} has {rows} rows")
+        ContextLimit(rows, f"{show(name)} has {counted(rows, 'row')}")
         for node in graph.nodes
         for name in _rotary_tables(node)
         if (rows := _rows(graph, name)) is not None
@@ -55,7 +56,7 @@ def graph_limits(graph: Graph) -> tuple[ContextLimit, ...]:
         growth = (long[reader].rows - short[reader].rows) / (_LONG - _SHORT)
         if growth > 0:
             tokens = _LONG + int((long[reader].there - long[reader].rows) / growth)
-            why = f"{show(long[reader].table)} has {long[reader].there} rows"
+            why = f"{show(long[reader].table)} has {counted(long[reader].there, 'row')}"
             found.setdefault(tokens, {})[reader] = ContextLimit(tokens, why)
     # Not where the need grows no further, as where distances are cut off.
     for tokens in sorted(found)[:_MOST_TRIES]:

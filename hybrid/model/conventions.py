@@ -32,6 +32,7 @@ from hybrid.model.onnx_validation import check_sizes
 from hybrid.model.source import GENAI_CONFIG, ModelFolder, show
 from hybrid.model.step_feeds import FEEDS, shape_of
 from hybrid.model.switches import with_switches
+from offload.units import counted
 
 LOGITS = "logits"
 CACHE_SWITCH = "use_cache_branch"  # of decoders that are merged out of one without and one with a past
@@ -116,8 +117,8 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
 
 def _switch_note(switch: Switch) -> str:
     return (
-        f"texts of {switch.first} tokens and more are read another way by this model: one that grows to that is read"
-        " once more, from its beginning"
+        f"texts of {counted(switch.first, 'token')} and more are read another way by this model: "
+        "one that grows to that is read once more, from its beginning"
     )
 
 

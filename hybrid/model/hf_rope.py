@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hybrid.errors import ModelConfigError
 from hybrid.model.config_values import ConfigValues
 from hybrid.model.source import listed, show
+from offload.units import counted
 
 Kind = Literal["none", "linear", "llama3", "yarn", "longrope", "proportional"]
 
@@ -80,11 +81,11 @@ def parse_rope(values: ConfigValues, head_dim: int, max_positions: int) -> Rope:
         notes.append(f"config.json has keys that rope_type {show(kind)} does not read: {listed(unread)}")
     scaling, limit = _scaling(rope, kind, theta, head_dim, max_positions)
     if kind == "dynamic":
-        notes.append(f"rope_type 'dynamic' changes nothing up to {limit} tokens, where the context ends")
+        notes.append(f"rope_type 'dynamic' changes nothing up to {counted(limit, 'token')}, where the context ends")
     if limit < max_positions:
         notes.append(
-            f"the context ends at {limit} of {max_positions} tokens: beyond, rope_type {show(kind)} would turn all "
-            "that was read before by other angles"
+            f"the context ends at {limit:,} of {counted(max_positions, 'token')}: beyond, rope_type {show(kind)} would "
+            "turn all that was read before by other angles"
         )
     return Rope(theta, scaling, limit, tuple(notes))
 

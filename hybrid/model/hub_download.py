@@ -17,6 +17,7 @@ from hybrid.model.hub_errors import NoHub, Pause, Unreachable, WrongBytes, is_bu
 from hybrid.model.hub_files import RepositoryFile
 from hybrid.model.hub_http import LEAST_BYTES, Answer, HubClient
 from hybrid.model.part_file import Checksum, Hashes, hash_from_start, open_part
+from offload.units import counted
 
 _MOST_AT_ONCE = 32 << 30  # storage refuses to send more than 50 GB in one answer
 _ETAG = re.compile(r'(?:W/)?"?([0-9a-fA-F]{40}|[0-9a-fA-F]{64})"?')
@@ -103,7 +104,7 @@ class Download:
                     part.truncate(0)
                     start, end, hashes = 0, size, Hashes(size, checksum.kind == "sha256")
                 if answer.nbytes not in (None, end - start):
-                    raise NoHub(f"it sends {answer.nbytes} bytes where {end - start} are listed")
+                    raise NoHub(f"it sends {counted(answer.nbytes, 'byte')} where {end - start:,} are listed")
                 self._write(answer, part, hashes, end - start)
         if not hashes.agree(checksum):
             self._part.unlink()

@@ -24,7 +24,7 @@ from hybrid.model.hub_files import RepositoryFile
 from hybrid.model.hub_http import HubClient
 from hybrid.model.part_file import Checksum
 from hybrid.model.source import listed, show
-from offload.units import format_bytes
+from offload.units import counted, format_bytes
 
 DEFAULT_REVISION = "main"
 
@@ -100,8 +100,8 @@ def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapsh
     def ask() -> Snapshot:
         path = f"/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"  # with sizes and checksums
         with _client().get(path) as answer:
-            if (answer.nbytes or 0) > _LISTING_BYTES:
-                raise NoHub(f"its listing has {answer.nbytes} bytes")
+            if answer.nbytes is not None and answer.nbytes > _LISTING_BYTES:
+                raise NoHub(f"its listing has {counted(answer.nbytes, 'byte')}")
             listing = b"".join(answer.pieces(_LISTING_BYTES + 1, _LISTING_S))
         return _read_listing(listing, repository, revision, cache)
 

@@ -21,6 +21,7 @@ from hybrid.model.onnx_validation import validate
 from hybrid.model.onnx_weights import strip_weights
 from hybrid.model.paths import resolve_in_folder
 from hybrid.model.source import show
+from offload.units import counted
 
 IR_VERSION = 10  # onnxruntime refuses the one that onnx writes by default
 _SMALL_BYTES = 1024
@@ -160,7 +161,9 @@ def _initializer(tensor: onnx.TensorProto, inline: Mapping[str, FileRange], path
     else:
         source = _inline_array(tensor, where)
     if source.nbytes != empty.nbytes:
-        raise ModelFileError(f"{where}: {source.nbytes} bytes stored, its shape and type take {empty.nbytes}")
+        raise ModelFileError(
+            f"{where}: {counted(source.nbytes, 'byte')} stored, its shape and type take {empty.nbytes:,}"
+        )
     return replace(empty, source=source)
 
 

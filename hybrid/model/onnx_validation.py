@@ -19,6 +19,7 @@ import onnx.defs
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.graph import ElementType, Graph
 from hybrid.model.source import show
+from offload.units import counted
 
 _FLOAT, _INT, _STRING, _TENSOR, _GRAPH = (
     onnx.AttributeProto.FLOAT,
@@ -144,7 +145,7 @@ def check_sizes(graph: Graph, path: Path) -> None:
             if max(nbytes, constants) > most:
                 raise ModelFileError(
                     f"{path}: node {show(node.name or node.op_type)} makes a tensor of {list(shape or ())}:"
-                    f" {max(nbytes, constants)} bytes, more than the {most} that a model of its size may"
+                    f" {counted(max(nbytes, constants), 'byte')}, more than the {most:,} that a model of its size may"
                 )
 
 
@@ -211,7 +212,9 @@ class _Check:
         """The number of the node that makes each name: one node, and nothing else."""
         self._nodes += len(graph.node)
         if self._nodes > _MAX_NODES:
-            raise ModelFileError(f"{self._path}: {self._nodes} nodes, more than the {_MAX_NODES} a model may have")
+            raise ModelFileError(
+                f"{self._path}: {counted(self._nodes, 'node')}, more than the {_MAX_NODES:,} a model may have"
+            )
         made: dict[str, int] = {}
         for number, node in enumerate(graph.node):
             if not any(node.output):
@@ -246,16 +249,18 @@ class _Check:
         if schema is not None:
             _check_schema(schema, node, attributes, where)
         if node.op_type == "Constant" and node.domain in _STANDARD and len(attributes) != 1:
-            raise ModelFileError(f"{where}: has {len(attributes)} attributes, must have the one that is its value")
+            raise ModelFileError(
+                f"{where}: has {counted(len(attributes), 'attribute')}, must have the one that is its value"
+            )
         for name in ("then_branch", "else_branch") if node.op_type == "If" else ():
             given = len(attributes[name].g.output) if name in attributes else 0
             if given != len(node.output):
-                raise ModelFileError(f"{where}: {name} gives {given} outputs, must give {len(node.output)}")
+                raise ModelFileError(f"{where}: {name} gives {counted(given, 'output')}, must give {len(node.output)}")
         needs = _NEEDS.get(node.op_type)
         if needs is None:
             needs = _Needs(0, {name: _HEADS for name in ("num_heads",) if name in attributes})
         if len(node.input) < needs.inputs or (needs.inputs and not node.input[0]):
-            raise ModelFileError(f"{where}: has {len(node.input)} inputs, needs {needs.inputs}")
+            raise ModelFileError(f"{where}: has {counted(len(node.input), 'input')}, needs {needs.inputs}")
         for name, number in needs.attributes.items():
             if name in attributes:
                 _check_number(attributes[name], number, where)
@@ -276,7 +281,9 @@ class _Check:
         self._dims(tensor.dims, where)
         nbytes = prod(tensor.dims) * element_type.bits // 8
         if nbytes > _MAX_TENSOR_BYTES:
-            raise ModelFileError(f"{where}: {nbytes} bytes, more than the {_MAX_TENSOR_BYTES} a tensor may have")
+            raise ModelFileError(
+                f"{where}: {counted(nbytes, 'byte')}, more than the {_MAX_TENSOR_BYTES:,} a tensor may have"
+            )
 
     def _info(self, info: onnx.ValueInfoProto) -> None:
         where = f"{self._path}: {show(info.name)}"
@@ -288,7 +295,9 @@ class _Check:
 
     def _dims(self, dims: Sequence[int], where: str) -> None:
         if len(dims) > _MAX_RANK:
-            raise ModelFileError(f"{where}: {len(dims)} dimensions, more than the {_MAX_RANK} a tensor may have")
+            raise ModelFileError(
+                f"{where}: {counted(len(dims), 'dimension')}, more than the {_MAX_RANK} a tensor may have"
+            )
         if any(dim < 0 for dim in dims):
             raise ModelFileError(f"{where}: negative dimension in {list(dims)}")
         if any(dim > _MAX_DIM for dim in dims):

@@ -6,6 +6,7 @@ from pathlib import Path
 from hybrid.errors import UsageError
 from hybrid.model.decoder import Decoder
 from hybrid.model.source import find_model
+from offload.units import counted
 
 DEFAULT_CONTEXT_TOKENS = 2048  # the cache is reserved for this many, not for all the positions a model knows
 _MAX_CONTEXT_TOKENS = 1 << 22
@@ -24,9 +25,9 @@ def open_model(path: Path, context_tokens: int | None, allow_unused: bool = Fals
     limit = decoder.context_limit or _MAX_CONTEXT_TOKENS
     why = f" ({decoder.limited_by})" if decoder.limited_by else ""
     if context_tokens is not None and asked > limit:
-        raise UsageError(f"--context {asked}: this model was made for at most {limit} positions{why}")
+        raise UsageError(f"--context {asked}: this model was made for at most {counted(limit, 'position')}{why}")
     if asked > limit and why:
-        note = f"the context is {limit} tokens: this model was made for no more{why}"
+        note = f"the context is {counted(limit, 'token')}: this model was made for no more{why}"
         decoder = replace(decoder, notes=(*decoder.notes, note))
     return decoder, min(asked, limit)
 

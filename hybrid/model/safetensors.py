@@ -18,6 +18,7 @@ from typing import Any
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.graph import ElementType, FileRange
 from hybrid.model.source import real_file, show
+from offload.units import counted
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 _MAX_DIMS = 16
@@ -91,13 +92,14 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ModelFileError(
-                    f"{show(path)}: header of {length} bytes in a file of {size}: truncated or no safetensors"
+                    f"{show(path)}: header of {counted(length, 'byte')} in a file of {size:,}: "
+                    "truncated or no safetensors"
                 )
             header = file.read(length)
     except OSError as error:
         raise ModelFileError(f"{show(path)}: cannot be read ({error.strerror})") from None
     if len(header) < length:
-        raise ModelFileError(f"{show(path)}: truncated: {len(header)} of {length} header bytes")
+        raise ModelFileError(f"{show(path)}: truncated: {len(header):,} of {counted(length, 'header byte')}")
     tensors: dict[str, StoredTensor] = {}
     for name, entry in _parse_header(path, header).items():
         if name != "__metadata__":
@@ -135,13 +137,15 @@ def _tensor(path: Path, real: Path, name: str, entry: object, data_start: int, d
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(_is_count(dim, _MAX_DIM) for dim in shape):
         raise ModelFileError(f"{where} has shape {show(shape)}, must be a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(end, data_bytes) for end in offsets):
-        raise ModelFileError(f"{where} has data_offsets {show(offsets)}, must lie within {data_bytes} data bytes")
+        raise ModelFileError(
+            f"{where} has data_offsets {show(offsets)}, must lie within {counted(data_bytes, 'data byte')}"
+        )
     begin, end = offsets
     bits = prod(shape) * _TYPES[dtype].bits
     if (end - begin) * 8 != bits:
         raise ModelFileError(
-            f"{where} has {end - begin} bytes at data_offsets {show(offsets)},"
-            f" its shape {show(shape)} in {dtype} takes {bits // 8}"
+            f"{where} has {counted(end - begin, 'byte')} at data_offsets {show(offsets)},"
+            f" its shape {show(shape)} in {dtype} takes {bits // 8:,}"
         )
     return StoredTensor(_TYPES[dtype], tuple(shape), FileRange(real, data_start + begin, end - begin))
 

@@ -18,6 +18,7 @@ from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, Ten
 from hybrid.graph.small_values import small_value
 from hybrid.model.decoder import Switch
 from hybrid.model.step_feeds import FEEDS, feed
+from offload.units import counted
 
 _SAMPLES = 16
 
@@ -144,6 +145,6 @@ def _check_rows(switch: Switch, context_tokens: int) -> None:
         for name, table in tables.items():
             if len(table.shape) == 2 and table.shape[0] < most:
                 raise UsageError(
-                    f"a context of {context_tokens} tokens: {name} has {table.shape[0]} rows for texts of up to {most};"
-                    f" use --context {table.shape[0]}"
+                    f"a context of {counted(context_tokens, 'token')}: {name} has {counted(table.shape[0], 'row')} "
+                    f"for texts of up to {most:,}; use --context {table.shape[0]}"
                 )

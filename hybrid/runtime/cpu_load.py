@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.model.source import show
+from offload.units import counted
 
 _PROC = Path("/proc")
 _FEWEST_S = 0.2  # the kernel counts in hundredths of a second
@@ -40,7 +41,7 @@ class OthersLoad:
         return self.busy_cpus > max(0.25, 0.1 * self.cpus)
 
     def __str__(self) -> str:
-        these = "this CPU" if self.cpus == 1 else f"these {self.cpus} CPUs"
+        these = "this CPU" if self.cpus == 1 else f"these {counted(self.cpus, 'CPU')}"
         who = f" ({', '.join(self.names)})" if self.names else ""
         return f"other processes keep {min(self.busy_cpus, self.cpus):.1f} of {these} busy{who}"
 

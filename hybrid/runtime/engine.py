@@ -23,6 +23,7 @@ from offload.gpu_monitor import GpuMonitor
 from offload.plan import Plan
 from offload.recovery import RecoveringLinears
 from offload.telemetry import DECODE, Timeline, step
+from offload.units import counted
 
 Logits = npt.NDArray[np.float32]
 
@@ -166,7 +167,7 @@ class Engine:
         chunk_tokens = min(self.plan.chunk_tokens, self._most_new_tokens or self.plan.chunk_tokens)
         for start in range(0, len(token_ids), chunk_tokens):
             chunk = token_ids[start : start + chunk_tokens]
-            with step(self._timeline, f"prefill of {len(chunk)} tokens"):
+            with step(self._timeline, f"prefill of {counted(len(chunk), 'token')}"):
                 logits = self._step(chunk)
         return logits
 
@@ -179,7 +180,7 @@ class Engine:
 
     def _trim(self, length: int) -> None:
         if not 0 <= length <= self.position:
-            raise UsageError(f"cannot trim the cache to {length} tokens; it holds {self.position}")
+            raise UsageError(f"cannot trim the cache to {counted(length, 'token')}; it holds {self.position}")
         if length < self.position:
             del self._held[length:]
             self._read = min(self._read, length)
@@ -229,8 +230,8 @@ class Engine:
         if self.position + len(token_ids) > self.context_tokens:
             after = f" after {self.position}" if self.position else ""
             raise ContextFullError(
-                f"{len(token_ids)} tokens{after} do not fit into the context of "
-                f"{self.context_tokens} tokens; shorten the prompt or raise --context"
+                f"{counted(len(token_ids), 'token')}{after} do not fit into the context of "
+                f"{counted(self.context_tokens, 'token')}; shorten the prompt or raise --context"
             )
 
     def _between_levels(self) -> None:

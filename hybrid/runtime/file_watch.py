@@ -13,6 +13,7 @@ from time import perf_counter
 
 from hybrid.errors import ModelFileError
 from hybrid.graph.graph import FileRange, Graph
+from offload.units import counted
 
 _PERIOD_S = 0.02
 _AT_ONCE = 64  # a look takes 2 µs, and some exports have a file for every weight
@@ -47,7 +48,8 @@ class FileWatch:
             except OSError:  # removed, or out of reach
                 continue
             if now.file == seen.file and now != seen:
-                size = f": {now.nbytes} bytes, {seen.nbytes} when it was loaded" if now.nbytes != seen.nbytes else ""
+                size = f": {counted(now.nbytes, 'byte')}, {seen.nbytes:,} when it was loaded"
+                size = size if now.nbytes != seen.nbytes else ""
                 raise ModelFileError(f"{path}: was written to while the model ran{size}; load the model again")
 
     def look_now_and_then(self) -> None:

@@ -12,6 +12,7 @@ from hybrid.model.source import show
 from hybrid.user_folders import config_folder
 from offload.device_profile import DeviceProfile, load_profile
 from offload.errors import ProfileError
+from offload.units import counted
 
 CALIBRATE = "hybrid tune --calibrate"
 _PACKAGED = Path(__file__).parents[1] / "configs" / "machines"  # in a wheel
@@ -92,7 +93,7 @@ def calibration(threads: int, gpu_name: str | None = None) -> Calibration:
     if profile.estimated:
         why_not = "holds estimates"
     elif profile.cpu.threads != threads:
-        why_not = f"was measured with {profile.cpu.threads} threads, this run has {threads}"
+        why_not = f"was measured with {counted(profile.cpu.threads, 'thread')}, this run has {threads}"
     elif gpu_name is not None and measured_gpu != gpu_name:
         why_not = f"was measured with {measured_gpu}, this run has {gpu_name}"
     else:

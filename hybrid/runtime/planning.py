@@ -24,7 +24,7 @@ from offload.placing import CHUNK_TOKENS, DEFAULT_DEPTH, DEPTHS, PlanRequest
 from offload.plan import Plan
 from offload.planner import make_plan as fill_budget
 from offload.specs import Activations, WeightFormat
-from offload.units import MIB, format_bytes
+from offload.units import MIB, counted, format_bytes
 
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
 _PROCESS_BYTES = 256 * MIB
@@ -143,7 +143,7 @@ def plan_request(
         whole = opened.context_tokens * per_token
         notes.append(
             "this graph appends to its cache by Concat: a step copies the whole cache, "
-            f"{format_bytes(whole)} with a full context of {opened.context_tokens} tokens"
+            f"{format_bytes(whole)} with a full context of {counted(opened.context_tokens, 'token')}"
         )
     return PlanRequest(
         model=decoder.name,

@@ -11,6 +11,7 @@ from offload.host_memory import quantised_into_ram
 from offload.plan import HostTier, LinearPlacement
 from offload.quantised import QuantisedWeight
 from offload.specs import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
+from offload.units import counted
 
 if TYPE_CHECKING:
     from offload.host_backend import NumbaBackend
@@ -37,9 +38,10 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
     chosen = [linear for linear in linears if linear.format.is_float and not linear.host_only_reason]
     if not chosen:
         return []
+    last = f"{chosen[-1].kind} among them" if len(chosen) > 1 else chosen[-1].kind
     return [
-        f"streamed and host columns of {len(chosen)} Linears, {chosen[-1].kind} among them, are quantised to "
-        f"{host_format} on load, as asked: blocks of {REQUANTISED_BLOCK}, an fp16 scale each"
+        f"streamed and host columns of {counted(len(chosen), 'Linear')}, {last}, are quantised to {host_format} "
+        f"on load, as asked: blocks of {REQUANTISED_BLOCK}, an fp16 scale each"
     ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hybrid.errors import UsageError
 from hybrid.runtime.cgroups import read_limits
+from offload.units import counted
 
 
 def default_threads(root: Path = Path("/")) -> int:
@@ -42,5 +43,5 @@ def threads_warning(asked: int | None) -> tuple[str, ...]:
     cpus = len(os.sched_getaffinity(0))
     if asked is None or asked <= cpus:
         return ()
-    may_use = "one CPU, and it uses one thread" if cpus == 1 else f"{cpus} CPUs, and it uses as many threads"
+    may_use = "one CPU, and it uses one thread" if cpus == 1 else f"{counted(cpus, 'CPU')}, and it uses as many threads"
     return (f"--threads {asked}: this process may use {may_use}; more would wait for each other",)

@@ -16,6 +16,7 @@ from hybrid.text.decoding import CleanUp, StreamingDecoder
 from hybrid.text.json_decoder import step_makers
 from hybrid.text.special_tokens import SpecialTokens
 from hybrid.text.tokenizer import check_unicode, decode_all
+from offload.units import counted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -250,7 +251,7 @@ def read_json_tokenizer(path: Path, special: SpecialTokens) -> JsonTokenizer:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             size = real.stat().st_size
-            raise TokenizerError(f"{size} bytes, more than the {_MAX_BYTES} a tokenizer may have")
+            raise TokenizerError(f"{counted(size, 'byte')}, more than the {_MAX_BYTES:,} a tokenizer may have")
         backend = Backend.from_str(data.decode())
         for part in (backend.normalizer, backend.decoder):
             if (growth := _growth(_state(part))) > _MAX_GROWTH:

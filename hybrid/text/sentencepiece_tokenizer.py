@@ -13,6 +13,7 @@ from hybrid.text.added_tokens import AddedToken, TokenFinder
 from hybrid.text.decoding import CleanUp, Step, StreamingDecoder, Utf8
 from hybrid.text.special_tokens import SpecialTokens
 from hybrid.text.tokenizer import check_unicode, decode_all
+from offload.units import counted
 
 _MAX_BYTES = 1 << 26  # Gemma's, one of the largest, has 4 MiB
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
@@ -200,7 +201,9 @@ def read_sentencepiece(path: Path, special: SpecialTokens, notes: tuple[str, ...
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             size = real.stat().st_size
-            raise TokenizerError(f"{path}: {size} bytes, more than the {_MAX_BYTES} a sentencepiece model may have")
+            raise TokenizerError(
+                f"{path}: {counted(size, 'byte')}, more than the {_MAX_BYTES:,} a sentencepiece model may have"
+            )
         if _TIKTOKEN.match(data):
             raise TokenizerError(
                 f"{path}: a tiktoken vocabulary, which is not read; get the tokenizer.json of the model"

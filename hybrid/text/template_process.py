@@ -18,6 +18,7 @@ from hybrid.errors import InstallationError, UsageError
 from hybrid.text.template_errors import TemplateExceeded, TemplateFailed, TemplateRefused
 from hybrid.text.template_worker import CPU_S, LENGTH
 from hybrid.user_folders import loader_environment
+from offload.units import counted
 
 _DEADLINE_S = 60.0  # of the clock; the bound that counts is the worker's on computing
 _MOST_ANSWER_BYTES = 1 << 27
@@ -82,7 +83,7 @@ class TemplateProcess:
             self._connection.sendall(message)
             (nbytes,) = LENGTH.unpack(self._receive(LENGTH.size, end_s))
             if nbytes > _MOST_ANSWER_BYTES:
-                raise TemplateExceeded(f"it writes {nbytes} bytes")
+                raise TemplateExceeded(f"it writes {counted(nbytes, 'byte')}")
             answer: dict[str, Any] = json.loads(self._receive(nbytes, end_s).decode("utf-8", "surrogatepass"))
         except TimeoutError:
             self.stop()

@@ -23,7 +23,7 @@ from offload.devices.base import Device
 from offload.devices.simulated import SimulatedDevice
 from offload.devices.simulated_rates import SimulatedRates
 from offload.errors import DeviceUnavailableError
-from offload.units import GIB, MIB, format_bytes
+from offload.units import GIB, MIB, counted, format_bytes
 
 _STAGES = 8  # that are told of, with a device
 _LEAST_BYTES = 64 * MIB
@@ -127,8 +127,9 @@ def _parked(profile: DeviceProfile) -> tuple[str, ...]:
     if launch_s <= _LONGEST_LAUNCH_S:
         return ()
     return (
-        f"starting {threads} threads took {launch_s * 1e3:.1f} ms, where microseconds are usual: they wait for a core "
-        f"that is in use, and so will plans; measure again with other programs ended, or with fewer --threads",
+        f"starting {counted(threads, 'thread')} took {launch_s * 1e3:.1f} ms, where microseconds are usual: "
+        "they wait for a core that is in use, and so will plans; measure again with other programs ended, "
+        "or with fewer --threads",
     )
 
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 
 from offload.device_profile import CpuRates, DeviceProfile, GpuRates
-from offload.units import format_bytes
+from offload.units import counted, format_bytes
 
 _CPU = {
     "ram_bytes_per_s": "RAM, reading",
@@ -39,7 +39,7 @@ def calibration_text(measured: DeviceProfile, estimate: DeviceProfile, width: in
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     device = "modelled" if measured.estimated else "measured"
-    table.add_column(f"{measured.name}, {measured.cpu.threads} threads", overflow="fold")
+    table.add_column(f"{measured.name}, {counted(measured.cpu.threads, 'thread')}", overflow="fold")
     table.add_column(device, justify="right")
     table.add_column(f"estimate ({estimate.name})", justify="right")
     for row in _rows(measured, estimate):
@@ -54,7 +54,7 @@ def _rows(measured: DeviceProfile, estimate: DeviceProfile) -> Iterator[Row]:
     for weight_format, points in measured.cpu.multiply_bytes_per_s.items():
         for rows, value in points.items():
             yield (
-                f"CPU, {weight_format} weights, {rows} {'row' if rows == 1 else 'rows'}",
+                f"CPU, {weight_format} weights, {counted(rows, 'row')}",
                 _text("_per_s", value),
                 _text("_per_s", _rate(estimate.cpu, weight_format, rows)),
             )

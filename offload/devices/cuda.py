@@ -33,6 +33,7 @@ from offload.errors import (
 )
 from offload.kernels.cuda.launch import Launch
 from offload.specs import LinearSpec, WeightFormat
+from offload.units import counted
 
 _context_bytes: dict[str, int] = {}  # by PCI bus id: memory that contexts of this process take
 
@@ -157,7 +158,9 @@ class CudaDevice:
                 where=PINNED_RAM,
             )
         except (self.runtime.CUDARuntimeError, OutOfDeviceMemoryError) as error:
-            raise PinningError(f"{array.nbytes} bytes of RAM cannot be page-locked: {one_line(error)}") from None
+            raise PinningError(
+                f"{counted(array.nbytes, 'byte')} of RAM cannot be page-locked: {one_line(error)}"
+            ) from None
 
     def unpin(self, array: npt.NDArray[np.uint8]) -> None:
         """See Device."""

@@ -174,7 +174,7 @@ def test_cuda_says_why_it_cannot_pin(monkeypatch: pytest.MonkeyPatch) -> None:
     device.unpin(block)
     assert emulated.registered == {}
     emulated.register_error = 801
-    with pytest.raises(PinningError, match=r"^8192 bytes of RAM cannot be page-locked: cudaError 801$"):
+    with pytest.raises(PinningError, match=r"^8,192 bytes of RAM cannot be page-locked: cudaError 801$"):
         device.pin(block)
 
 

@@ -87,8 +87,8 @@ def test_a_kernel_that_fails_is_named_and_the_others_are_measured(
     monkeypatch.setattr(gemm_cases.OwnBlocks, "queue", fail)
     found = kernels.run(a_job(tmp_path, "simulated"), lambda found: None)
     assert all("blocks" not in reading["weights"] for reading in found["readings"])
-    assert "modelled, int4, blocks of 64, q_proj, 1 rows" in found["not_measured"]
-    failed = "- modelled, int8, blocks of 64, q_proj, 1 rows and 39 more: not measured, RuntimeError: as it was told to"
+    assert "modelled, int4, blocks of 64, q_proj, 1 row" in found["not_measured"]
+    failed = "- modelled, int8, blocks of 64, q_proj, 1 row and 39 more: not measured, RuntimeError: as it was told to"
     assert failed in kernels.markdown(found)
 
 

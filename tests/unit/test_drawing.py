@@ -51,7 +51,7 @@ def test_the_legend_has_the_places_in_use_and_their_sums() -> None:
 def test_the_title_says_what_is_planned_and_predicted() -> None:
     picture = plan_picture(mixed_plan())
     assert picture.title == "fake on bench-top, its rates estimated · VRAM budget 8.00 MiB"
-    assert picture.subtitle.startswith("predicted 500.0 tokens/s with 1024 tokens in the cache, bound by host · VRAM ")
+    assert picture.subtitle.startswith("predicted 500.0 tokens/s with 1,024 tokens in the cache, bound by host · VRAM ")
 
 
 def test_every_place_has_a_colour_of_its_own() -> None:

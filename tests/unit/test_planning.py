@@ -136,7 +136,7 @@ def test_no_budget_keeps_everything_on_the_host(folder: Path) -> None:
 
 def test_the_context_is_reserved_as_asked_and_within_the_model(folder: Path) -> None:
     assert plan_json(folder, "0", context_tokens=100)["ram_bytes"]["kv cache"] == 100 * CACHE_BYTES_PER_TOKEN
-    for tokens, mention in ((4096, "at most 2048 positions"), (0, "between 1 and"), (1 << 23, "between 1 and")):
+    for tokens, mention in ((4096, "at most 2,048 positions"), (0, "between 1 and"), (1 << 23, "between 1 and")):
         with pytest.raises(UsageError, match=mention):
             plan_json(folder, "0", context_tokens=tokens)
 

@@ -175,7 +175,7 @@ def test_vocabularies_of_other_kinds_are_named(tmp_path: Path, name: str, conten
 def test_a_huge_model_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.model").open("wb") as file:
         file.truncate(2**26 + 1)
-    with pytest.raises(TokenizerError, match=r"tokenizer.model: 67108865 bytes, more than the 67108864"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.model: 67,108,865 bytes, more than the 67,108,864"):
         load_tokenizer(tmp_path)
 
 

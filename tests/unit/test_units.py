@@ -1,13 +1,17 @@
 """Sizes and durations as people write and read them."""
 
+import ast
 import contextlib
+import re
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offload.errors import BudgetError
-from offload.units import GIB, MIB, format_bytes, format_seconds, parse_size
+from offload.units import GIB, MIB, counted, format_bytes, format_seconds, parse_size
 
 
 @pytest.mark.parametrize(
@@ -98,3 +102,40 @@ def test_sizes_for_people(nbytes: float, text: str) -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_singular_and_plural() -> None:
+    assert [counted(number, "token") for number in (0, 1, 2, 2000)] == [
+        "0 tokens",
+        "1 token",
+        "2 tokens",
+        "2,000 tokens",
+    ]
+    assert [counted(number, "tensor is", "tensors are") for number in (1, 2)] == ["1 tensor is", "2 tensors are"]
+
+
+_THINGS = re.compile(
+    r" (attribute|byte|column|CPU|dimension|file|GPU|input|layer|Linear|message|node|output|position|problem|row"
+    r"|tensor|thread|token)s\b"
+)
+
+
+def test_no_plural_is_written_behind_a_number_that_may_be_1() -> None:
+    files = sorted((Path(__file__).parents[2] / "hybrid").rglob("*.py"))
+    trees = [(file.name, ast.parse(file.read_text())) for file in files]
+    texts = [(name, node) for name, tree in trees for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    plurals = [
+        f"{name}:{text.lineno}"
+        for name, text in texts
+        for value, after in pairwise(text.values)
+        if isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant) and _THINGS.match(after.value)
+        if not _is_never_1(value)
+    ]
+    assert len(texts) > 500
+    assert plurals == []
+
+
+def _is_never_1(value: ast.FormattedValue) -> bool:
+    """A constant, or a number with decimals."""
+    spec = ast.unparse(value.format_spec).strip("f'\"") if value.format_spec else ""
+    return "." in spec or ast.unparse(value.value).isupper()

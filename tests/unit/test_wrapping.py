@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from hybrid.wrapping import WordWrap, cells, counted, fold, fold_command
+from hybrid.wrapping import WordWrap, cells, fold, fold_command
 
 STATUS = "demo · CPU only (no usable GPU: no NVIDIA driver found) · context 512 · predicted 1,344 tokens/s"
 
@@ -73,12 +73,3 @@ def test_a_width_that_changes_in_mid_text() -> None:
     shown = wrap.feed("the cat sat on the mat once more and ")
     width = 20
     assert shown + wrap.feed("then it slept ") + wrap.flush() == "the cat sat on the mat once more and\nthen it slept"
-
-
-def test_singular_and_plural() -> None:
-    assert [counted(number, "token") for number in (0, 1, 2, 2000)] == [
-        "0 tokens",
-        "1 token",
-        "2 tokens",
-        "2,000 tokens",
-    ]

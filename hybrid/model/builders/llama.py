@@ -17,6 +17,7 @@ from hybrid.model.builders.writer import MICROSOFT, GraphWriter
 from hybrid.model.decoder import CachePair
 from hybrid.model.hf_config import DecoderConfig
 from hybrid.model.safetensors import StoredTensor
+from offload.units import counted
 
 _HEAD_DIM_STEP = 8  # GroupQueryAttention's, on the CPU: heads of other sizes are padded with zeros
 _FUSED_ROTARY_STEP = 16  # and with do_rotary
@@ -34,7 +35,7 @@ def build(config: DecoderConfig, tensors: Mapping[str, StoredTensor] | None, con
     the errors of `weights.initializers`, UsageError for a context that cannot be.
     """
     if context_tokens < 1:
-        raise UsageError(f"context is {context_tokens} tokens, must be at least 1")
+        raise UsageError(f"context is {counted(context_tokens, 'token')}, must be at least 1")
     return _Llama(config, tensors, context_tokens).build(name)
 
 

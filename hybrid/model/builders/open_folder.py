@@ -10,6 +10,7 @@ from hybrid.model.decoder import Decoder
 from hybrid.model.hf_config import DecoderConfig, parse_config, unknown_class
 from hybrid.model.safetensors import StoredTensor, read_index
 from hybrid.model.source import CONFIG, ModelFolder, listed, show
+from offload.units import counted
 
 
 def open_huggingface(folder: ModelFolder, context_tokens: int, allow_unused: bool = False) -> Decoder:
@@ -57,7 +58,7 @@ def _unused(
     unused = unused_tensors(config, tensors)
     if not unused:
         return []
-    count = f"{len(unused)} tensors are" if len(unused) > 1 else "1 tensor is"
+    count = counted(len(unused), "tensor is", "tensors are")
     what = f"{count} not part of a {config.model_type} with this config.json: {listed(unused)}"
     if not allow_unused:
         raise UnsupportedModelError(
