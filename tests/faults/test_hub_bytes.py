@@ -90,7 +90,7 @@ def test_bytes_that_change_between_two_attempts(hub: StubHub, tmp_path: Path) ->
 def test_more_or_fewer_bytes_than_listed(shift: int, hub: StubHub, tmp_path: Path) -> None:
     right = hub.files[WEIGHTS]
     hub.sends[WEIGHTS] = right[:shift] if shift < 0 else right + b"x" * shift
-    one_line(ModelFileError, resolve, f"{len(right) + shift} bytes where {len(right)} are listed")
+    one_line(ModelFileError, resolve, f"{len(right) + shift:,} bytes where {len(right):,} are listed")
     assert hub.sent_bytes[WEIGHTS] == len(right) + shift
     assert not (tmp_path / "home/hub/models--org--tiny/blobs" / hashlib.sha256(right).hexdigest()).exists()
 
