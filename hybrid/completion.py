@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid import report
-from hybrid.console import ctrl_c_stops, emit, say, width
+from hybrid.console import can_redraw, ctrl_c_stops, emit, say, width
 from hybrid.errors import UsageError
 from hybrid.gpu_text import now_text, summary_text
+from hybrid.progress import Progress
 from hybrid.recording import Recording
 from hybrid.runtime.cpu_load import cpu_times, others_load
 from hybrid.runtime.engine import Engine
@@ -23,6 +24,8 @@ from hybrid.text.tokenizer import TextStream
 from hybrid.truth import compare, slow_because
 from hybrid.wrapping import WordWrap
 from offload.units import counted
+
+_SHORT_S = 1.0  # what is over by then needs no progress
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def complete(
         began = cpu_times()
         with ctrl_c_stops(generation), _live(model.engine, generation, verbose) as status:
             pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
-            _write(_updating(status, pieces))
+            _write(_updating(status, pieces if number else _after_prompt(model.engine, pieces)))
         truth = compare(generation.stats, model.engine)
         why = slow_because(truth, others_load(began, cpu_times()))
         memory = model.engine.memory()
@@ -102,12 +105,34 @@ def _updating(status: StatusLine | None, pieces: Iterable[str]) -> Iterator[str]
             status.update()
 
 
+def _after_prompt(engine: Engine, pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces; until the first of them comes, a terminal shows how much of the prompt has been read."""
+    label = "Reading the prompt"
+    with _waiting(label) as progress:
+        if progress is not None:
+            engine.on_read = lambda read, tokens: progress.on_share(label, read / tokens)
+        first = next(pieces, "")
+    yield first
+    yield from pieces
+
+
+def _waiting(label: str) -> AbstractContextManager[Progress | None]:
+    """What shows on a terminal that something takes its time, where it does."""
+    return Progress(sys.stderr, label, after_s=_SHORT_S) if can_redraw(sys.stderr) else nullcontext()
+
+
 def _search(model: TextModel, request: Request) -> None:
-    best = model.engine.alone(
-        lambda: beam_search(
-            model.engine, request.prompt_ids, request.beams, request.max_tokens, model.stop_ids, request.length_penalty
-        )
-    )[0]
+    with _waiting(f"Searching with {request.beams} beams"):
+        best = model.engine.alone(
+            lambda: beam_search(
+                model.engine,
+                request.prompt_ids,
+                request.beams,
+                request.max_tokens,
+                model.stop_ids,
+                request.length_penalty,
+            )
+        )[0]
     stream = TextStream(model.tokenizer, after=request.prompt_ids)
     _write([*(stream.feed(token_id) for token_id in best.token_ids), stream.flush()])
     tokens = counted(len(best.token_ids), "token")

@@ -23,12 +23,16 @@ _FEWEST_BAR_CELLS, _MOST_BAR_CELLS = 6, 40
 class Progress:
     """Shows the stage that is under way while a `with` lasts, and what is left of it.
 
-    A thread draws, so that also a stage that tells nothing of itself (compiling) is seen to be alive.
+    A terminal shows nothing of what lasts less than `after_s`. A thread draws, so that also a stage that tells nothing
+    of itself (compiling) is seen to be alive.
     """
 
-    def __init__(self, file: TextIO, label: str = "Starting", clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, file: TextIO, label: str = "Starting", clock: Callable[[], float] = monotonic, after_s: float = 0.0
+    ) -> None:
         self._file = file
         self._clock = clock
+        self._from_s = clock() + after_s
         self._lines = RedrawnLines(file) if can_redraw(file) else notebook_line()
         self._lock = Lock()
         self._ended = Event()
@@ -62,7 +66,10 @@ class Progress:
 
     def on_share(self, label: str, share: float) -> None:
         """Go on with `label`, when this share of everything is done: from 0 to 1."""
-        stage = self._stage if self._stage.is_share else _Stage(label, 1.0, self._clock(), is_share=True)
+        stage = self._stage
+        if not stage.is_share:
+            began_s = stage.began_s if stage.label == label else self._clock()
+            stage = _Stage(label, 1.0, began_s, is_share=True)
         stage.label = label
         stage.add(share - stage.done, self._clock())
         self._begin(stage)
@@ -85,7 +92,7 @@ class Progress:
             wait_s = _PLAIN_EVERY_S
 
     def _show(self) -> None:
-        if self._lines is None:
+        if self._lines is None or self._clock() < self._from_s:
             return
         columns, _ = terminal_size(self._file)
         with self._lock:
@@ -101,7 +108,7 @@ class _Stage:
         self.total = total
         self.is_share = is_share  # of everything, instead of bytes
         self.done = 0.0
-        self._began_s = now_s
+        self.began_s = now_s
         self._samples = deque([(now_s, 0.0)])
 
     def add(self, more: float, now_s: float) -> None:
@@ -141,7 +148,7 @@ class _Stage:
     def _left(self, now_s: float) -> str:
         """The time left, or where nobody knows it, the time that has gone by."""
         if not self.total:
-            passed_s = now_s - self._began_s
+            passed_s = now_s - self.began_s
             return duration(passed_s) if passed_s >= 1 else ""
         rate = self._per_s(now_s)
         return f"{duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""

@@ -89,6 +89,7 @@ class FakeEngine(Unshared):
         self.on_step = on_step or (lambda step: None)
         self.cache: list[int] = []
         self.step = 0
+        self.on_read: Callable[[int, int], None] = lambda read, tokens: None
         self.fed: list[int] = []
         self.closed = False
         self.plan = small_plan()
@@ -103,6 +104,7 @@ class FakeEngine(Unshared):
             raise ContextFullError(f"{len(ids)} tokens do not fit into {self.context_tokens}")
         self.cache += ids
         self.step = 0
+        self.on_read(len(ids), len(ids))
         return self._logits()
 
     def decode(self, token_id: int) -> npt.NDArray[np.float32]:

@@ -42,6 +42,7 @@ def _show_markdown(console: Console, reply: Reply) -> None:
     drawn_s = 0.0
     with RedrawnLines(console.file) as live:
         try:
+            live.draw([_as_text(console, _reading(reply))])
             for piece in reply:
                 text = (text + printable(piece)).lstrip("\n")
                 if time.monotonic() - drawn_s < _REDRAW_S:

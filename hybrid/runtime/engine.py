@@ -39,7 +39,7 @@ class Engine:
     together, because they build on what the cache holds, go through `ahead` or `alone`.
 
     `target` is one clause on where it runs and why. `on_warning` is called with one line whenever a device that fails
-    makes the run go on with less.
+    makes the run go on with less, `on_read` with the tokens of a prefill that are read after each part of it, and all.
 
     Close it, or use it as a context manager, to give VRAM and pinned memory back.
     """
@@ -61,6 +61,7 @@ class Engine:
     ) -> None:
         self.decoder = decoder
         self.on_warning: Callable[[str], None] = logging.getLogger("hybrid").warning
+        self.on_read: Callable[[int, int], None] = lambda read, tokens: None
         self.context_tokens = context_tokens
         self._held: list[int] = []  # the tokens of the text
         self._most_new_tokens = decoder.most_new_tokens  # of a step; 0 for any number
@@ -169,6 +170,7 @@ class Engine:
             chunk = token_ids[start : start + chunk_tokens]
             with step(self._timeline, f"prefill of {counted(len(chunk), 'token')}"):
                 logits = self._step(chunk)
+            self.on_read(start + len(chunk), len(token_ids))
         return logits
 
     def _decode(self, token_id: int) -> Logits:

@@ -170,7 +170,8 @@ def _load(
         quantised = HostQuantisation(decoder.graph, outside, placements)
         backend = host.compiled_for(placements, quantised)
         all_bytes = sum(placement.linear.weight_bytes for placement in placements)
-        progress.on_stage("Loading weights", all_bytes - file_bytes(placements))
+        label = f"Loading weights (quantising to {opened.host_format})" if quantised.makes_any else "Loading weights"
+        progress.on_stage(label, all_bytes - file_bytes(placements))
         host_weights = _host_weights(placements, weights, quantised, progress)
         return LinearRunner(
             levels=levels,

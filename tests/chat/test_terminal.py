@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hybrid.chat.reply import Prompt, ReplyStats
 from hybrid.chat.terminal_input import _open_history
 from hybrid.chat.terminal_reply import complete_blocks, show_reply
 from tests.fakes import FakeEngine
@@ -249,6 +250,9 @@ def test_a_history_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
 class Recited:
     """A reply that is known beforehand."""
 
+    prompt = Prompt("once", [1], 0)
+    stats = ReplyStats(0, 0, 0.0, 0, None, 0, 64, None)
+
     def __init__(self, text: str) -> None:
         self._pieces = iter(text)
 
@@ -289,6 +293,7 @@ def test_markdown_comes_out_whole(height: int, monkeypatch: pytest.MonkeyPatch) 
     console = Console(file=file, force_terminal=True, width=80, height=height)
     show_reply(console, Recited(DOCUMENT))  # type: ignore[arg-type]
     assert "\x1b[2J" not in file.getvalue()
+    assert "reading 1 token …" in file.getvalue()
     final = ESCAPES.sub("", file.getvalue())
     for text in ("List<int> tags,", "http://example.org/x", EMOJI, "• nested", '"# no title"', "b = 2", "The end <b>."):
         assert text in final

@@ -1,13 +1,15 @@
 """A prompt whose host columns cross the bus, and one where they may not: the tokens stay the same."""
 
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from hybrid.config import DEMO_MODEL
+from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.runtime.loading import open_engine
 from offload.devices.simulated import SimulatedDevice
 from offload.errors import PinningError
-from offload.placing import Shares
+from offload.placing import CHUNK_TOKENS, Shares
 from tests.engines import Placement, engine_on_simulated, greedy, open_settings, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
@@ -33,3 +35,12 @@ def test_prefill_gives_the_golden_tokens(refused: bool, monkeypatch: pytest.Monk
             ("prefill streams no host columns: no page may be locked",) if refused else ()
         )
     assert ids == golden.greedy_ids[:20]
+
+
+def test_how_much_of_a_prefill_is_read_is_told_after_each_part_of_it() -> None:
+    told: list[tuple[int, int]] = []
+    with closing(open_engine(RunSettings(cuda="0"))) as engine:
+        engine.on_read = lambda read, tokens: told.append((read, tokens))
+        engine.prefill([5] * (CHUNK_TOKENS + 40))
+        engine.decode(5)
+    assert told == [(CHUNK_TOKENS, CHUNK_TOKENS + 40), (CHUNK_TOKENS + 40, CHUNK_TOKENS + 40)]

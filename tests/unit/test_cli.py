@@ -1,5 +1,6 @@
 """The command line around an engine that recites: what goes to stdout, what goes to stderr, exit codes."""
 
+import io
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid import cli, report
+from hybrid import cli, completion, report
 from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.text.tokenizer import load_tokenizer
 from tests.fakes import FakeEngine, engine_modules, placement, small_plan, train_tokenizer
@@ -394,3 +395,27 @@ def test_a_bar_is_drawn_on_a_terminal_and_gone_afterwards(model: Path) -> None:
     assert "Loading weights" in shown
     assert "1.00 MiB of 1.00 MiB" in shown
     assert shown.rstrip().endswith(" · end of text")
+
+
+class Terminal(io.StringIO):
+    """What is written, as a terminal gets it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_how_far_a_long_prompt_is_read_is_seen_until_the_text_begins(
+    engine: FakeEngine, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(completion, "_SHORT_S", 0.0)
+    assert "Reading" not in "".join(run(capsys, "--model", str(model), "once")[2])  # no terminal
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert cli.main(["run", "--model", str(model), "once"]) == 0
+    before, _, after = terminal.getvalue().partition(" the cat")
+    reading = before.rpartition("Reading the prompt")[2]
+    assert "100%" in reading
+    assert reading.endswith("\x1b[?25h\r\x1b[J\r")  # it is gone, and the cursor is back
+    assert "Reading" not in after

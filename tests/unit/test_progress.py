@@ -77,6 +77,26 @@ def test_shares_of_everything_have_a_time_left(monkeypatch: pytest.MonkeyPatch) 
         assert file.last_line().endswith(" 75% · 3 s left")  # 8 s for three quarters
 
 
+def test_shares_of_what_is_under_way_count_from_its_beginning() -> None:
+    file, clock = Tty(), Clock()
+    with Progress(file, "Reading", clock) as shown:
+        clock.now_s = 2
+        shown.on_share("Reading", 0.25)
+        assert file.last_line().endswith(" 25% · 6 s left")
+
+
+def test_nothing_is_seen_of_what_is_over_before_it_matters() -> None:
+    file, clock = Tty(), Clock()
+    with Progress(file, "Reading", clock, after_s=1.0) as shown:
+        clock.now_s = 0.9
+        shown.on_share("Reading", 0.5)
+        assert file.getvalue() == ""
+        clock.now_s = 1.1
+        shown.on_share("Reading", 0.6)
+        assert file.last_line().startswith("Reading ━━━")
+    assert file.last_line() == ""
+
+
 def test_a_stage_of_unknown_length_tells_the_time_that_went_by() -> None:
     file, clock = Tty(), Clock()
     with Progress(file, clock=clock) as shown:

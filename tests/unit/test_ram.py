@@ -221,6 +221,13 @@ def test_the_bytes_told_while_loading_are_those_that_were_announced(folder: Path
         assert sum(told) == announced["Loading weights"] == engine.plan.ram_bytes["host weights"] > 0
 
 
+def test_a_load_that_quantises_says_so(folder: Path) -> None:
+    announced, told = dict[str, int](), list[int]()
+    settings = RunSettings(model=folder, cuda="0", host_dtype="int8")
+    with closing(open_engine(settings, lambda label, nbytes: announced.update({label: nbytes}), told.append)):
+        assert sum(told) == announced["Loading weights (quantising to int8)"] > 0
+
+
 def test_a_load_that_fails_ends_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise UsageError("no islands today")
