@@ -40,7 +40,7 @@ def pruned(graph: Graph, outputs: tuple[str, ...]) -> Graph:
 
 def _once(graph: Graph, decide: Decide) -> Graph:
     """The graph with the outermost decided branches taken; the same object where there are none."""
-    used = {*graph.initializers, *graph.producers, *(info.name for info in graph.inputs)}
+    used = dict.fromkeys((*graph.initializers, *graph.producers, *(info.name for info in graph.inputs)), 1)
     nodes: list[Node] = []
     initializers = dict(graph.initializers)
     found = False
@@ -57,16 +57,19 @@ def _once(graph: Graph, decide: Decide) -> Graph:
     return replace(graph, nodes=tuple(nodes), initializers=initializers) if found else graph
 
 
-def _without_clashes(body: Graph, used: set[str]) -> Graph:
-    """The body with names of its own that the graph around it does not use; they are added to `used`."""
+def _without_clashes(body: Graph, used: dict[str, int]) -> Graph:
+    """The body with names of its own that the graph around it does not use.
+
+    `used` has those, and how often each was wanted; the body's are added.
+    """
     names = {}
     for name in (*body.initializers, *body.producers):
-        fresh, number = name, 1
+        fresh = name
         while fresh in used:
-            number += 1
-            fresh = f"{name}#{number}"
+            used[name] += 1
+            fresh = f"{name}#{used[name]}"
         names[name] = fresh
-        used.add(fresh)
+        used[fresh] = 1
     return renamed_graph(body, names)
 
 

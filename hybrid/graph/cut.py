@@ -43,7 +43,8 @@ def cut(graph: Graph, outside: Sequence[Linear], outside_attentions: Sequence[At
             attentions.setdefault(level, []).append(attended[node.outputs[0]])
         else:
             parts.setdefault(level, []).append(node)
-    islands = {level: _with_constant_nodes(graph, nodes, constant) for level, nodes in parts.items()}
+    computing = _computing(graph)
+    islands = {level: _with_constant_nodes(nodes, computing) for level, nodes in parts.items()}
     shared = _shared_constants(graph, islands)
     produced_at = {output: level for node, level in levels for output in node.outputs if output}
     read_outside = {linear.input for group in linears.values() for linear in group}
@@ -188,15 +189,29 @@ def _levels(graph: Graph, nodes: Iterable[Node]) -> list[tuple[Node, int]]:
     return levels
 
 
-def _with_constant_nodes(graph: Graph, nodes: Sequence[Node], constant: Collection[str]) -> list[Node]:
-    """`nodes` with the nodes before them that compute their constants."""
-    wanted = {name for node in nodes for name in node.reads if name in constant}
-    own: list[Node] = []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs) and not graph.initializers.keys() >= set(node.outputs):
-            own.append(node)
-            wanted.update(node.reads)
-    return own[::-1] + list(nodes)
+def _with_constant_nodes(nodes: Sequence[Node], computing: Mapping[str, tuple[int, Node]]) -> list[Node]:
+    """`nodes` with the nodes before them that compute their constants: `computing` has those, with their places."""
+    own: dict[int, Node] = {}
+    pending = [name for node in nodes for name in node.reads]
+    while pending:
+        found = computing.get(pending.pop())
+        if found is not None and found[0] not in own:
+            number, node = found
+            own[number] = node
+            pending.extend(node.reads)
+    return [own[number] for number in sorted(own)] + list(nodes)
+
+
+def _computing(graph: Graph) -> dict[str, tuple[int, Node]]:
+    """The nodes that compute constants and their places among all, by what they write."""
+    constant, initializers = graph.constants, graph.initializers.keys()
+    return {
+        output: (number, node)
+        for number, node in enumerate(graph.nodes)
+        if constant.issuperset(node.outputs) and not initializers >= set(node.outputs)
+        for output in node.outputs
+        if output
+    }
 
 
 def _shared_constants(graph: Graph, islands: Mapping[int, Sequence[Node]]) -> dict[str, Initializer]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -56,27 +56,31 @@ class _StoredWeight:
     scale_bytes: int = 0  # of the scales and zero points of a DequantizeLinear
 
 
+_Weights = Mapping[str, _StoredWeight]
+
+
 def find_linears(graph: Graph) -> tuple[Linear, ...]:
     """Every static matmul, in running order. Those that must stay on the CPU say why in `host_only_reason`."""
-    found = [linear for node in graph.nodes if (linear := _as_linear(graph, node)) is not None]
+    weights = _stored_weights(graph)
+    found = [linear for node in graph.nodes if (linear := _as_linear(graph, node, weights)) is not None]
     return _with_kinds(found)
 
 
-def _as_linear(graph: Graph, node: Node) -> Linear | None:
+def _as_linear(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
     match node.domain, node.op_type:
         case ("", "MatMul") | ("com.microsoft", "FusedMatMul"):
-            return _matmul(graph, node)
+            return _matmul(graph, node, weights)
         case "", "Gemm":
-            return _gemm(graph, node)
+            return _gemm(graph, node, weights)
         case "com.microsoft", "MatMulNBits":
             return _matmul_nbits(graph, node)
         case "", "MatMulInteger":
-            return _matmul_integer(graph, node)
+            return _matmul_integer(graph, node, weights)
     return None
 
 
-def _matmul(graph: Graph, node: Node) -> Linear | None:
-    stored = _stored_weight(graph, node.inputs[1])
+def _matmul(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+    stored = weights.get(node.inputs[1])
     if stored is None or node.inputs[0] in graph.constants:
         return None
     plain = node.attributes.get("transA", 0) == 0 and node.attributes.get("alpha", 1.0) == 1.0
@@ -86,8 +90,8 @@ def _matmul(graph: Graph, node: Node) -> Linear | None:
     return _linear(graph, node, stored, bool(node.attributes.get("transB", 0)))
 
 
-def _gemm(graph: Graph, node: Node) -> Linear | None:
-    stored = _stored_weight(graph, node.inputs[1])
+def _gemm(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+    stored = weights.get(node.inputs[1])
     if stored is None or node.inputs[0] in graph.constants:
         return None
     factors = (
@@ -146,8 +150,8 @@ def _stored_blocks(graph: Graph, node: Node, bits: int) -> BlockFormat | None:
     return BlockFormat(bits, block, _FLOAT_FORMATS[graph.initializers[scales].element_type], bool(zero_points))
 
 
-def _matmul_integer(graph: Graph, node: Node) -> Linear | None:
-    stored = _stored_weight(graph, node.inputs[1])
+def _matmul_integer(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+    stored = weights.get(node.inputs[1])
     if stored is None:
         return None
     return _linear(graph, node, stored, False, host_only="MatMulInteger (dynamically quantised) runs on the CPU only")
@@ -176,31 +180,29 @@ def _linear(graph: Graph, node: Node, stored: _StoredWeight, transposed: bool, h
     return Linear(spec, node, node.inputs[0], node.outputs[0], initializer.name)
 
 
-def _stored_weight(graph: Graph, name: str) -> _StoredWeight | None:
-    """The matrix behind `name`, through Transpose, Cast, Identity and DequantizeLinear; None when it is no constant."""
-    transposed = False
-    scale_bytes = 0
-    while name not in graph.initializers:
-        producer = graph.producers.get(name)
-        if producer is None:
-            return None
-        match producer.op_type:
+def _stored_weights(graph: Graph) -> dict[str, _StoredWeight]:
+    """The constant matrices by their names, and by those of their Transpose, Cast, Identity and DequantizeLinear."""
+    found = {}
+    for name, initializer in graph.initializers.items():
+        known = initializer.element_type in _FLOAT_FORMATS or initializer.element_type in _QUANTISED_BITS
+        if len(initializer.shape) == 2 and known and 0 not in initializer.shape:
+            found[name] = _StoredWeight(initializer, transposed=False)
+    for node in graph.nodes:
+        stored = found.get(node.inputs[0]) if node.inputs else None
+        if stored is None:
+            continue
+        match node.op_type:
             case "Identity":
-                pass
-            case "Cast" if graph.types.get(name) is ElementType.FLOAT:
-                pass  # a half weight that is multiplied in fp32 is multiplied exactly by our kernels too
-            case "Transpose" if producer.attributes.get("perm", [1, 0]) == [1, 0]:
-                transposed = not transposed
+                found[node.outputs[0]] = stored
+            case "Cast" if graph.types.get(node.outputs[0]) is ElementType.FLOAT:
+                # A half weight that is multiplied in fp32 is multiplied exactly by our kernels too.
+                found[node.outputs[0]] = stored
+            case "Transpose" if node.attributes.get("perm", [1, 0]) == [1, 0]:
+                found[node.outputs[0]] = replace(stored, transposed=not stored.transposed)
             case "DequantizeLinear":
-                scale_bytes = sum(graph.initializers[n].nbytes for n in producer.inputs[1:] if n in graph.initializers)
-            case _:
-                return None
-        name = producer.inputs[0]
-    initializer = graph.initializers[name]
-    known = initializer.element_type in _FLOAT_FORMATS or initializer.element_type in _QUANTISED_BITS
-    if len(initializer.shape) != 2 or not known or 0 in initializer.shape:
-        return None
-    return _StoredWeight(initializer, transposed, scale_bytes)
+                scales = sum(graph.initializers[name].nbytes for name in node.inputs[1:] if name in graph.initializers)
+                found[node.outputs[0]] = replace(stored, scale_bytes=stored.scale_bytes or scales)
+    return found
 
 
 def _with_kinds(found: Sequence[Linear]) -> tuple[Linear, ...]:
