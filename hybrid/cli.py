@@ -126,6 +126,7 @@ def run(
     with Progress(sys.stderr) as progress:
         from hybrid import report
         from hybrid.completion import Request, complete
+        from hybrid.disk_text import without_disk
         from hybrid.recording import start_recording, write_stats
         from hybrid.text.generation_defaults import merge_sampling
         from hybrid.text.text_model import open_text_model
@@ -143,12 +144,13 @@ def run(
         )
         for note in (*text_model.tokenizer.notes, *text_model.defaults.notes):
             say(f"note: {note}")
-        say(report.opening_line(text_model.engine, cuda))
-        for note in (*idle, *(() if verbose else text_model.engine.plan.warnings)):
+        say(report.opening_lines(text_model.engine, cuda))
+        planned = text_model.engine.plan
+        for note in (*idle, *(() if verbose else without_disk(planned, planned.warnings))):
             say(f"note: {note}")
         text_model.engine.on_warning = note_between
         if verbose:
-            say(report.plan_text(text_model.engine.plan, cuda, width(sys.stderr)))
+            say(report.plan_text(planned, cuda, width(sys.stderr)))
         taken: list[dict[str, Any]] = []
         on_stats = taken.append if stats_path else _tell_stats if stats else None
         finished = complete(text_model, request, recording, on_stats, stats != JSON, verbose)
@@ -250,6 +252,7 @@ def chat(
         from hybrid import report
         from hybrid.chat.opening import find_template, open_conversation
         from hybrid.chat.terminal import chat as talk
+        from hybrid.disk_text import without_disk
         from hybrid.text.generation_defaults import merge_sampling
         from hybrid.text.text_model import open_text_model
 
@@ -262,9 +265,14 @@ def chat(
         conversation = open_conversation(
             engine, tokenizer, folder, template, sampling, max_tokens, tuple(stop or ()), system
         )
-        say(report.opening_line(engine, cuda))
+        say(report.opening_lines(engine, cuda))
         idle = without_effect(locals(), sampling.temperature)
-        for note in (*tokenizer.notes, *text_model.defaults.notes, *idle, *engine.plan.warnings):
+        for note in (
+            *tokenizer.notes,
+            *text_model.defaults.notes,
+            *idle,
+            *without_disk(engine.plan, engine.plan.warnings),
+        ):
             say(f"note: {note}")
         engine.on_warning = note_between
         say(line)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hybrid.disk_text import disk_text, without_disk
 from hybrid.gpu_text import gpu_json, vram_text
 from offload.op_times import OpTime, OpTimes
 from offload.plan import HostTier, Plan
@@ -57,8 +58,8 @@ def budget_text(plan: Plan, asked: str | None, why: str) -> str:
     return f"VRAM {format_bytes(plan.total_vram_bytes)} of {format_bytes(plan.budget_bytes)} ({chosen}; {why})"
 
 
-def opening_line(engine: "Engine", asked: str | None) -> str:
-    """What is about to run: model, budget, context and the speed that is expected."""
+def opening_lines(engine: "Engine", asked: str | None) -> str:
+    """What is about to run: model, budget, context and the speed that is expected; before it, what slows it most."""
     plan = engine.plan
     weights = sum(placement.linear.weight_bytes for placement in plan.placements)
     parts = [
@@ -68,7 +69,7 @@ def opening_line(engine: "Engine", asked: str | None) -> str:
         f"context {engine.context_tokens}",
         f"predicted {rate(plan.predicted.decode_tokens_per_s)}",
     ]
-    return " · ".join(parts)
+    return "\n".join(line for line in (disk_text(plan), " · ".join(parts)) if line)
 
 
 def model_text(engine: "Engine") -> str:
@@ -195,7 +196,9 @@ def cell_text(columns: Columns) -> str:
 
 def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = False) -> str:
     """The plan for people: placement by layer or Linear, memory by name, the predicted step, notes."""
+    disk = disk_text(plan)
     lines = [
+        *([disk] if disk else []),
         f"{plan.model} · {budget_text(plan, asked, plan.machine['name'])}",
         _linear_table(plan, width) if each_linear else _layer_table(layer_rows(plan), width),
         _memory_table(plan, width),
@@ -204,7 +207,7 @@ def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = Fal
             f"{advice.change} would give {rate(advice.decode_tokens_per_s)}, {advice.speedup:.2f} times as many"
             for advice in plan.advice
         ),
-        *(f"note: {note}" for note in plan.notes),
+        *(f"note: {note}" for note in without_disk(plan, plan.notes)),
     ]
     return printable("\n".join(lines)) + "\n"
 

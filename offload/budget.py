@@ -29,10 +29,14 @@ AUTO = Budget()
 
 @dataclass(frozen=True)
 class ResolvedBudget:
-    """A budget in bytes, with one line for people when it is not what was asked for."""
+    """A budget in bytes, with one line for people when it is not what was asked for.
+
+    `most_bytes` is what "auto" would come to: more should not be asked for.
+    """
 
     nbytes: int
     note: str = ""
+    most_bytes: int = 0
 
 
 def parse_budget(text: str, flag: str = "--cuda") -> Budget:
@@ -59,17 +63,19 @@ def parse_budget(text: str, flag: str = "--cuda") -> Budget:
 
 def resolve_budget(budget: Budget, free_bytes: int, total_bytes: int) -> ResolvedBudget:
     """The budget in bytes on a device with this much memory free and in all; more than is free is clamped."""
-    margin = max(_AUTO_MARGIN_BYTES, int(total_bytes * _AUTO_MARGIN_SHARE))
+    margin_bytes = max(_AUTO_MARGIN_BYTES, int(total_bytes * _AUTO_MARGIN_SHARE))
+    most_bytes = max(0, free_bytes - margin_bytes)
     if budget.nbytes is not None:
         asked = budget.nbytes
     elif budget.share is not None:
         asked = int(budget.share * total_bytes)
     else:
-        return ResolvedBudget(max(0, free_bytes - margin))
+        return ResolvedBudget(most_bytes, most_bytes=most_bytes)
     if asked <= free_bytes:
-        return ResolvedBudget(asked)
+        return ResolvedBudget(asked, most_bytes=most_bytes)
     return ResolvedBudget(
         free_bytes,
         f"asked for {format_bytes(asked)} of VRAM, {format_bytes(free_bytes)} of {format_bytes(total_bytes)} are free: "
         f"the budget is {format_bytes(free_bytes)}",
+        most_bytes,
     )

@@ -53,6 +53,8 @@ class PlanRequest:
     step: StepShape
     ram_budget_bytes: int | None = None  # all that `Plan.ram_bytes` may add up to
     ram_is_asked: bool = False
+    most_vram_bytes: int = 0  # what the budgets of VRAM and RAM could be raised to; 0: not known, or no more than now
+    most_ram_bytes: int = 0
     depth: int = DEFAULT_DEPTH  # tokens in the cache of the step that is made fast
     depths: tuple[int, ...] = DEPTHS  # of the steps that the plan tells
     host_format: WeightFormat | None = None  # what float columns that are not resident are quantised to on load
@@ -72,9 +74,7 @@ class PlanRequest:
 
     def kept_format(self, linear: LinearSpec) -> WeightFormat:
         """What its streamed and host columns are kept as."""
-        if self.host_format is None or linear.host_only_reason or not linear.format.is_float:
-            return linear.format
-        return self.host_format
+        return linear.format if self.host_format is None or not linear.is_quantisable else self.host_format
 
 
 def place(request: PlanRequest, shares: SharesOf, ring: StreamRing | None = None, prefill_tokens: int = 0) -> Plan:
@@ -228,8 +228,7 @@ def _reason(request: PlanRequest, columns: int, resident: int, on_device: int) -
 
 def _warnings(request: PlanRequest, on_device: bool) -> list[str]:
     notes = []
-    movable = any(request.movable(linear) for linear in request.linears)
-    if request.budget_bytes and not on_device and not movable:
+    if request.budget_bytes and not on_device and not any(request.movable(linear) for linear in request.linears):
         notes.append("no Linear of this model can leave the CPU; the GPU is not used")
     elif request.budget_bytes and not on_device:
         fixed = sum(request.fixed_vram_bytes.values())
@@ -243,5 +242,7 @@ def _warnings(request: PlanRequest, on_device: bool) -> list[str]:
         names = [linear.name for linear in request.linears if linear.host_only_reason == reason]
         some = names[0] if len(names) == 1 else f"{names[0]}, ..."
         notes.append(f"{counted(len(names), 'Linear stays', 'Linears stay')} on the CPU ({some}): {reason}")
-    notes += [f"{name} Linears stay on the CPU: {reason}" for name, reason in request.unsupported.items()]
+    movable = [linear for linear in request.linears if not linear.host_only_reason]
+    formats = {linear.format for linear in movable} | {request.kept_format(linear) for linear in movable}
+    notes += [f"{name} Linears stay on the CPU: {why}" for name, why in request.unsupported.items() if name in formats]
     return notes

@@ -108,11 +108,12 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a change of settings would buy."""
+    """What a change of settings would buy, and whether no weight would be read from files at every step then."""
 
     change: str
     decode_tokens_per_s: float
     speedup: float
+    fits_ram: bool
 
 
 @dataclass(frozen=True)

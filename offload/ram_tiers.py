@@ -82,7 +82,10 @@ def file_warnings(placements: Sequence[LinearPlacement]) -> tuple[str, ...]:
     nbytes = file_bytes(placements)
     if nbytes == 0:
         return ()
-    return (f"{format_bytes(nbytes)} of weights are beyond the RAM cap and are read from the disk at every step",)
+    total = format_bytes(sum(placement.linear.weight_bytes for placement in placements))
+    return (
+        f"{format_bytes(nbytes)} of {total} of weights are beyond the RAM cap and are read from the disk at every step",
+    )
 
 
 def check_ram(ram_bytes: Mapping[str, int], budget_bytes: int | None) -> None:

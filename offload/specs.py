@@ -141,6 +141,11 @@ class LinearSpec:
     activations: Activations = Activations.INT8
 
     @property
+    def is_quantisable(self) -> bool:
+        """Whether columns on the host can be quantised on load."""
+        return self.format.is_float and not self.host_only_reason
+
+    @property
     def column_bytes(self) -> float:
         """Bytes of one output column."""
         return self.weight_bytes / self.out_features

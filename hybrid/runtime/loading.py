@@ -25,6 +25,7 @@ from hybrid.runtime.ram import read_ram, resolve_ram
 from hybrid.runtime.step_inputs import StepInputs
 from hybrid.runtime.target import budget_asked, choose_target
 from hybrid.runtime.threads import resolve_threads, threads_warning
+from offload.advice import with_ram_advice
 from offload.column_reads import HostWeight
 from offload.devices.base import Device, HostArray
 from offload.devices.vram_meter import VramMeter
@@ -76,11 +77,13 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
     target = choose_target(settings, opener.look)
     device = opener.open(target)
     try:
-        unsupported = _unsupported(opened, device)
         warnings = (*target.warnings, *threads_warning(settings.threads), *_kernels_not_kept())
         target = replace(target, notes=(*target.notes, *_without_kernels(device)), warnings=warnings)
         ram = resolve_ram(settings.ram, read_ram(read_limits()))
-        plans = ShrinkingPlan(plan_request(opened, target, unsupported, ram), plan_within)
+        progress.on_stage("Planning", 0)
+        request = plan_request(opened, target, _unsupported(device), ram)
+        plans = ShrinkingPlan(request, plan_within)
+        plans.plan = with_ram_advice(request, plans.plan)
         if device is not None and not any(placement.on_device for placement in plans.plan.placements):
             device.close()
             device = None
@@ -245,14 +248,11 @@ def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
     return Progress(on_stage, on_bytes)
 
 
-def _unsupported(opened: OpenedModel, device: Device | None) -> dict[str, str]:
-    """The formats of weights, in the model and made on load, that the device cannot multiply, with its reason."""
+def _unsupported(device: Device | None) -> dict[str, str]:
+    """The formats of weights that the device cannot multiply, with its reason."""
     if device is None:
         return {}
-    formats = {linear.spec.format for linear in opened.linears if not linear.spec.host_only_reason}
-    if opened.host_format is not None:
-        formats.add(opened.host_format)
-    return {str(name): reason for name in sorted(formats) if (reason := device.supports(name))}
+    return {str(name): reason for name in WeightFormat if (reason := device.supports(name))}
 
 
 def _kernels_not_kept() -> tuple[str, ...]:

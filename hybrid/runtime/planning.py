@@ -94,7 +94,7 @@ def make_plan(settings: RunSettings) -> Plan:
     ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
     request = plan_request(opened, target, {}, resolve_ram(settings.ram, ram))
     plan = plan_within(request)
-    return with_advice(replace(request, ram_budget_bytes=plan.ram_budget_bytes), plan)
+    return with_advice(request, plan)
 
 
 def _threads_warning(settings: RunSettings, profile: DeviceProfile) -> tuple[str, ...]:
@@ -174,6 +174,8 @@ def plan_request(
         ),
         ram_budget_bytes=ram.nbytes if ram else None,
         ram_is_asked=ram is not None and ram.asked,
+        most_vram_bytes=target.budget.most_bytes,
+        most_ram_bytes=ram.most_bytes if ram else 0,
         host_format=opened.host_format,
         depth=depths[1],
         depths=depths,

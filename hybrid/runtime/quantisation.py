@@ -35,7 +35,7 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
     """What the plan has to say of weights that are quantised on load."""
     if host_format is None:
         return []
-    chosen = [linear for linear in linears if linear.format.is_float and not linear.host_only_reason]
+    chosen = [linear for linear in linears if linear.is_quantisable]
     if not chosen:
         return []
     last = f"{chosen[-1].kind} among them" if len(chosen) > 1 else chosen[-1].kind
@@ -49,8 +49,7 @@ def without_effect(
     linears: Sequence[LinearSpec], host_format: WeightFormat | None, activations: Activations | None
 ) -> list[str]:
     """What was asked for of quantised weights, where this model has none that it could be done with."""
-    floats = any(linear.format.is_float and not linear.host_only_reason for linear in linears)
-    if host_format is not None and not floats:
+    if host_format is not None and not any(linear.is_quantisable for linear in linears):
         return [f"--host-dtype {host_format}: no effect, no Linear of this model has float weights to quantise"]
     if activations is not None and host_format is None and all(linear.format.is_float for linear in linears):
         return [f"--activations {activations}: no effect, no Linear of this model has int8 or int4 weights"]

@@ -26,6 +26,7 @@ class RamBudget:
     nbytes: int
     asked: bool
     note: str = ""  # one line for people when it is not what was asked for
+    most_bytes: int = 0  # what it is when nothing is asked for: more should not be; 0: not known
 
 
 def resolve_ram(asked: str | None, ram: Ram | None) -> RamBudget | None:
@@ -38,16 +39,18 @@ def resolve_ram(asked: str | None, ram: Ram | None) -> RamBudget | None:
         if budget.share is not None:
             raise UsageError(f"--ram {asked}: how much RAM there is cannot be read here; give a size")
         return None if budget.nbytes is None else RamBudget(budget.nbytes, asked=True)
+    most_bytes = int(_MOST_SHARE * ram.available_bytes)
     if budget.nbytes is None and budget.share is None:
-        return RamBudget(int(_MOST_SHARE * ram.available_bytes), asked=False)
+        return RamBudget(most_bytes, asked=False, most_bytes=most_bytes)
     nbytes = budget.nbytes if budget.nbytes is not None else int((budget.share or 0) * ram.total_bytes)
     if nbytes <= ram.available_bytes:
-        return RamBudget(nbytes, asked=True)
+        return RamBudget(nbytes, asked=True, most_bytes=most_bytes)
     return RamBudget(
         ram.available_bytes,
         asked=True,
         note=f"asked for {format_bytes(nbytes)} of RAM, {format_bytes(ram.available_bytes)} of "
         f"{format_bytes(ram.total_bytes)} are available: the cap is {format_bytes(ram.available_bytes)}",
+        most_bytes=most_bytes,
     )
 
 

@@ -16,7 +16,9 @@ from bench.models import DTYPES, Weights, write_folder
 from bench.shapes import Shape
 from hybrid import cli
 from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.disk_text import disk_text, without_disk
 from hybrid.errors import OffloadError, UsageError
+from hybrid.report import opening_lines
 from hybrid.runtime import loading, planning
 from hybrid.runtime.loading import linears_outside, open_engine
 from hybrid.runtime.memory import MemoryWatch
@@ -43,13 +45,13 @@ SHAPE = Shape(4, 2048, 5632, 32, 4, 64, 512, max_positions=512)
     ("asked", "nbytes"), [("4", 4 * GIB), ("800MiB", 800 * MIB), ("25%", 4 * GIB), ("auto", 8 * GIB), (None, 8 * GIB)]
 )
 def test_a_cap_is_what_was_asked_for_or_most_of_what_is_available(asked: str | None, nbytes: int) -> None:
-    assert resolve_ram(asked, RAM) == RamBudget(nbytes, asked=asked not in ("auto", None))
+    assert resolve_ram(asked, RAM) == RamBudget(nbytes, asked=asked not in ("auto", None), most_bytes=8 * GIB)
 
 
 def test_more_than_is_available_is_clamped_and_said() -> None:
     budget = resolve_ram("12", RAM)
     assert budget is not None
-    assert (budget.nbytes, budget.asked) == (10 * GIB, True)
+    assert (budget.nbytes, budget.asked, budget.most_bytes) == (10 * GIB, True, 8 * GIB)
     assert budget.note == "asked for 12.00 GiB of RAM, 10.00 GiB of 16.00 GiB are available: the cap is 10.00 GiB"
 
 
@@ -197,13 +199,26 @@ def test_the_command_keeps_to_the_cap_and_says_so(capsys: pytest.CaptureFixture[
     assert "--ram of 50.00 MiB is too small" in capsys.readouterr().err
 
 
+def test_a_run_begins_with_what_would_keep_all_in_ram(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80% of 550 MiB hold no 336 MiB of weights beside the process, nor half of them, but a quarter."""
+    monkeypatch.setattr(loading, "read_ram", lambda limits: Ram(GIB, 550 * MIB))
+    with closing(open_engine(RunSettings(model=folder, cuda="0"))) as engine:
+        assert [advice.change for advice in engine.plan.advice] == ["--host-dtype int4"]
+        first, second = opening_lines(engine, "0").splitlines()
+        assert first == disk_text(engine.plan)
+        assert "--host-dtype int4" in first
+        assert second.startswith(engine.decoder.name)
+        assert len(without_disk(engine.plan, engine.plan.warnings)) == len(engine.plan.warnings) - 1
+
+
 def test_the_plan_shows_the_cap_and_what_is_on_disk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--model", str(folder), "--cuda", "0", "--ram", "440MiB", "--verbose"]) == 0
     text = capsys.readouterr().out
     assert "host (on disk)" in text
     budget = next(line for line in text.splitlines() if line.startswith("budget"))
     assert budget.split()[1:] == ["440", "MiB"]
-    assert "read from the disk at every step" in text
+    assert "read from the disk at every step: --ram " in text.splitlines()[0]
+    assert text.count("read from the disk at every step") == 1
 
 
 def test_tables_in_files_are_let_go_after_every_step_under_a_cap() -> None:
