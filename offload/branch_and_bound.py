@@ -16,6 +16,19 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 _WHOLE = 1e-6  # how far from a whole number a variable may be
+_MOST_SOLVED = 800  # linear programmes times binary variables: about half a second, and all choices of six variables
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The variables `x` of the best solution found, and a value below which none is.
+
+    That is the solution's own, about, unless the work came to its bound and the search was not `finished`.
+    """
+
+    x: Vector
+    bound: float
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -28,15 +41,23 @@ class MixedProgramme:
     most: Vector  # (R,), inf where a row has no bound
     binary: npt.NDArray[np.intp]
 
-    def minimise(self, objective: Vector, gap: float) -> Vector | None:
-        """The variables at the minimum of `objective`, or within `gap` of it, relative; None where there are none."""
+    def minimise(self, objective: Vector, gap: float) -> Minimum | None:
+        """The minimum of `objective`, or within `gap` of it, relative; None where none is found.
+
+        The search ends early after a number of linear programmes that depends on the binary variables alone.
+        """
         best, best_value = None, np.inf
+        left = _MOST_SOLVED // max(1, len(self.binary))
         numbers, tried = count(), set()
         open_nodes = [(-np.inf, next(numbers), self.lower, self.upper)]
         while open_nodes:
             bound, _, lower, upper = heapq.heappop(open_nodes)
             if _is_no_better(bound, best_value, gap):
                 break
+            if left <= 0:
+                best = self._rounded_down(objective, lower, upper) if best is None else best
+                return None if best is None else Minimum(best, bound, finished=False)
+            left -= 1
             x = self._relaxed(objective, lower, upper)
             if x is None or _is_no_better(value := float(objective @ x), best_value, gap):
                 continue
@@ -47,12 +68,13 @@ class MixedProgramme:
             rounded = np.clip(np.ceil(x[self.binary] - _WHOLE), lower[self.binary], upper[self.binary])
             if rounded.tobytes() not in tried:
                 tried.add(rounded.tobytes())
+                left -= 1
                 fixed = self._relaxed(objective, *_with(lower, upper, self.binary, rounded))
                 if fixed is not None and objective @ fixed < best_value:
                     best, best_value = fixed, float(objective @ fixed)
             for nodes in self._branches(x, lower, upper):
                 heapq.heappush(open_nodes, (value, next(numbers), *nodes))
-        return best
+        return None if best is None else Minimum(best, best_value, finished=True)
 
     def _relaxed(self, objective: Vector, lower: Vector, upper: Vector) -> Vector | None:
         """The minimum with binary variables anywhere in their bounds."""
@@ -61,6 +83,14 @@ class MixedProgramme:
         bounds, constraints = Bounds(lower, upper), LinearConstraint(self.rows, ub=self.most)
         result = milp(objective, bounds=bounds, constraints=constraints)
         return None if result.x is None else np.asarray(result.x)
+
+    def _rounded_down(self, objective: Vector, lower: Vector, upper: Vector) -> Vector | None:
+        """A solution, where there is one that uses less of what all share than the relaxed one."""
+        x = self._relaxed(objective, lower, upper)
+        if x is None:
+            return None
+        rounded = np.maximum(np.floor(x[self.binary] + _WHOLE), lower[self.binary])
+        return self._relaxed(objective, *_with(lower, upper, self.binary, rounded))
 
     def _is_whole(self, x: Vector) -> bool:
         return bool(np.all(np.abs(x[self.binary] - np.round(x[self.binary])) < _WHOLE))

@@ -21,11 +21,11 @@ them, so that the replay hardly stalls, and equal questions have equal answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offload.branch_and_bound import MixedProgramme
+from offload.branch_and_bound import Minimum, MixedProgramme
 
 _SLACK = 1e-3  # of the best time, which the second solve gives up for a ring that seldom has to be full
 _GAP = 1e-4  # relative, between the best solution found and the bound
@@ -68,10 +68,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Solution:
-    """Fractions for each kind of group, and a time below which no placement within the limits comes."""
+    """Fractions for each kind of group, their step, and a time below which no placement within the limits comes.
+
+    The two times differ where the search ended before it was `finished`.
+    """
 
     shares: tuple[tuple[float, float], ...]  # resident, streamed
+    step_s: float
     bound_s: float
+    finished: bool
 
 
 class Programme:
@@ -97,19 +102,22 @@ class Programme:
 
     def fastest(self) -> Solution | None:
         """The fractions of the shortest step; None when nothing is within the limits."""
-        x = self._minimise(self._row({self._size - 2: 1.0}))
-        return None if x is None else Solution(self._shares(x), float(x[-2]))
+        found = self._minimise(self._row({self._size - 2: 1.0}))
+        if found is None:
+            return None
+        step_s = float(found.x[-2])
+        return Solution(self._shares(found.x), step_s, step_s if found.finished else found.bound, found.finished)
 
     def smoothest(self, fastest: Solution) -> Solution:
         """Fractions about as good that ask least of the ring; the same where the solver finds none."""
-        x = self._minimise(self._hurry, most_s=fastest.bound_s * (1 + _SLACK) + 1e-9)
-        return fastest if x is None else Solution(self._shares(x), fastest.bound_s)
+        found = self._minimise(self._hurry, most_s=fastest.step_s * (1 + _SLACK) + 1e-9)
+        return fastest if found is None else replace(fastest, shares=self._shares(found.x))
 
     def _shares(self, x: "np.ndarray") -> tuple[tuple[float, float], ...]:  # type: ignore[type-arg]
         resident, streamed = np.clip(x[: self._count], 0, 1), np.clip(x[self._count : 2 * self._count], 0, 1)
         return tuple((round(float(r), 9), round(float(s), 9)) for r, s in zip(resident, streamed, strict=True))
 
-    def _minimise(self, objective: "np.ndarray", most_s: float | None = None) -> "np.ndarray | None":  # type: ignore[type-arg]
+    def _minimise(self, objective: "np.ndarray", most_s: float | None = None) -> Minimum | None:  # type: ignore[type-arg]
         """The variables at the minimum of `objective`, with S at most `most_s`; None when there is none."""
         upper = self._upper.copy()
         if most_s is not None:

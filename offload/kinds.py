@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from offload.cost_model import Workload, host_s, resident_format, step_cost, streamed_format
 from offload.devices.multiply_time import launches, multiply_s
@@ -12,6 +13,8 @@ from offload.plan import LinearPlacement, StreamRing, by_group
 from offload.specs import BlockFormat, ColumnRange, LinearSpec, WeightFormat
 
 _Key = tuple[object, ...]
+_Groups = dict[_Key, list[list[LinearPlacement]]]
+MOST_KINDS = 16  # models have five or so; more are put together
 
 
 class Kinds:
@@ -20,21 +23,23 @@ class Kinds:
     def __init__(self, request: PlanRequest, work: Workload | None = None) -> None:
         self._request = request
         self._work = work or Workload(request.depth)
-        self._groups: dict[_Key, list[list[LinearPlacement]]] = {}
-        self._key_of: dict[str, _Key] = {}
         # All as if in RAM: the programme itself decides how much of them is not.
         on_host = place_linears(replace(request, ram_budget_bytes=None), lambda _: Shares())
         cost = step_cost(on_host, NO_RING, request.step, request.profile, self._work)
-        before_s: dict[_Key, float] = {}
+        alike: _Groups = {}
+        before_s: dict[str, float] = {}
         for members, level in zip(by_group(on_host), cost.levels, strict=True):
             key: _Key = tuple(
                 (q.kind, q.in_features, q.out_features, q.format, q.layout, q.blocks)
                 for q in (p.linear for p in members)
             )
-            self._groups.setdefault(key, []).append(members)
-            self._key_of[members[0].linear.group] = key
-            before_s[key] = before_s.get(key, 0.0) + level.islands_s + level.attention_s
-        self._before_s = {key: total / len(self._groups[key]) for key, total in before_s.items()}
+            alike.setdefault(key, []).append(members)
+            before_s[members[0].linear.group] = level.islands_s + level.attention_s
+        self.count = len(alike)
+        self._groups = alike if len(alike) <= MOST_KINDS else _by_size(request, alike)
+        names = {key: [members[0].linear.group for members in groups] for key, groups in self._groups.items()}
+        self._key_of = {group: key for key, groups in names.items() for group in groups}
+        self._before_s = {key: sum(before_s[group] for group in groups) / len(groups) for key, groups in names.items()}
 
     @property
     def movable(self) -> list[list[LinearSpec]]:
@@ -133,6 +138,27 @@ class Kinds:
             least_streamed=wanted.streamed if wanted else 0.0,
             fixed_resident=wanted.resident if wanted else None,
         )
+
+
+def _by_size(request: PlanRequest, alike: _Groups) -> _Groups:
+    """Few kinds of about equal bytes, each of groups of about one size; the middle one, which is first, stands for all.
+
+    Groups without columns that may be on the device are one kind.
+    """
+
+    def nbytes(members: Sequence[LinearPlacement]) -> int:
+        return sum(p.linear.weight_bytes for p in members if request.movable(p.linear))
+
+    found: _Groups = {}
+    groups = sorted(((nbytes(members), members) for kind in alike.values() for members in kind), key=itemgetter(0))
+    total, passed = max(1, sum(size for size, _ in groups)), 0
+    for size, members in groups:
+        number = (2 * passed + size) * (MOST_KINDS - 1) // (2 * total) if size else None
+        found.setdefault((number,), []).append(members)
+        passed += size
+    return {
+        key: [kind[len(kind) // 2], *kind[: len(kind) // 2], *kind[len(kind) // 2 + 1 :]] for key, kind in found.items()
+    }
 
 
 def _resident(placements: Sequence[LinearPlacement], most: int | None = None) -> list[LinearPlacement]:

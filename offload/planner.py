@@ -6,7 +6,7 @@ from math import inf
 
 from offload.fitting import grow, largest_part, shrink
 from offload.integer_program import Programme, Solution
-from offload.kinds import Kinds
+from offload.kinds import MOST_KINDS, Kinds
 from offload.packing import packed_stream_bytes
 from offload.placing import (
     NO_RING,
@@ -51,7 +51,7 @@ def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
         if plan is None or not _is_worth_it(plan, for_decode):
             plan = for_decode
     check_ram(plan.ram_bytes, plan.ram_budget_bytes)
-    return replace(plan, bound_s=bound_s)
+    return replace(plan, bound_s=bound_s, notes=(*plan.notes, *decode.notes))
 
 
 def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -> Plan | None:
@@ -103,6 +103,7 @@ class _Search:
         self.request = request
         self._is_final = is_final
         self._for_prefill = for_prefill
+        self.notes: tuple[str, ...] = ()  # what bounded the search
 
     def holds_all(self) -> bool:
         """Whether the budget holds every Linear that may be on the device."""
@@ -179,6 +180,12 @@ class _Search:
             fastest = programme.fastest()
             if fastest is not None:
                 found.append((fastest, ring, programme))
+        if kinds.count > MOST_KINDS:
+            self.notes += (
+                f"{kinds.count:,} kinds of Linears are planned as {MOST_KINDS} at most, those of about one size alike",
+            )
+        if not all(fastest.finished for fastest, _, _ in found):
+            self.notes += ("the search for a placement ended early: a better one may exist",)
         return sorted(found, key=lambda entry: entry[0].bound_s)
 
     def _solved(self, programmes: _Programmes, known_s: float) -> Iterator[_Candidate]:
