@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hybrid.errors import ModelFileError
 from hybrid.graph.graph import ElementType
 from hybrid.graph.program import OutsideAttention, Program
+from hybrid.model.source import show
 from hybrid.runtime.island import Value, array_of, value_of
 from offload.host_attention import AttentionArrays, AttentionCall, HostAttention
 
@@ -29,7 +31,10 @@ class AttentionBinder:
         attention.warm_up({array.dtype for array in self._caches.values()})
 
     def bind(self, outside: OutsideAttention, array: Callable[[str], Array], output: Array) -> AttentionCall:
-        """A call that attends from the memory of `array(name)` into `output`, both with as many rows as new tokens."""
+        """A call that attends from the memory of `array(name)` into `output`, both with as many rows as new tokens.
+
+        Raises ValueError for tensors that are not what their attention says.
+        """
         spec = outside.spec
         query = _rows(array(outside.query))
         if outside.key:
@@ -61,18 +66,33 @@ class StationAttention:
         bound: Mapping[str, Value],
         arrays: Mapping[str, Array],
     ) -> None:
-        """`bound` are the tensors in place, and `arrays` those among them that have a buffer of the executor."""
+        """`bound` are the tensors in place, and `arrays` those among them that have a buffer of the executor.
+
+        Raises ModelFileError for tensors that are not what their attention says.
+        """
         self._attention, self._binder, self._bound = attention, binder, bound
         self._output = arrays.get(attention.output)
         self._call: AttentionCall | None = None
         if self._output is not None and all(name in bound for name in attention.inputs):
-            self._call = binder.bind(attention, lambda name: array_of(bound[name]), self._output)
+            try:
+                self._call = binder.bind(attention, lambda name: array_of(bound[name]), self._output)
+            except ValueError as error:
+                raise _refused(attention, error) from None
 
     def run(self, passing: dict[str, Value]) -> None:
-        """Attend. What is not in place is read from `passing` and added to it."""
-        if self._call is not None:
-            self._call.run()
-            return
+        """Attend. What is not in place is read from `passing` and added to it.
+
+        Raises ModelFileError for tensors that are not what their attention says.
+        """
+        try:
+            if self._call is not None:
+                self._call.run()
+            else:
+                self._run_anew(passing)
+        except ValueError as error:
+            raise _refused(self._attention, error) from None
+
+    def _run_anew(self, passing: dict[str, Value]) -> None:
         attention, output = self._attention, self._output
 
         def array(name: str) -> Array:
@@ -83,6 +103,10 @@ class StationAttention:
             output = np.empty((*array(attention.query).shape[:-1], width), np.float32)
             passing[attention.output] = value_of(output, ElementType.FLOAT)
         self._binder.bind(attention, array, output).run()
+
+
+def _refused(attention: OutsideAttention, error: ValueError) -> ModelFileError:
+    return ModelFileError(f"attention {show(attention.name)}: {error}")
 
 
 def _rows(array: Array) -> Array:

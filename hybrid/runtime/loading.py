@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from hybrid.config import RunSettings
-from hybrid.errors import ModelFileError
+from hybrid.errors import EngineError, ModelFileError, OffloadError
 from hybrid.graph.cut import cut
 from hybrid.graph.find import Linear
 from hybrid.runtime.attention import AttentionBinder
@@ -89,9 +89,13 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
             device = None
         outside = linears_outside(opened.linears, plans.plan)
         return load(opened, plans, outside, device, threads, progress, timeline, target.why, opener.vram)
-    except BaseException:
+    except BaseException as error:
         if device is not None:
             device.close()
+        if isinstance(error, MemoryError) and not isinstance(error, OffloadError):
+            raise EngineError(
+                f"{opened.decoder.name}: RAM does not suffice: {error}; try a smaller --context"
+            ) from None
         raise
 
 

@@ -8,15 +8,18 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, ValueInfoProto
+from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from hybrid.errors import ModelError, ModelFileError, UnsupportedModelError
+from hybrid.config import RunSettings
+from hybrid.errors import EngineError, ModelError, ModelFileError, UnsupportedModelError
 from hybrid.model.conventions import open_onnx
 from hybrid.model.decoder import Decoder
 from hybrid.model.source import find_model
+from hybrid.runtime.loading import open_engine
 from tests import messages
+from tests.onnx_decoders import HEAD_DIM, IDS, MASK, PASTS, embedded, gqa, gqa_tensors, save
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(8, 8)  # 256 bytes
 
@@ -255,6 +258,31 @@ def test_a_small_file_that_makes_huge_tensors(operator: str, tmp_path: Path) -> 
     model.graph.node[-1].input[0] = "huge"  # which gives opkv0
     path.write_bytes(model.SerializeToString())
     one_line(ModelFileError, path, operator)
+
+
+def _running(nodes: Sequence[NodeProto], folder: Path, inputs: Sequence[ValueInfoProto] = (IDS, MASK, *PASTS)) -> None:
+    """Read three tokens with a model of these nodes."""
+    save(folder, [*embedded(), *nodes], gqa_tensors(rows=64), inputs)
+    with open_engine(RunSettings(model=folder, cuda="0", context_tokens=16, host_dtype="int8")) as engine:
+        engine.prefill([1, 2, 3])
+
+
+def _with_lengths(nodes: Sequence[NodeProto], source: str) -> list[NodeProto]:
+    """The nodes, with lengths of an attention that are made of something else."""
+    made = make_node("Cast", [source], ["lengths"], to=TensorProto.INT32)
+    return [made if "lengths" in node.output else node for node in nodes]
+
+
+def test_an_attention_of_tensors_that_are_not_its_own(tmp_path: Path) -> None:
+    _running(gqa(), tmp_path / "right")
+    with pytest.raises(ModelFileError, match=r"attention 'layers\.0/attention'.*last_position"):
+        _running(_with_lengths(gqa(), "attention_mask"), tmp_path / "lengths")
+
+
+def test_a_cache_that_no_machine_has_room_for(tmp_path: Path) -> None:
+    pasts = [value(info.name, [1, 2**40, "P", HEAD_DIM]) for info in PASTS]
+    with pytest.raises(EngineError, match="RAM does not suffice"):
+        _running(gqa(), tmp_path, (IDS, MASK, *pasts))
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
