@@ -116,6 +116,16 @@ def _renderer(source: str) -> Callable[[Mapping[str, Any] | None], str]:
     return lambda variables: "" if variables is None else template.render(variables)
 
 
+def expect_chat_template(model: Path, name: str | None = None) -> None:
+    """Let the process that renders a stranger's template start, where `load_chat_template` will find one."""
+    is_file = name is not None and name.endswith(".jinja")
+    found = None if is_file else _in_folder(home_of(model)).get(name or "default")
+    if is_file or (found is not None and found[0] not in BUILT_IN.values()):
+        from hybrid.text.template_process import worker
+
+        worker.start()
+
+
 def load_chat_template(
     model: Path, tokenizer: Tokenizer, name: str | None = None, may_guess: bool = True
 ) -> ChatTemplate | None:

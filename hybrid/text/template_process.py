@@ -1,4 +1,4 @@
-"""Renders chat templates of strangers in a process of their own: bounded, started when first needed, kept."""
+"""Renders chat templates of strangers in a process of their own: bounded, started when needed, kept."""
 
 import atexit
 import json
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start the worker, if there is none, without waiting for it: it takes a tenth of a second to be ready.
+
+        One that cannot start is told of by `render`.
+        """
+        with self._lock, suppress(TemplateExceeded):
+            self._ensure()
 
     def render(self, source: str, variables: Mapping[str, Any] | None) -> str:
         """The text of a template; without variables, nothing, if it can be compiled.
@@ -72,10 +81,13 @@ class TemplateProcess:
             self._process.returncode = 0  # not ours to wait for
         self._process = self._connection = None
 
-    def _exchange(self, message: bytes) -> dict[str, Any]:
+    def _ensure(self) -> None:
         if self._process is None or self._process.poll() is not None:
             self.stop()
             self._start()
+
+    def _exchange(self, message: bytes) -> dict[str, Any]:
+        self._ensure()
         assert self._connection is not None
         end_s = time.monotonic() + _DEADLINE_S
         try:

@@ -13,7 +13,7 @@ from hybrid.model.hub import resolve_model
 from hybrid.model.source import find_model
 from hybrid.progress import Progress
 from hybrid.runtime.engine import Engine
-from hybrid.text.chat_template import ChatTemplate, Message, load_chat_template
+from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template, load_chat_template
 from hybrid.text.generate import Generation, GenerationStats, generate, text_of
 from hybrid.text.generation_defaults import GenerationDefaults, merge_sampling, read_generation_defaults
 from hybrid.text.sampling import SamplingSettings
@@ -156,6 +156,7 @@ def open_text_model(
 
     path = resolve_model(settings.model, settings.variant, on_stage=on_stage, on_bytes=on_bytes)
     folder = find_model(path).folder
+    expect_chat_template(folder, template_name)  # beside the tokenizer, which takes about as long
     tokenizer = load_tokenizer(folder)
     defaults = read_generation_defaults(folder)
     template = load_chat_template(folder, tokenizer, template_name, may_guess_template)

@@ -14,7 +14,8 @@ import pytest
 
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.text import template_process
-from hybrid.text.chat_template import ChatTemplate, Message
+from hybrid.text.builtin_templates import BUILT_IN
+from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template
 from hybrid.text.template_process import worker
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,41 @@ def test_one_worker_serves_all_threads_and_is_replaced_when_it_dies() -> None:
     assert process_id() != first
 
 
+@pytest.mark.parametrize(
+    ("own", "name", "starts"),
+    [
+        (ECHO, None, True),
+        (ECHO, "zephyr", False),
+        (None, None, False),
+        (None, "chatml", False),
+        (BUILT_IN["chatml"], None, False),
+        (None, "mine.jinja", True),
+    ],
+)
+def test_the_worker_starts_ahead_of_a_template_that_needs_it(
+    own: str | None, name: str | None, starts: bool, tmp_path: Path
+) -> None:
+    worker.stop()
+    if own is not None:
+        (tmp_path / "chat_template.jinja").write_text(own)
+    expect_chat_template(tmp_path, name)
+    assert (worker._process is not None) == starts
+    if starts:
+        expected = process_id()
+        assert template(ECHO).render([ASK]) == "Hello?!"
+        assert process_id() == expected
+
+
+def test_a_worker_that_cannot_start_is_told_of_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.stop()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    expect_chat_template(tmp_path, "mine.jinja")
+    with pytest.raises(ModelFileError, match="no process to render it in"):
+        template(ECHO)
+
+
 def test_ctrl_c_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = template(ECHO)
     chat.render([ASK])
@@ -118,7 +154,7 @@ def test_ctrl_c_on_the_terminal_is_not_for_the_worker() -> None:
 def test_a_fork_has_a_worker_of_its_own() -> None:
     code = f"""
 import os
-from hybrid.text.chat_template import ChatTemplate, Message
+from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template
 from hybrid.text.template_process import worker
 chat = ChatTemplate({ECHO!r}, {{}}, "here")
 chat.render([Message("user", "a")])
