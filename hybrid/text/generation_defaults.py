@@ -1,4 +1,4 @@
-"""What generation_config.json recommends, and how flags go before it."""
+"""What generation_config.json or genai_config.json recommends, and how flags go before it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ _ABSURD = 1e300  # whole numbers in JSON may be longer than floats can hold
 class GenerationDefaults:
     """The end ids of a model and the sampling that its makers recommend; greedy where they recommend none.
 
-    The ids are those of generation_config.json, else of genai_config.json.
+    Both are those of generation_config.json, else of genai_config.json.
 
     A `top_k` that the file does not name keeps all tokens; transformers took 50 there.
     """
@@ -30,17 +30,24 @@ class GenerationDefaults:
 
 
 def read_generation_defaults(folder: Path) -> GenerationDefaults:
-    """The defaults of a model folder, or of the folder that a model file lies in; plain ones without the file.
+    """The defaults of a model folder, or of the folder that a model file lies in; plain ones without a file.
 
     `do_sample` that is false or absent means greedy, whatever temperature stands beside it, as in transformers; the
     repetition penalty counts in both cases. A recommendation that cannot be followed is left out, with a note. Raises
     ModelFileError or ModelConfigError for a file, or ends, that cannot be read.
     """
     home = home_of(folder)
+    genai = _content(home / GENAI_CONFIG)
+    ends = _end_ids(home / GENAI_CONFIG, _section(genai, "model"))
     path = home / GENERATION_CONFIG
     if not path.is_file():
-        return GenerationDefaults(_genai_end_ids(home))
-    content = read_json(path)
+        return _recommended(GENAI_CONFIG, _section(genai, "search"), ends)
+    content = _content(path)
+    return _recommended(GENERATION_CONFIG, content, _end_ids(path, content) or ends)
+
+
+def _recommended(file: str, content: Mapping[str, Any], ends: tuple[int, ...]) -> GenerationDefaults:
+    """The sampling that the content of a file recommends."""
     draws = content.get("do_sample") is True
     # 1 is what transformers takes where the file is silent.
     settings: dict[str, Any] = {"temperature": 1.0 if draws else 0.0}
@@ -52,8 +59,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         try:
             settings |= _usable(name, value)
         except UsageError as error:
-            notes.append(f"{path.name} recommends {name} {show(value)}, which is not followed: {error}")
-    ends = _end_ids(path, content) or _genai_end_ids(home)
+            notes.append(f"{file} recommends {name} {show(value)}, which is not followed: {error}")
     return GenerationDefaults(ends, SamplingSettings(**settings), tuple(notes))
 
 
@@ -84,7 +90,10 @@ def _end_ids(path: Path, content: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(token_id for token_id in ids if token_id >= 0)
 
 
-def _genai_end_ids(home: Path) -> tuple[int, ...]:
-    path = home / GENAI_CONFIG
-    model = read_json(path).get("model") if path.is_file() else None
-    return _end_ids(path, model) if isinstance(model, dict) else ()
+def _content(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}

@@ -86,6 +86,43 @@ def test_a_recommendation_that_cannot_be_followed_is_a_note(
     assert merge_sampling(defaults.sampling, temperature=0.3, top_k=7, top_p=0.5).temperature == 0.3
 
 
+def genai(folder: Path, search: object) -> GenerationDefaults:
+    content = {"model": {"eos_token_id": [2, 7]}, "search": search}
+    (folder / "genai_config.json").write_text(json.dumps(content))
+    return read_generation_defaults(folder)
+
+
+def test_the_search_section_of_onnxruntime_genai(tmp_path: Path) -> None:
+    search = {
+        "diversity_penalty": 0.0,
+        "do_sample": True,
+        "early_stopping": True,
+        "length_penalty": 1.0,
+        "max_length": 256,
+        "num_beams": 1,
+        "past_present_share_buffer": True,
+        "repetition_penalty": 1.1,
+        "temperature": 0.6,
+        "top_k": 40,
+        "top_p": 0.9,
+    }
+    defaults = genai(tmp_path, search)
+    assert defaults == GenerationDefaults((2, 7), SamplingSettings(0.6, 40, 0.9, repetition_penalty=1.1))
+    assert merge_sampling(defaults.sampling, top_p=0.5).top_p == 0.5
+    assert genai(tmp_path, {**search, "do_sample": False}).sampling.temperature == 0
+    unusable = genai(tmp_path, {**search, "top_p": 7})
+    assert unusable.sampling == SamplingSettings(0.6, 40, repetition_penalty=1.1)
+    assert unusable.notes[0].startswith("genai_config.json recommends top_p 7")
+    assert genai(tmp_path, [1]) == GenerationDefaults((2, 7), SamplingSettings())
+
+
+def test_generation_config_wins_over_genai_config(tmp_path: Path) -> None:
+    genai(tmp_path, {"do_sample": True, "temperature": 0.6, "top_k": 40})
+    assert read(tmp_path, {"do_sample": True, "top_p": 0.5}) == GenerationDefaults(
+        (2, 7), SamplingSettings(1.0, 0, 0.5)
+    )
+
+
 @pytest.mark.parametrize("ends", ["</s>", [2, None]])
 def test_ends_that_cannot_be(tmp_path: Path, ends: object) -> None:
     with pytest.raises(ModelConfigError, match="must be a token id or a list"):
