@@ -199,7 +199,14 @@ def plan(
             from hybrid.drawing.files import check_picture, write_plan_picture
 
             check_picture("--draw", draw)
-        path = resolve_model(model, variant, config_only=True, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
+        path = resolve_model(
+            model,
+            variant,
+            config_only=True,
+            allow_unused=allow_unused,
+            on_stage=progress.on_stage,
+            on_bytes=progress.on_bytes,
+        )
         progress.on_stage("Planning", 0)
         made = make_plan(replace(settings, model=path))
     if as_json:

@@ -174,6 +174,19 @@ def _family(values: ConfigValues) -> str:
     return family
 
 
+def check_class(config: Mapping[str, Any], family: str, where: str, allow_unused: bool) -> tuple[str, ...]:
+    """A note on a class that is not the family's own, if any and `allow_unused`; without it, UnsupportedModelError."""
+    strange = unknown_class(config, family)
+    if not strange:
+        return ()
+    if not allow_unused:
+        raise UnsupportedModelError(
+            f"{where}: architectures is {strange}, not known to be a {family} though model_type says so;"
+            f" --allow-unused runs it as one"
+        )
+    return (f"architectures is {strange}: run as a {family}",)
+
+
 def unknown_class(config: Mapping[str, Any], family: str) -> str:
     """The class of a config.json that is not the family's own, as text; "" when it is, or none is named.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from hybrid.errors import ModelFileError, UsageError
-from hybrid.model.hf_config import parse_config
+from hybrid.model.hf_config import check_class, parse_config
 from hybrid.model.hub_errors import Pause
 from hybrid.model.hub_files import Choice, RepositoryFile, choose_files
 from hybrid.model.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up
@@ -20,6 +20,7 @@ def resolve_model(
     variant: str | None = None,
     *,
     config_only: bool = False,
+    allow_unused: bool = False,
     on_stage: Callable[[str, int], None] = lambda label, total_bytes: None,
     on_bytes: Callable[[int], None] = lambda nbytes: None,
     pause: Pause = time.sleep,
@@ -28,8 +29,9 @@ def resolve_model(
 
     What lies at the path wins over the hub. `variant` names one of several ONNX files: "fp16", "q4". With
     `config_only` a model of safetensors comes without them, which is enough to plan; an ONNX file always comes whole,
-    since it is the plan's input. `on_stage` and `on_bytes` are those of `hybrid.runtime.loading.Progress`; `pause`
-    waits some seconds before another attempt. Raises ModelError or UsageError.
+    since it is the plan's input. A class that is not known is refused before its weights come, unless `allow_unused`.
+    `on_stage` and `on_bytes` are those of `hybrid.runtime.loading.Progress`; `pause` waits some seconds before another
+    attempt. Raises ModelError or UsageError.
     """
     local = Path(name_or_path).expanduser()
     name = hub_name(str(name_or_path))
@@ -48,6 +50,7 @@ def resolve_model(
     if choice.onnx is not None:
         path = _bring_onnx(snapshot, choice, choice.onnx, bring)
     else:
+        _check_config(snapshot, allow_unused)
         path = _bring_safetensors(snapshot, choice, config_only, bring)
     # An offline run is better off with an older commit that is whole than with the config of a newer one.
     snapshot.remember(only_if_new=path.name == CONFIG)
@@ -64,11 +67,15 @@ def _check_settings(snapshot: Snapshot, files: Iterable[RepositoryFile]) -> None
             )
 
 
+def _check_config(snapshot: Snapshot, allow_unused: bool) -> None:
+    """Refuse a model that cannot run: better to know before gigabytes are downloaded than after."""
+    content, where = read_json(snapshot.folder / CONFIG), f"{snapshot.repository}/{CONFIG}"
+    check_class(content, parse_config(content, where).model_type, where, allow_unused)
+
+
 def _bring_safetensors(
     snapshot: Snapshot, choice: Choice, config_only: bool, bring: Callable[[tuple[RepositoryFile, ...]], None]
 ) -> Path:
-    # Better to know before gigabytes are downloaded than after.
-    parse_config(read_json(snapshot.folder / CONFIG), f"{snapshot.repository}/{CONFIG}")
     if choice.index is not None:
         bring((choice.index,))
         names = shard_names(snapshot.folder / choice.index.name)

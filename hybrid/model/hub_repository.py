@@ -24,10 +24,12 @@ from hybrid.model.hub_files import RepositoryFile
 from hybrid.model.hub_http import HubClient
 from hybrid.model.part_file import Checksum
 from hybrid.model.source import listed, show
+from offload.small_files import UnreadableFileError, read_small_text
 from offload.units import counted, format_bytes
 
 DEFAULT_REVISION = "main"
 
+_REFERENCE_BYTES = 1 << 10  # a commit, and what may stand around it
 _LISTING_BYTES = 1 << 23  # of 20,000 files, or more
 _LISTING_S = 120.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -76,7 +78,7 @@ class Snapshot:
         if self.offline or self.revision == self.commit or (only_if_new and reference.exists()):
             return
         with suppress(OSError):  # a cache that is read-only serves this run as well
-            if not reference.is_file() or reference.read_text() != self.commit:
+            if _commit_of(reference) != self.commit:
                 reference.parent.mkdir(parents=True, exist_ok=True)
                 new = reference.with_name(f"{reference.name}.{secrets.token_hex(4)}.tmp")
                 new.write_text(self.commit)
@@ -160,13 +162,19 @@ def _client() -> HubClient:
     return HubClient(constants.ENDPOINT, token)
 
 
-def _cached_snapshot(repository: str, revision: str, cache: Path, offline: str) -> Snapshot | None:
+def _commit_of(reference: Path) -> str:
+    """The commit that a file of the cache's `refs` names; "" where there is none."""
     try:
-        commit = revision if _COMMIT.fullmatch(revision) else (cache / "refs" / revision).read_text().strip()
-    except OSError:
-        return None
+        commit = read_small_text(reference, _REFERENCE_BYTES).strip()
+    except UnreadableFileError:
+        return ""
+    return commit if _COMMIT.fullmatch(commit) else ""
+
+
+def _cached_snapshot(repository: str, revision: str, cache: Path, offline: str) -> Snapshot | None:
+    commit = revision if _COMMIT.fullmatch(revision) else _commit_of(cache / "refs" / revision)
     folder = cache / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+    if not commit or not folder.is_dir():
         return None
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = [RepositoryFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]

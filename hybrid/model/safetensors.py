@@ -81,6 +81,18 @@ def read_index(files: Sequence[Path], weight_map: Mapping[str, str] | None = Non
     return index
 
 
+def misplaced(index: Mapping[str, StoredTensor], files: Sequence[Path], weight_map: Mapping[str, str]) -> list[str]:
+    """The tensors of an index of these files that `weight_map` says to be in another one."""
+    names: dict[Path, set[str]] = {}
+    for path in files:
+        names.setdefault(real_file(path), set()).add(path.name)
+    return [
+        name
+        for name, tensor in index.items()
+        if name in weight_map and weight_map[name] not in names[Path(tensor.source.path)]
+    ]
+
+
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     real = real_file(path)
     try:

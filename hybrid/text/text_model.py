@@ -154,7 +154,9 @@ def open_text_model(
     """
     from hybrid.runtime.loading import open_engine
 
-    path = resolve_model(settings.model, settings.variant, on_stage=on_stage, on_bytes=on_bytes)
+    path = resolve_model(
+        settings.model, settings.variant, allow_unused=settings.allow_unused, on_stage=on_stage, on_bytes=on_bytes
+    )
     folder = find_model(path).folder
     expect_chat_template(folder, template_name)  # beside the tokenizer, which takes about as long
     tokenizer = load_tokenizer(folder)

@@ -88,6 +88,20 @@ def test_a_class_that_is_not_known(tmp_path: Path) -> None:
     assert "BitnetForCausalLM" in note
 
 
+def test_a_tensor_in_another_shard_than_the_index_says(tmp_path: Path) -> None:
+    write_model(tmp_path, tiny_config(), random_weights(tiny_config()), shards=2)
+    assert open_huggingface(find_model(tmp_path), 64).notes == ()
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    name = next(name for name, shard in index["weight_map"].items() if shard == shards[0])
+    index["weight_map"][name] = shards[1]
+    path.write_text(json.dumps(index))
+    (note,) = open_huggingface(find_model(tmp_path), 64).notes
+    assert note.startswith("1 tensor is in another file than model.safetensors.index.json says")
+    assert name in note
+
+
 def test_a_head_that_equals_the_embedding_is_held_once(tmp_path: Path) -> None:
     weights = random_weights(TIED)
     decoder = opened(tmp_path, TIED, {**weights, HEAD: weights[EMBEDDING]})

@@ -1,5 +1,6 @@
 """Models by name, from a hub on the loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.errors import ModelFileError, UsageError
+from hybrid.errors import ModelFileError, UnsupportedModelError, UsageError
 from hybrid.model.hub import resolve_model
 from hybrid.model.hub_files import RepositoryFile, choose_files
 from hybrid.model.onnx_graph import common_folder, read_graph, serialize
@@ -129,6 +130,35 @@ def test_planning_a_newer_commit_keeps_the_older_one_for_offline_runs(
     assert (newer.name, newer.parent.name) == ("config.json", hub.commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert resolve_model(NAME) == older
+
+
+def test_a_class_that_is_not_known_is_refused_before_its_weights_come(hub: StubHub) -> None:
+    config = json.loads(hub.files["config.json"]) | {"architectures": ["BitnetForCausalLM"]}
+    hub.files["config.json"] = json.dumps(config).encode()
+    with pytest.raises(UnsupportedModelError, match=r"^org/tiny/config.json: architectures is .*BitnetForCausalLM"):
+        resolve_model(NAME)
+    assert not any(name.endswith(".safetensors") for name in hub.fetched())
+    assert resolve_model(NAME, allow_unused=True).name == hub.commit
+    assert set(SHARDS) <= set(hub.fetched())
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 40, b"no commit", b"c" * 40 + b" " * 2000, None])
+def test_a_name_in_the_cache_that_leads_nowhere(
+    content: bytes | None, hub: StubHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = resolve_model(NAME)
+    reference = path.parents[1] / "refs" / "main"
+    reference.unlink()
+    if content is None:
+        os.mkfifo(reference)  # nobody writes to it
+    else:
+        reference.write_bytes(content)
+    with monkeypatch.context() as offline:
+        offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ModelFileError, match="not in the cache"):
+            resolve_model(NAME)
+    assert resolve_model(NAME) == path  # and the hub's answer takes its place
+    assert reference.read_text() == hub.commit
 
 
 def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:

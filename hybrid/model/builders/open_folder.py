@@ -7,9 +7,9 @@ from hybrid.model.builders.llama import build, cache_pairs
 from hybrid.model.builders.tied_head import resolve_tied_head
 from hybrid.model.builders.weights import unused_tensors, with_usual_names
 from hybrid.model.decoder import Decoder
-from hybrid.model.hf_config import DecoderConfig, parse_config, unknown_class
-from hybrid.model.safetensors import StoredTensor, read_index
-from hybrid.model.source import CONFIG, ModelFolder, listed, show
+from hybrid.model.hf_config import DecoderConfig, check_class, parse_config
+from hybrid.model.safetensors import StoredTensor, misplaced, read_index
+from hybrid.model.source import CONFIG, WEIGHTS_INDEX, ModelFolder, listed, show
 from offload.units import counted
 
 
@@ -23,16 +23,12 @@ def open_huggingface(folder: ModelFolder, context_tokens: int, allow_unused: boo
         raise ModelFileError(f"{show(folder.folder)}: no {CONFIG}")
     where = show(folder.folder / CONFIG)
     config = parse_config(folder.config, where, folder.generation_config)
-    strange = unknown_class(folder.config, config.model_type)
-    if strange and not allow_unused:
-        raise UnsupportedModelError(
-            f"{where}: architectures is {strange}, not known to be a {config.model_type} though model_type says so;"
-            f" --allow-unused runs it as one"
-        )
-    notes = [f"architectures is {strange}: run as a {config.model_type}"] if strange else []
+    notes = [*check_class(folder.config, config.model_type, where, allow_unused)]
     tensors = None
     if folder.safetensors_files:
-        tensors = with_usual_names(read_index(folder.safetensors_files, folder.weight_map))
+        stored = read_index(folder.safetensors_files, folder.weight_map)
+        notes += _misplaced(folder, stored)
+        tensors = with_usual_names(stored)
         config, tensors = resolve_tied_head(config, tensors)
     graph = build(config, tensors, min(context_tokens, config.max_positions), folder.name)
     notes += _unused(folder, config, tensors or {}, allow_unused)
@@ -49,6 +45,15 @@ def open_huggingface(folder: ModelFolder, context_tokens: int, allow_unused: boo
         shared_cache=True,
         notes=(*notes, *config.notes),
     )
+
+
+def _misplaced(folder: ModelFolder, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """A note on the tensors that are not where the index says, if any; transformers reads them where they are, too."""
+    names = misplaced(tensors, folder.safetensors_files, folder.weight_map)
+    if not names:
+        return []
+    count = counted(len(names), "tensor is", "tensors are")
+    return [f"{count} in another file than {WEIGHTS_INDEX} says: {listed(names)}; read from where they are"]
 
 
 def _unused(
