@@ -7,6 +7,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TextIO
 
+from hybrid.wrapping import whole_parts
+
 _PERIOD_S = 0.25
 _FEWEST_ROWS = 4
 # Escape sequences of the VT100, which every terminal knows since.
@@ -48,7 +50,7 @@ class StatusLine:
         if self._read_size() not in (self._size, (0, 0)):
             self._size = self._read_size()
             again = self._reserve()
-        text = self._line()[: self._size[0] - 1]
+        text = whole_parts(self._line(), self._size[0] - 1)
         # In one piece, so that nothing else is written in between.
         self._write(f"{again}{_SAVE}{self._last_row()}{_CLEAR_ROW}{_DIM}{text}{_PLAIN}{_RESTORE}")
 

@@ -53,6 +53,15 @@ def _units(line: str, width: int) -> Iterator[tuple[str, bool]]:
             yield word, place == 0 and number > 0
 
 
+def whole_parts(line: str, width: int) -> str:
+    """The parts of a status line, from the first on, that fit into `width` cells; a first one that does not is cut."""
+    while cells(line) > width and PART in line:
+        line = line.rpartition(PART)[0]
+    while cells(line) > width:
+        line = line[:-1]
+    return line
+
+
 def fold_command(line: str, width: int, indent: str = "") -> str:
     """A command for a shell, broken by backslashes between its words, to be copied whole."""
     lines, current = [], indent

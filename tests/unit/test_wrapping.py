@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from hybrid.wrapping import WordWrap, cells, fold, fold_command
+from hybrid.wrapping import WordWrap, cells, fold, fold_command, whole_parts
 
 STATUS = "demo · CPU only (no usable GPU: no NVIDIA driver found) · context 512 · predicted 1,344 tokens/s"
 
@@ -73,3 +73,18 @@ def test_a_width_that_changes_in_mid_text() -> None:
     shown = wrap.feed("the cat sat on the mat once more and ")
     width = 20
     assert shown + wrap.feed("then it slept ") + wrap.flush() == "the cat sat on the mat once more and\nthen it slept"
+
+
+@pytest.mark.parametrize("width", range(40, 90))
+def test_a_status_line_loses_whole_parts_from_its_end(width: int) -> None:
+    parts = ["12 tokens, 3.14 tokens/s", "VRAM 5.91 GiB", "GPU 87% busy", "bus 11.20 GiB/s in, 0.01 GiB/s out"]
+    shown = whole_parts(" · ".join(parts), width)
+    kept = shown.split(" · ")
+    assert kept == parts[: len(kept)]
+    assert len(shown) <= width
+    assert len(kept) == len(parts) or len(" · ".join(parts[: len(kept) + 1])) > width
+
+
+def test_a_first_part_that_is_too_wide_is_cut() -> None:
+    assert whole_parts("x" * 50 + " · y", 40) == "x" * 40
+    assert whole_parts("日本語 · y", 5) == "日本"
