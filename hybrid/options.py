@@ -245,7 +245,10 @@ PrintConfig = Annotated[
 ]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="How the model is to behave.")]
 ModelToExamine = Annotated[
-    str | None, typer.Option("--model", metavar="DIR", help="Also look at this model: what it is, would it fit.")
+    str | None,
+    typer.Option(
+        "--model", metavar="DIR|NAME", help="Also look at this model: what it is, would it fit. Downloads nothing."
+    ),
 ]
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 

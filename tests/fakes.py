@@ -63,6 +63,7 @@ class Unshared:
     """An engine that one thread uses: nothing is handed over, and nothing runs ahead."""
 
     cache: list[int]  # what it holds
+    context_may_grow = True
 
     def ahead(self, steps: Generator[T, None, None]) -> Generator[T, None, None]:
         return steps

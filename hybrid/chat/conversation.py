@@ -153,9 +153,12 @@ class Conversation:
                 prompt = self._prompt(history, text, prompt.left_out + 2)
         if len(prompt.ids) >= context:
             what = "the system message and this message" if self.system else "this message"
+            less = "send less, or shorten the system message with /system" if self.system else "send less"
+            may_grow = self.engine.context_may_grow
+            more = "or start with a larger --context" if may_grow else "this model was made for no larger context"
             raise ContextFullError(
                 f"{what} would take {len(prompt.ids):,} of the {counted(context, 'token')} of the context, "
-                "which leaves no room for a reply; send less, or start with a larger --context"
+                f"which leaves no room for a reply; {less}, {more}"
             )
         return prompt
 

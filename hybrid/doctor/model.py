@@ -9,6 +9,8 @@ from pathlib import Path
 from hybrid.config import RunSettings
 from hybrid.doctor.findings import Finding, note, ok, problem
 from hybrid.errors import OffloadError
+from hybrid.model.hub import cached_model
+from hybrid.model.source import hub_name, is_there
 from hybrid.runtime.machines import find_profile
 from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
 from hybrid.runtime.ram import Ram
@@ -26,31 +28,35 @@ _WITHOUT_LIMIT_BYTES = 1 << 50
 
 
 def examine_model(
-    path: Path, ram: Ram | None, driver: Driver | None, device_refuses: Mapping[str, str]
+    model: Path, ram: Ram | None, driver: Driver | None, device_refuses: Mapping[str, str]
 ) -> list[Finding]:
-    """Findings about a model folder. `device_refuses` names weight formats that the GPU cannot multiply."""
-    settings = RunSettings(model=path, cuda="0")
+    """Findings about a model, a folder or a name on the hub of what is downloaded already.
+
+    `device_refuses` names weight formats that the GPU cannot multiply.
+    """
     try:
+        path = cached_model(model)
+        settings = RunSettings(model=path, cuda="0")
         opened = open_for_run(settings)
         on_cpu = make_plan(plan_request(opened, choose_target(settings, _no_gpu), {}))
         on_gpu = place(plan_request(opened, _unlimited_gpu(), dict(device_refuses)), lambda _: Shares(1.0))
     except OffloadError as error:
-        return [problem(str(error), _instead(path))]
+        return [problem(str(error), _download(model))]
     specs = [linear.spec for linear in opened.linears]
     findings = [_identity(opened), *_formats(specs), *_stays_on_cpu(specs, device_refuses), _context(opened, on_cpu)]
     findings += [note(text) for text in opened.decoder.notes]
     if any(initializer.source is None for initializer in opened.decoder.graph.initializers.values()):
-        findings.append(note("only a config, no weights: it can be planned, not run"))
+        findings.append(note("only a config, no weights: it can be planned, not run", _download(model)))
     else:
         findings.append(_tokenizer(path))
     findings.append(_ram(sum(on_cpu.ram_bytes.values()), ram))
-    return findings + _vram(on_gpu, driver, path)
+    return findings + _vram(on_gpu, driver, model)
 
 
-def _instead(path: Path) -> str:
-    """For the name of a model on the hub, which is no folder here: the command that looks it up there."""
-    is_name = len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists()
-    return f"hybrid plan --model {shlex.quote(str(path))}" if is_name else ""
+def _download(model: Path) -> str:
+    """For the name of a model on the hub, which is no folder here: the command that downloads all of it."""
+    is_name = hub_name(str(model)) is not None and not is_there(model.expanduser())
+    return f'hybrid run --model {shlex.quote(str(model))} "Hello"' if is_name else ""
 
 
 def _identity(opened: OpenedModel) -> Finding:
@@ -107,7 +113,7 @@ def _ram(need_bytes: int, ram: Ram | None) -> Finding:
     return ok(f"{text}: it fits")
 
 
-def _vram(plan: Plan, driver: Driver | None, path: Path) -> list[Finding]:
+def _vram(plan: Plan, driver: Driver | None, model: Path) -> list[Finding]:
     """Whether all that can be resident fits the freest GPU."""
     if not any(placement.on_device for placement in plan.placements):
         return []
@@ -117,7 +123,7 @@ def _vram(plan: Plan, driver: Driver | None, path: Path) -> list[Finding]:
         return [ok(text)]
     if plan.total_vram_bytes <= max(free):
         return [ok(f"{text}: it fits")]
-    part = f"hybrid plan --model {shlex.quote(str(path))}"
+    part = f"hybrid plan --model {shlex.quote(str(model))}"
     return [note(f"{text}, and {format_bytes(max(free))} are free: a part of it stays in RAM, see `{part}`")]
 
 

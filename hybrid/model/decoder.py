@@ -6,6 +6,8 @@ from pathlib import Path
 
 from hybrid.graph.graph import Graph, Initializer
 
+MAX_CONTEXT_TOKENS = 1 << 22  # of any model
+
 
 @dataclass(frozen=True)
 class CachePair:
@@ -46,6 +48,11 @@ class Decoder:
     most_new_tokens: int = 0  # that a step takes; 0 for any number
     is_merged: bool = False  # of two graphs, of which the one that runs may have been made for single tokens
     switches: tuple[Switch, ...] = ()
+
+    @property
+    def most_context_tokens(self) -> int:
+        """The most tokens that a context of this model may hold."""
+        return self.context_limit or MAX_CONTEXT_TOKENS
 
     def switched(self, tokens: int) -> tuple[bool, ...]:
         """Which of the switches a text of so many tokens is behind."""

@@ -8,8 +8,8 @@ from hybrid.errors import ModelFileError, UsageError
 from hybrid.model.hf_config import check_class, parse_config
 from hybrid.model.hub_errors import Pause
 from hybrid.model.hub_files import Choice, RepositoryFile, choose_files
-from hybrid.model.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up
-from hybrid.model.source import CONFIG, hub_name, is_there, read_json, shard_names, show
+from hybrid.model.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up, look_up_in_cache
+from hybrid.model.source import CONFIG, WEIGHTS_INDEX, hub_name, is_there, read_json, shard_names, show
 from offload.units import format_bytes
 
 _MOST_SETTINGS_BYTES = 1 << 28
@@ -55,6 +55,25 @@ def resolve_model(
     # An offline run is better off with an older commit that is whole than with the config of a newer one.
     snapshot.remember(only_if_new=path.name == CONFIG)
     return path
+
+
+def cached_model(name_or_path: str | Path) -> Path:
+    """As `resolve_model`, but nothing is downloaded: the config alone where weights are not in the cache.
+
+    Raises ModelFileError for a name of which nothing is.
+    """
+    local = Path(name_or_path).expanduser()
+    name = hub_name(str(name_or_path))
+    if is_there(local) or name is None:
+        return local
+    repository, revision = name
+    snapshot = look_up_in_cache(repository, revision or DEFAULT_REVISION)
+    if snapshot is None:
+        raise ModelFileError(f"{name_or_path}: no such folder, and not downloaded yet")
+    index = snapshot.files.get(WEIGHTS_INDEX)
+    if index is not None and not snapshot.files.keys() >= {*shard_names(snapshot.folder / index.name)}:
+        return snapshot.folder / CONFIG
+    return snapshot.folder
 
 
 def _check_settings(snapshot: Snapshot, files: Iterable[RepositoryFile]) -> None:

@@ -85,13 +85,16 @@ class Snapshot:
                 new.replace(reference)
 
 
+def look_up_in_cache(repository: str, revision: str) -> Snapshot | None:
+    """A repository as far as it is in the cache; None where it is not. Raises ModelFileError for what is no name."""
+    return _cached_snapshot(repository, revision, _cache_of(repository), "no request is made")
+
+
 def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapshot:
     """Ask the hub for a repository's commit and files; without a network, the cache. Raises ModelFileError."""
     from huggingface_hub import constants
 
-    if "--" in repository or ".." in repository:  # the one would be another model's folder in the cache
-        raise ModelFileError(f"{repository}: not a name that a model can have; expected org/name")
-    cache = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
+    cache = _cache_of(repository)
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     cached = _cached_snapshot(repository, revision, cache, why)
     if constants.HF_HUB_OFFLINE:
@@ -160,6 +163,15 @@ def _client() -> HubClient:
     ) as error:  # it may have to renew a token, by a network library that changes from version to version
         raise Unreachable(f"no token: {reason(error)}") from None
     return HubClient(constants.ENDPOINT, token)
+
+
+def _cache_of(repository: str) -> Path:
+    """The folder of a repository in the cache. Raises ModelFileError for what is no name."""
+    from huggingface_hub import constants
+
+    if "--" in repository or ".." in repository:  # the one would be another model's folder in the cache
+        raise ModelFileError(f"{repository}: not a name that a model can have; expected org/name")
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
 
 
 def _commit_of(reference: Path) -> str:

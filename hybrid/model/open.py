@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybrid.errors import UsageError
-from hybrid.model.decoder import Decoder
+from hybrid.model.decoder import MAX_CONTEXT_TOKENS, Decoder
 from hybrid.model.source import find_model
 from offload.units import counted
 
 DEFAULT_CONTEXT_TOKENS = 2048  # the cache is reserved for this many, not for all the positions a model knows
-_MAX_CONTEXT_TOKENS = 1 << 22
 
 
 def open_model(path: Path, context_tokens: int | None, allow_unused: bool = False) -> tuple[Decoder, int]:
@@ -18,11 +17,11 @@ def open_model(path: Path, context_tokens: int | None, allow_unused: bool = Fals
     Opens headers only; see `open_huggingface` for `allow_unused`. Raises ModelError for a model that cannot be used,
     UsageError for a context that the model was not made for.
     """
-    if context_tokens is not None and not 1 <= context_tokens <= _MAX_CONTEXT_TOKENS:
-        raise UsageError(f"--context {context_tokens}: must be between 1 and {_MAX_CONTEXT_TOKENS} tokens")
+    if context_tokens is not None and not 1 <= context_tokens <= MAX_CONTEXT_TOKENS:
+        raise UsageError(f"--context {context_tokens}: must be between 1 and {MAX_CONTEXT_TOKENS} tokens")
     asked = context_tokens or DEFAULT_CONTEXT_TOKENS
     decoder = _open(path, asked, allow_unused)
-    limit = decoder.context_limit or _MAX_CONTEXT_TOKENS
+    limit = decoder.most_context_tokens
     why = f" ({decoder.limited_by})" if decoder.limited_by else ""
     if context_tokens is not None and asked > limit:
         raise UsageError(f"--context {asked}: this model was made for at most {counted(limit, 'position')}{why}")

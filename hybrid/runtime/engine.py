@@ -94,6 +94,11 @@ class Engine:
         """How many tokens the cache holds."""
         return len(self._held)
 
+    @property
+    def context_may_grow(self) -> bool:
+        """Whether a larger --context would be taken: the model was made for more."""
+        return self.context_tokens < self.decoder.most_context_tokens
+
     def held(self, token_ids: Sequence[int]) -> int:
         """How many of `token_ids`, from the first on, the cache holds from its beginning on."""
         return common_prefix(self._held, token_ids)
@@ -231,9 +236,10 @@ class Engine:
                 raise UsageError(f"token id {token_id} is outside the model's vocabulary of {vocab_size}")
         if self.position + len(token_ids) > self.context_tokens:
             after = f" after {self.position}" if self.position else ""
+            hint = "or raise --context" if self.context_may_grow else "since this model was made for no more"
             raise ContextFullError(
                 f"{counted(len(token_ids), 'token')}{after} do not fit into the context of "
-                f"{counted(self.context_tokens, 'token')}; shorten the prompt or raise --context"
+                f"{counted(self.context_tokens, 'token')}; shorten the prompt, {hint}"
             )
 
     def _between_levels(self) -> None:

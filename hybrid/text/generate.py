@@ -31,6 +31,10 @@ class TokenEngine(Protocol):
         """How many tokens the cache can hold."""
 
     @property
+    def context_may_grow(self) -> bool:
+        """Whether the model could be loaded with room for more."""
+
+    @property
     def position(self) -> int:
         """How many tokens it holds."""
 

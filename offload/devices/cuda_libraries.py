@@ -2,19 +2,21 @@
 
 from typing import Any
 
+from offload.devices import nvml
 from offload.devices.cuda_errors import NO_DEVICE
 from offload.devices.cuda_ordinals import no_such_device
 from offload.errors import DeviceUnavailableError
 
 
 def import_cupy() -> tuple[Any, Any]:
-    """CuPy and its runtime API. Raises DeviceUnavailableError."""
+    """CuPy and its runtime API. Raises DeviceUnavailableError, also where there is no driver that CuPy could use."""
     try:
         import cupy
         from cupy.cuda import runtime
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             raise DeviceUnavailableError(f"CuPy cannot be imported: {one_line(error)}") from None
+        nvml.driver()  # without one, that is the reason to give: CuPy would not help
         raise DeviceUnavailableError(
             "CuPy is not installed: pip install 'hybrid-run[cu12]' (driver 525 or newer)"
             " or 'hybrid-run[cu13]' (driver 580 or newer)"

@@ -166,6 +166,15 @@ def test_a_message_that_never_fits_changes_nothing(talk: Talk) -> None:
     assert conversation.last_stats.reused_tokens == len(held)
 
 
+@pytest.mark.parametrize("may_grow", [True, False])
+def test_a_larger_context_is_advised_only_where_there_can_be_one(talk: Talk, may_grow: bool) -> None:
+    conversation, engine = talk("one", context=100)
+    engine.context_may_grow = may_grow
+    with pytest.raises(ContextFullError) as caught:
+        conversation.send("the cat sat on the mat " * 40)
+    assert ("--context" in str(caught.value)) == may_grow
+
+
 def test_a_reply_that_fills_the_context_says_so(talk: Talk) -> None:
     conversation, _ = talk([7] * 500, "two", context=100, max_tokens=500)
     said(conversation.send("a cat"))

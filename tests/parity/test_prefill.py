@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.errors import ContextFullError
 from hybrid.runtime.loading import open_engine
 from offload.devices.simulated import SimulatedDevice
 from offload.errors import PinningError
@@ -44,3 +45,12 @@ def test_how_much_of_a_prefill_is_read_is_told_after_each_part_of_it() -> None:
         engine.prefill([5] * (CHUNK_TOKENS + 40))
         engine.decode(5)
     assert told == [(CHUNK_TOKENS, CHUNK_TOKENS + 40), (CHUNK_TOKENS + 40, CHUNK_TOKENS + 40)]
+
+
+@pytest.mark.parametrize(("context_tokens", "may_grow"), [(None, False), (16, True)])
+def test_a_larger_context_is_advised_only_where_the_model_takes_one(context_tokens: int | None, may_grow: bool) -> None:
+    with open_engine(RunSettings(cuda="0", context_tokens=context_tokens)) as engine:
+        assert engine.context_may_grow == may_grow
+        with pytest.raises(ContextFullError) as caught:
+            engine.prefill([1] * (engine.context_tokens + 1))
+    assert ("--context" in str(caught.value)) == may_grow

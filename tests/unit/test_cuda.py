@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offload.devices import nvml
 from offload.devices.base import DeviceArray
 from offload.devices.cuda import CudaDevice
 from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError, OverBudgetError
@@ -25,8 +26,19 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> EmulatedCupy:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
-def test_says_how_to_install_cupy() -> None:
+def test_says_how_to_install_cupy_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "driver", lambda: nvml.Driver("580.65", (13, 0), ()))
     with pytest.raises(DeviceUnavailableError, match=r"pip install 'hybrid-run\[cu12\]'"):
+        CudaDevice()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+def test_without_a_driver_cupy_is_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> nvml.Driver:
+        raise DeviceUnavailableError("no NVIDIA driver found")
+
+    monkeypatch.setattr(nvml, "driver", no_driver)
+    with pytest.raises(DeviceUnavailableError, match=r"^no NVIDIA driver found$"):
         CudaDevice()
 
 

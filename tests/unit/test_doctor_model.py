@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from hybrid.config import DEMO_MODEL
 from hybrid.doctor.findings import Finding, Level
 from hybrid.doctor.model import examine_model
+from hybrid.model.hub import resolve_model
 from hybrid.runtime.ram import Ram
 from offload.devices.nvml import Driver, GpuSeen
 from offload.units import GIB, MIB
 from tests.hf_models import tiny_config
+from tests.hub_stub import StubHub, connect, tiny_files
 
 ROOMY = Ram(16 * GIB, 8 * GIB)
 
@@ -78,8 +81,33 @@ def test_the_context_is_what_the_model_was_made_for(tmp_path: Path) -> None:
     assert finding(examine_model(tmp_path, ROOMY, None, {}), "context: made for 64 tokens; 64 unless --context")
 
 
-def test_the_name_of_a_model_on_the_hub_is_no_folder_but_there_is_a_command_for_it(tmp_path: Path) -> None:
-    (found,) = examine_model(Path("someone/some-model"), ROOMY, None, {})
-    assert (found.level, found.mend) == (Level.PROBLEM, "hybrid plan --model someone/some-model")
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
+    with StubHub("org/tiny", tiny_files(tmp_path / "made")) as hub:
+        connect(monkeypatch, hub, tmp_path / "home")
+        yield hub
+
+
+def test_a_name_on_the_hub_is_what_has_been_downloaded_and_no_request_is_made(hub: StubHub) -> None:
+    name = Path("org/tiny")
+    mend = 'hybrid run --model org/tiny "Hello"'
+
+    def examined() -> list[Finding]:
+        hub.requests.clear()
+        found = examine_model(name, ROOMY, None, {})
+        assert not hub.requests
+        return found
+
+    (absent,) = examined()
+    assert (absent.level, absent.mend) == (Level.PROBLEM, mend)
+    resolve_model("org/tiny", config_only=True)  # as `hybrid plan` does
+    assert finding(examined(), "only a config, no weights").mend == mend
+    resolve_model("org/tiny")
+    found = examined()
+    assert finding(found, "org/tiny: llama")
+    assert not any(each.text.startswith("only a config") for each in found)
+
+
+def test_a_folder_that_is_absent_cannot_be_downloaded(tmp_path: Path) -> None:
     (found,) = examine_model(tmp_path / "absent", ROOMY, None, {})
     assert (found.level, found.mend) == (Level.PROBLEM, "")
