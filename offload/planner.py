@@ -50,7 +50,7 @@ def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
         for_decode = _planned(decode, programmes)
         if plan is None or not _is_worth_it(plan, for_decode):
             plan = for_decode
-    check_ram(plan.ram_bytes, plan.ram_budget_bytes)
+    check_ram(plan.ram_bytes, plan.ram_budget_bytes, request.most_ram_bytes)
     return replace(plan, bound_s=bound_s, notes=(*plan.notes, *decode.notes))
 
 

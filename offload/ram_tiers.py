@@ -88,8 +88,11 @@ def file_warnings(placements: Sequence[LinearPlacement]) -> tuple[str, ...]:
     )
 
 
-def check_ram(ram_bytes: Mapping[str, int], budget_bytes: int | None) -> None:
-    """Raise RamBudgetError when what a plan takes of RAM is above its cap, with the least that would do."""
+def check_ram(ram_bytes: Mapping[str, int], budget_bytes: int | None, most_bytes: int = 0) -> None:
+    """Raise RamBudgetError when what a plan takes of RAM is above its cap, with the least that would do.
+
+    `most_bytes` is what the cap could be raised to; 0: not known.
+    """
     total = sum(ram_bytes.values())
     if budget_bytes is None or total <= budget_bytes:
         return
@@ -98,9 +101,10 @@ def check_ram(ram_bytes: Mapping[str, int], budget_bytes: int | None) -> None:
         for name, nbytes in ram_bytes.items()
         if nbytes
     )
+    hint = "lower --context, or take a smaller model" if 0 < most_bytes < total else "raise --ram, or lower --context"
     raise RamBudgetError(
         f"--ram of {format_bytes(budget_bytes)} is too small: at the least this model takes {format_bytes(total)} of "
-        f"RAM ({names}); raise --ram, or lower --context",
+        f"RAM ({names}); {hint}",
         total,
     )
 

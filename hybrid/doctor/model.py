@@ -49,7 +49,7 @@ def examine_model(
         findings.append(note("only a config, no weights: it can be planned, not run", _download(model)))
     else:
         findings.append(_tokenizer(path))
-    findings.append(_ram(sum(on_cpu.ram_bytes.values()), ram))
+    findings.append(_ram(sum(on_cpu.ram_bytes.values()), ram, any(spec.is_quantisable for spec in specs)))
     return findings + _vram(on_gpu, driver, model)
 
 
@@ -101,13 +101,14 @@ def _tokenizer(path: Path) -> Finding:
     return ok("its tokenizer loads")
 
 
-def _ram(need_bytes: int, ram: Ram | None) -> Finding:
+def _ram(need_bytes: int, ram: Ram | None, is_quantisable: bool) -> Finding:
     text = f"with --cuda 0 it takes about {format_bytes(need_bytes)} of RAM"
     if ram is None:
         return note(text)
     if need_bytes > ram.total_bytes:
         have = format_bytes(ram.total_bytes)
-        return problem(f"{text}, and there are {have}: take a smaller model, or this one in 8 or 4 bits")
+        fewer_bits = ", or this one with --host-dtype int8 or int4" if is_quantisable else ""
+        return problem(f"{text}, and there are {have}: take a smaller model{fewer_bits}")
     if need_bytes > ram.available_bytes:
         return note(f"{text}, and {format_bytes(ram.available_bytes)} are available: close other programs first")
     return ok(f"{text}: it fits")

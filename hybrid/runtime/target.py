@@ -62,7 +62,7 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
         asked = f"--cuda {settings.cuda}" if settings.cuda is not None else f"--device {settings.device}"
         raise DeviceUnavailableError(
             f"{asked}: {error}; use --cuda 0 for the CPU, --device simulated to try the machinery, "
-            "or plan for another machine with --machine"
+            "or hybrid plan --machine NAME to plan for another machine"
         ) from None
 
 

@@ -128,8 +128,8 @@ def _parked(profile: DeviceProfile) -> tuple[str, ...]:
         return ()
     return (
         f"starting {counted(threads, 'thread')} took {launch_s * 1e3:.1f} ms, where microseconds are usual: "
-        "they wait for a core that is in use, and so will plans; measure again with other programs ended, "
-        "or with fewer --threads",
+        "they wait for a core that is in use, and so will plans; measure again with other programs ended"
+        + (", or with fewer --threads" if threads > 1 else ""),
     )
 
 

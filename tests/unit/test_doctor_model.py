@@ -33,7 +33,11 @@ def finding(findings: list[Finding], start: str) -> Finding:
     [
         (ROOMY, Level.OK, "it fits"),
         (Ram(16 * GIB, MIB), Level.NOTE, "and 1.00 MiB are available: close other programs first"),
-        (Ram(2 * MIB, MIB), Level.PROBLEM, "and there are 2.00 MiB: take a smaller model"),
+        (
+            Ram(2 * MIB, MIB),
+            Level.PROBLEM,
+            "and there are 2.00 MiB: take a smaller model, or this one with --host-dtype",
+        ),
         (None, Level.NOTE, "of RAM"),
     ],
 )

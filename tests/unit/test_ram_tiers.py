@@ -130,5 +130,9 @@ def test_a_cap_that_cannot_be_kept_names_what_it_holds_and_the_least_that_would_
     assert caught.value.least_bytes == 8 * MIB
     for words in ("--ram of 2.00 MiB", "at the least", "8.00 MiB", "kv cache 3.00 MiB", "must be in RAM 4.00 MiB"):
         assert words in str(caught.value)
+    for most, can_raise in ((0, True), (8 * MIB, True), (7 * MIB, False)):
+        with pytest.raises(RamBudgetError) as told:
+            check_ram(taken, 2 * MIB, most)
+        assert ("raise --ram" in str(told.value)) == can_raise
     check_ram(taken, 8 * MIB)
     check_ram(taken, None)
