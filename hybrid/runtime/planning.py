@@ -26,8 +26,9 @@ from offload.planner import make_plan as fill_budget
 from offload.specs import Activations, WeightFormat
 from offload.units import MIB, counted, format_bytes
 
-# Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after a reply of the demo model.
-_PROCESS_BYTES = 256 * MIB
+# Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after the first reply of all, which compiles
+# the kernels (60 MiB).
+_PROCESS_BYTES = 272 * MIB
 _USUAL_HEADS = 32  # where a graph does not name them
 _ROTARY_STEP = (
     16  # onnxruntime's GroupQueryAttention on the CPU turns heads, and parts of them, in multiples of this only

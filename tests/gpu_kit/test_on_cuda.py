@@ -65,7 +65,8 @@ def test_kernels_on_a_cuda_device_are_exact_cublas_and_our_own(tmp_path: Path, m
     monkeypatch.setattr(gemm_cases, "matrices", kernels.matrices)
     found = kernels.run(a_job(tmp_path, "cuda"), lambda found: None)
     assert found["not_measured"] == {}
-    assert all(reading["error"] < 2e-7 for reading in found["readings"])
+    # A few roundings of fp32: in which order the emulation adds is up to the processor.
+    assert all(reading["error"] < 5e-7 for reading in found["readings"])
     counts = Counter(reading["kernel"] for reading in found["readings"])
     assert counts == {"cuBLAS": 3 * 2 * 2, "CUDA C": 2 * (2 * 2 + 4)}
     assert emulated.blocks == {}
