@@ -8,7 +8,7 @@ from math import ceil, floor
 from offload.errors import RamBudgetError
 from offload.placing import PlanRequest, fixed_ram_bytes
 from offload.plan import Advice, HostTier, Plan
-from offload.planner import make_plan
+from offload.planner import is_searched, make_plan
 from offload.ram_tiers import file_bytes, ram_bytes
 from offload.specs import WeightFormat
 from offload.units import GIB
@@ -37,6 +37,8 @@ def _advice(request: PlanRequest, plan: Plan) -> Iterator[Advice]:
     """Plan after each change, at most four times; `plan` may have been given more RAM than `request` says."""
     request = replace(request, ram_budget_bytes=plan.ram_budget_bytes)
     changes = _changes_for_ram(request, plan) if file_bytes(plan.placements) else _changes(request)
+    if not is_searched(request):
+        return
     now_s = plan.predicted.decode_step_s
     for change, changed in changes:
         try:

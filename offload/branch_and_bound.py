@@ -16,7 +16,7 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 _WHOLE = 1e-6  # how far from a whole number a variable may be
-_MOST_SOLVED = 800  # linear programmes times binary variables: about half a second, and all choices of six variables
+_MOST_SOLVED = 500  # linear programmes times binary variables: tenths of a second, and all choices of five variables
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,12 +50,21 @@ class CpuRates:
 
         Between the measured numbers of rows the time is a straight line; beyond the last it grows with the rows.
         """
-        points = self.multiply_bytes_per_s[weight_format]
-        counts = sorted(points)
-        times = [1 / points[count] for count in counts]
+        counts, times = self._points[weight_format]
         if rows >= counts[-1]:
             return nbytes * times[-1] * rows / counts[-1]
+        if rows <= counts[0]:
+            return nbytes * times[0]
         return nbytes * float(np.interp(rows, counts, times))
+
+    @cached_property
+    def _points(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Measured numbers of rows, and what a byte takes at each, by format."""
+        found = {}
+        for weight_format, points in self.multiply_bytes_per_s.items():
+            counts = sorted(points)
+            found[weight_format] = counts, [1 / points[count] for count in counts]
+        return found
 
 
 @dataclass(frozen=True)

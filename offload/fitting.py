@@ -6,7 +6,7 @@ from dataclasses import replace
 from offload.placing import Shares, SharesOf
 from offload.specs import LinearSpec
 
-_SEARCH_STEPS = 20
+SEARCH_STEPS = 20
 _NEAR = 1 / 4096  # of all bytes between the ends of a search: near enough
 
 
@@ -38,8 +38,8 @@ def grow(shares: SharesOf, excess_bytes: Callable[[SharesOf], int]) -> SharesOf:
     return larger(largest_part(lambda part: excess_bytes(larger(part))))
 
 
-def largest_part(excess_bytes: Callable[[float], int]) -> float:
-    """About the largest part from 0 to 1 with nothing in excess; 0 where there is none.
+def largest_part(excess_bytes: Callable[[float], int], steps: int = SEARCH_STEPS) -> float:
+    """About the largest part from 0 to 1 with nothing in excess, after `steps` at most; 0 where there is none.
 
     False position, with a halving now and then: bytes grow about evenly.
     """
@@ -49,7 +49,7 @@ def largest_part(excess_bytes: Callable[[float], int]) -> float:
         return high
     below = excess_bytes(low)
     near = (above - below) * _NEAR
-    for step in range(_SEARCH_STEPS):
+    for step in range(steps):
         if not -below > near:
             break
         at = (low + high) / 2 if step % 3 == 2 else low + (high - low) * below / (below - above)

@@ -7,6 +7,7 @@ that one GEMM multiplies them.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, aligned
 from offload.devices.scratch import scratch_bytes
@@ -52,7 +53,7 @@ class ColumnMatrix:
         """K."""
         return self.segments[0][0].in_features
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """n, over all segments."""
         return sum(len(columns) for _, columns in self.segments)
@@ -71,7 +72,7 @@ class ColumnMatrix:
             return self.in_features, self.columns
         return self.columns, self.in_features
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the matrix."""
         return self.columns * self.column_bytes

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil
 
 from offload.cost_model import StepShape, Workload, step_cost
 from offload.device_profile import DeviceProfile
@@ -72,6 +74,17 @@ class PlanRequest:
         """Whether they may be streamed too: as the host keeps them."""
         return self.movable(linear) and self.kept_format(linear) not in self.unsupported
 
+    @cached_property
+    def ram_is_plenty(self) -> bool:
+        """Whether the RAM budget holds any placement, so that none has to be counted."""
+        if self.ram_budget_bytes is None:
+            return True
+        whole = [_place_linear(self, linear, Shares(1.0), 0) for linear in self.linears]
+        # Every column at once as a host and as a streamed one; x in three formats.
+        weights = sum(p.linear.weight_bytes + _kept_bytes(p) + aligned(_kept_bytes(p)) for p in whole)
+        steps = 3 * working_memory(whole, CHUNK_TOKENS).pinned_bytes + staging_bytes(whole)
+        return weights + steps + sum(self.other_ram_bytes.values()) <= self.ram_budget_bytes
+
     def kept_format(self, linear: LinearSpec) -> WeightFormat:
         """What its streamed and host columns are kept as."""
         return linear.format if self.host_format is None or not linear.is_quantisable else self.host_format
@@ -122,7 +135,7 @@ def place_linears(request: PlanRequest, shares: SharesOf) -> tuple[LinearPlaceme
         alike = (linear.kind, linear.in_features, linear.out_features)
         number = counts[alike] = counts.get(alike, -1) + 1
         placements.append(_place_linear(request, linear, shares(linear), number))
-    if request.ram_budget_bytes is None:
+    if request.ram_budget_bytes is None or request.ram_is_plenty:
         return tuple(placements)
     return keep_in_ram(placements, fixed_ram_bytes(request, placements), request.ram_budget_bytes)
 
@@ -131,8 +144,9 @@ def fits(request: PlanRequest, placements: Sequence[LinearPlacement], ring: Stre
     """Whether placements are within both budgets."""
     if sum(vram_bytes(request, placements, ring).values()) > request.budget_bytes:
         return False
-    ram = sum(ram_bytes(placements, fixed_ram_bytes(request, placements)).values())
-    return request.ram_budget_bytes is None or ram <= request.ram_budget_bytes
+    if request.ram_budget_bytes is None or request.ram_is_plenty:
+        return True
+    return sum(ram_bytes(placements, fixed_ram_bytes(request, placements)).values()) <= request.ram_budget_bytes
 
 
 def fixed_ram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement]) -> dict[str, int]:
@@ -202,6 +216,11 @@ def _place_linear(request: PlanRequest, linear: LinearSpec, shares: Shares, numb
         host_format=request.kept_format(linear),
         prefill_stop=prefill if prefill > streamed else 0,
     )
+
+
+def _kept_bytes(placement: LinearPlacement) -> int:
+    """Bytes of all columns as streamed and host ones are kept."""
+    return ceil(placement.linear.out_features * placement.host_column_bytes)
 
 
 def _whole_tiles(columns: int, share: float, number: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
-from offload.fitting import grow, largest_part, shrink
+from offload.fitting import SEARCH_STEPS, grow, largest_part, shrink
 from offload.integer_program import Programme, Solution
 from offload.kinds import MOST_KINDS, Kinds
 from offload.packing import packed_stream_bytes
@@ -31,6 +31,10 @@ _SIMPLE_RING = StreamRing(4, 4 * MIB)
 _WORTH = 0.98  # what uses the device has to be this much faster than all on the host
 _TIE = 0.999  # what does more has to be this much faster than what does less
 _POLISHED = 0.995  # nearer to the bound than this, a placement is not polished
+_MOST_SEARCHED = 1000  # Linears: large models have hundreds, and every trial looks at each
+_MOST_NAMED = 200  # kinds of Linears by name: models have ten or so
+_MOST_PLACED = 4096  # Linears that are placed at all
+_FEW_STEPS = 6
 _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much faster, where decode loses 1 - _WORTH
 
 
@@ -52,6 +56,24 @@ def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
             plan = for_decode
     check_ram(plan.ram_bytes, plan.ram_budget_bytes, request.most_ram_bytes)
     return replace(plan, bound_s=bound_s, notes=(*plan.notes, *decode.notes))
+
+
+def is_searched(request: PlanRequest) -> bool:
+    """Whether the model is small enough to look for its best placement; else only the simplest ones are compared."""
+    return len(request.linears) <= _MOST_SEARCHED and _named_kinds(request) <= _MOST_NAMED
+
+
+def _named_kinds(request: PlanRequest) -> int:
+    return len({linear.kind for linear in request.linears})
+
+
+def _why_short(request: PlanRequest) -> str:
+    count = len(request.linears)
+    how = "each gets an equal share of the GPU, or none" if count <= _MOST_PLACED else "the GPU gets none"
+    return (
+        f"{count:,} Linears of {_named_kinds(request):,} kinds are too many to look for their best placement "
+        f"(up to {_MOST_SEARCHED:,} of {_MOST_NAMED} kinds are not): {how}"
+    )
 
 
 def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -> Plan | None:
@@ -92,6 +114,8 @@ _Programmes = list[tuple[Solution, StreamRing, Programme]]
 
 def _planned(search: "_Search", programmes: _Programmes) -> Plan:
     best = search.best(programmes)
+    if search.is_short:
+        return place(search.request, best.shares, best.ring)
     shares, ring, prefill_tokens = prefill_phase(search.request, best.shares, best.ring, best.placements)
     return place(search.request, shares, ring, prefill_tokens)
 
@@ -104,6 +128,9 @@ class _Search:
         self._is_final = is_final
         self._for_prefill = for_prefill
         self.notes: tuple[str, ...] = ()  # what bounded the search
+        self.is_short = not is_searched(request)
+        if self.is_short and request.budget_bytes:
+            self.notes += (_why_short(request),)
 
     def holds_all(self) -> bool:
         """Whether the budget holds every Linear that may be on the device."""
@@ -143,8 +170,11 @@ class _Search:
 
     def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:
         """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""
-        share = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part), NO_RING))
+        steps = _FEW_STEPS if self.is_short else SEARCH_STEPS
+        share = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part), NO_RING), steps)
         yield (lambda _: Shares(share)), NO_RING
+        if self.is_short:
+            return
         movable = [linear.name for linear in self.request.linears if self.request.movable(linear)]
         count = self._largest_count(movable)
         first = frozenset(movable[:count])
@@ -166,7 +196,7 @@ class _Search:
     def programmes(self) -> _Programmes:
         """What the integer programme finds for every ring, fastest first; nothing where no column fits the device."""
         request = self.request
-        if not self._may_use_device():
+        if self.is_short or not self._may_use_device():
             return []
         kinds, ram_bytes = Kinds(request), self._weights_ram_bytes()
         whole = place_linears(request, lambda _: Shares(1.0))
@@ -201,7 +231,8 @@ class _Search:
 
     def _may_use_device(self) -> bool:
         request = self.request
-        return request.budget_bytes > 0 and any(request.movable(linear) for linear in request.linears)
+        is_placed = request.budget_bytes > 0 and len(request.linears) <= _MOST_PLACED
+        return is_placed and any(request.movable(linear) for linear in request.linears)
 
     def _fit(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
         """The shares, made smaller by what rounding and alignment took too much, or larger where that is faster."""
@@ -214,6 +245,8 @@ class _Search:
             def scaled(part: float) -> SharesOf:
                 return lambda linear: replace(shares(linear), streamed=shares(linear).streamed * part)
 
+            if request.pinned_limit_bytes is None:
+                return self._candidate(shares, ring)
             part = largest_part(lambda part: _unpinnable_bytes(request, place_linears(request, scaled(part))))
             return self._candidate(scaled(part) if part < 1 else shares, ring)
 

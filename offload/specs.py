@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class BlockFormat:
             raise ValueError(f"blocks of {self.block} are none of {', '.join(map(str, BLOCKS))}")
 
     @classmethod
+    @cache
     def made_on_load(cls, weight_format: WeightFormat) -> "BlockFormat":
         """That of float weights which are quantised to int8 or int4 on load."""
         bits = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}[weight_format]

@@ -2,15 +2,24 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from offload import placing
+from offload.advice import with_advice
 from offload.kinds import MOST_KINDS, Kinds
 from offload.placing import NO_RING
-from offload.planner import make_plan
+from offload.plan import LinearPlacement
+from offload.planner import is_searched, make_plan
 from offload.specs import LinearSpec
 from offload.units import MIB
 from tests.unit.test_planner import FIXED, request, resident_nbytes, spec
+
+
+def many(count: int) -> list[LinearSpec]:
+    """Linears of one kind."""
+    return [spec(f"{n}", 64, 64) for n in range(count)]
 
 
 def kinds(count: int, why: str = "") -> list[LinearSpec]:
@@ -58,3 +67,41 @@ def test_a_model_of_many_kinds_fills_the_budget_and_says_how_it_was_planned() ->
     assert resident_nbytes(plan) > 0.7 * (budget_bytes - sum(FIXED.values()))
     assert sum("100 kinds of Linears" in note for note in plan.notes) == 1
     assert not any("kinds of Linears" in note for note in make_plan(request(kinds(MOST_KINDS), budget_bytes)).notes)
+
+
+@pytest.mark.parametrize("linears", [many(1001), kinds(201)], ids=["Linears", "kinds"])
+def test_too_many_for_a_search_share_the_budget_equally(
+    linears: list[LinearSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget_bytes = sum(FIXED.values()) + 2 * MIB + sum(linear.weight_bytes for linear in linears) // 2
+    placed = 0
+    place_linear = placing._place_linear
+
+    def counted(*given: Any) -> LinearPlacement:
+        nonlocal placed
+        placed += 1
+        return place_linear(*given)
+
+    monkeypatch.setattr(placing, "_place_linear", counted)
+    asked = request(linears, budget_bytes)
+    assert not is_searched(asked)
+    plan = with_advice(asked, make_plan(asked))
+    assert placed <= 14 * len(linears)
+    assert plan.total_vram_bytes <= budget_bytes
+    assert resident_nbytes(plan) > 0.2 * sum(linear.weight_bytes for linear in linears)
+    assert plan.bound_s is None
+    assert sum("too many" in note for note in plan.notes) == 1
+
+
+def test_too_many_are_resident_whole_where_they_fit_and_on_the_host_where_there_are_more() -> None:
+    whole = make_plan(request(many(1001), 64 * MIB))
+    assert not any(len(placement.host) for placement in whole.placements)
+    more = make_plan(request(many(4097), 256 * MIB))
+    assert not any(placement.on_device for placement in more.placements)
+    assert any("4,097 Linears" in note for note in more.notes)
+    assert not any("too many" in note for note in make_plan(request(many(4097), 0)).notes)
+
+
+def test_ordinary_models_are_searched() -> None:
+    assert is_searched(request(many(1000), MIB))
+    assert is_searched(request(kinds(200), MIB))
