@@ -249,7 +249,7 @@ def check_against_plain(
 ) -> None:
     """On the CPU and under placements, in one prefill and in pieces: the logits that one plain pass gives.
 
-    `plain` is another file that has to give them.
+    `atol` is for logits up to 10, and grows with larger ones. `plain` is another file that has to give them.
     """
     opened = open_for_run(RunSettings(model=folder, context_tokens=context_tokens))
     assert opened.linears
@@ -269,7 +269,7 @@ def _follow(
         found = engine.prefill(ids[start : start + (2 if pieces else len(ids))])
     for _ in range(count):
         expected = plain.logits(ids, **feeds)
-        assert np.abs(expected - found).max() < atol
+        assert np.abs(expected - found).max() < atol * max(1, np.abs(expected).max() / 10)
         ids.append(int(expected.argmax()))
         found = engine.decode(ids[-1])
 
