@@ -193,9 +193,9 @@ def test_one_launch_for_a_group_equals_one_each(backend: NumbaBackend, rows: int
     for columns, y in zip(group, multiply(backend, x, *group), strict=True):
         check(x, columns, y)
     same = group[:1] + group[:1]  # one kind of weight, so that both take the same path
-    together = multiply(backend, x, *same)
-    np.testing.assert_array_equal(together[0], multiply(backend, x, same[0])[0])
-    np.testing.assert_array_equal(together[1], together[0])
+    alone = multiply(backend, x, same[0])[0]
+    for y in multiply(backend, x, *same):  # of many rows BLAS may add in another order where pieces are cut elsewhere
+        np.testing.assert_allclose(y, alone, rtol=0, atol=1e-4 if rows > 100 else 0)
 
 
 def test_two_groups_take_turns_with_changing_arrays(backend: NumbaBackend) -> None:
