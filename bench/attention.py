@@ -23,12 +23,12 @@ from rich.table import Table
 
 from bench.interleave import interleave
 from bench.shapes import SHAPES, Shape
+from hybrid.families.writer import MICROSOFT, GraphWriter
+from hybrid.formats.onnx_graph import serialize
 from hybrid.graph.graph import ElementType
-from hybrid.model.builders.writer import MICROSOFT, GraphWriter
-from hybrid.model.onnx_graph import serialize
-from offload.attention import AttentionSpec
-from offload.host_attention import AttentionArrays, HostAttention
-from offload.host_backend import NumbaBackend
+from offload.host.attention import AttentionArrays, HostAttention
+from offload.host.backend import NumbaBackend
+from offload.spec.attention import AttentionSpec
 
 Array = npt.NDArray[Any]
 

@@ -66,9 +66,9 @@ class Contestant:
 
 def contest(way: str, options: argparse.Namespace) -> None:
     """Be a contestant: measure what standard input asks for."""
-    from hybrid.config import RunSettings
-    from hybrid.runtime.loading import open_engine
-    from offload.team import PASSIVE, shared_team
+    from hybrid.loading.open_engine import open_engine
+    from hybrid.loading.settings import RunSettings
+    from offload.host.team import PASSIVE, shared_team
 
     settings = RunSettings(
         model=options.model, cuda="0", host_dtype=options.host_dtype, threads=options.threads, context_tokens=512

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.interleave import Comparison, interleave
 from bench.peers import llama_bench, peak_rss
-from offload.units import counted
+from offload.spec.units import counted
 
 
 @dataclass(frozen=True)

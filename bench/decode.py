@@ -12,16 +12,16 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hybrid.config import RunSettings
+from hybrid.engine.engine import Engine
 from hybrid.graph.find import Linear
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import linears_outside, load
-from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
-from hybrid.runtime.target import choose_target, look_in_profile
-from hybrid.runtime.threads import default_threads
-from offload.placing import Shares, place
-from offload.recovery import ShrinkingPlan
-from offload.telemetry import Timeline
+from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import choose_target, look_in_profile
+from hybrid.machine.threads import default_threads
+from offload.observe.timeline import Timeline
+from offload.plan.placing import Shares, place
+from offload.run.recovery import ShrinkingPlan
 
 _TRACED_TOKENS = 16
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax")

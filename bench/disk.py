@@ -16,12 +16,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hybrid.config import RunSettings
 from hybrid.graph.graph import FileRange
-from hybrid.runtime.loading import open_engine
-from hybrid.runtime.planning import open_for_run
-from offload.disk_stream import PIECE_BYTES, DiskRing, FilePart
-from offload.ram_tiers import file_bytes
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.planning import open_for_run
+from hybrid.loading.settings import RunSettings
+from offload.plan.ram_tiers import file_bytes
+from offload.weights.disk_ring import PIECE_BYTES, DiskRing, FilePart
 
 _BUFFER_BYTES = 64 << 20
 

@@ -29,9 +29,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.interleave import Comparison, interleave, timed
-from offload.host_backend import HostColumns, NumbaBackend
-from offload.specs import Layout, WeightFormat
-from offload.units import counted
+from offload.host.backend import HostColumns, NumbaBackend
+from offload.spec.linear import Layout, WeightFormat
+from offload.spec.units import counted
 
 Array = npt.NDArray[Any]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import llama_bench, peak_rss
-from offload.units import counted
+from offload.spec.units import counted
 
 MEASURES = {
     "prefill_tokens_per_s": "prefill 128",

@@ -13,17 +13,17 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hybrid.config import RunSettings
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.island import array_of
-from hybrid.runtime.loading import linears_outside, load
-from hybrid.runtime.machines import save_profile
-from hybrid.runtime.planning import open_for_run, plan_request
-from hybrid.runtime.target import choose_target, look_in_profile
-from hybrid.runtime.threads import default_threads
+from hybrid.engine.engine import Engine
+from hybrid.engine.island import array_of
+from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.planning import open_for_run, plan_request
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import choose_target, look_in_profile
+from hybrid.machine.profiles import save_profile
+from hybrid.machine.threads import default_threads
 from hybrid.tune.calibration import measure_machine
-from offload.placing import NO_RING, predict
-from offload.recovery import ShrinkingPlan
+from offload.plan.placing import NO_RING, predict
+from offload.run.recovery import ShrinkingPlan
 
 _STEPS = 12
 

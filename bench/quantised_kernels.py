@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.interleave import interleave, timed
-from offload.host_backend import HostColumns, NumbaBackend
-from offload.quantised import QuantisedWeight
-from offload.specs import Activations, Layout, WeightFormat
-from offload.units import counted
+from offload.host.backend import HostColumns, NumbaBackend
+from offload.spec.linear import Activations, Layout, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+from offload.spec.units import counted
 
 K, N = 2048, 5632
 BLOCKS = (64, 128)

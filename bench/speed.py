@@ -9,9 +9,9 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 
-from hybrid.config import RunSettings
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import open_engine
+from hybrid.engine.engine import Engine
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import RunSettings
 
 PREFILL_TOKENS, DEEP_TOKENS = 128, 1024
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from hybrid.entry import main
+from hybrid.cli.entry import main
 
 sys.exit(main())

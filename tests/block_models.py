@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hybrid.config import RunSettings
 from hybrid.graph.find import Linear, find_linears
 from hybrid.graph.graph import ElementType, FileRange, Initializer, Node
-from hybrid.runtime.planning import OpenedModel, open_for_run
+from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.settings import RunSettings
 from hybrid.tune.zero_model import ZeroShape, write_zero_model
 
 _BLOCK = 32

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hybrid.config import RunSettings
+from hybrid.engine.engine import Engine
 from hybrid.graph.find import Linear
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import linears_outside, load
-from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
-from hybrid.runtime.target import choose_target, look_in_profile
+from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import choose_target, look_in_profile
 from offload.devices.base import Device
-from offload.devices.simulated import SimulatedDevice
-from offload.placing import PlanRequest, Shares, place
-from offload.plan import HostTier, Plan
-from offload.ram_tiers import READ_AHEAD, ram_bytes
-from offload.recovery import ShrinkingPlan
-from offload.specs import LinearSpec
-from offload.telemetry import Timeline
+from offload.devices.simulated.device import SimulatedDevice
+from offload.observe.timeline import Timeline
+from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.plan import HostTier, Plan
+from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
+from offload.run.recovery import ShrinkingPlan
+from offload.spec.linear import LinearSpec
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 _BUDGET_BYTES = 1 << 30

@@ -54,7 +54,7 @@ class FakeNvml:
             nvmlDeviceGetPcieThroughput=self._answer("pcie", lambda handle, counter: self.kilobytes_per_s[counter]),
         )
         monkeypatch.setitem(sys.modules, "pynvml", module)
-        monkeypatch.setattr("offload.devices.vram_meter._before_bytes", {})
+        monkeypatch.setattr("offload.devices.cuda.vram_meter._before_bytes", {})
         return self
 
     def _start(self, step: int) -> None:

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hybrid.config import RunSettings
+from hybrid.engine.token_ids import common_prefix
 from hybrid.errors import ContextFullError
+from hybrid.graph.decoder import Decoder
 from hybrid.graph.graph import Graph
-from hybrid.model.decoder import Decoder
-from hybrid.runtime.memory import MemoryUse
-from hybrid.token_ids import common_prefix
-from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
-from offload.specs import ColumnRange, Layout, LinearSpec, WeightFormat
+from hybrid.loading.settings import RunSettings
+from hybrid.machine.memory import MemoryUse
+from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
+from offload.spec.linear import ColumnRange, Layout, LinearSpec, WeightFormat
 
 VOCAB = 512
 BOS, EOS = 1, 2
@@ -140,7 +140,7 @@ class FakeEngine(Unshared):
 def engine_modules(
     engine: FakeEngine, failure: BaseException | None = None, settings_seen: list[RunSettings] | None = None
 ) -> dict[str, ModuleType]:
-    """`hybrid.runtime.loading` and `.planning`, for sys.modules, with this engine behind them."""
+    """`hybrid.loading.open_engine` and `.planning`, for sys.modules, with this engine behind them."""
 
     def remember(settings: RunSettings) -> None:
         if settings_seen is not None:
@@ -158,7 +158,7 @@ def engine_modules(
         remember(settings)
         return engine.plan
 
-    opener, planner = ModuleType("hybrid.runtime.loading"), ModuleType("hybrid.runtime.planning")
+    opener, planner = ModuleType("hybrid.loading.open_engine"), ModuleType("hybrid.loading.planning")
     opener.open_engine, planner.make_plan = open_engine, make_plan  # type: ignore[attr-defined]
     return {module.__name__: module for module in (opener, planner)}
 
@@ -223,7 +223,7 @@ def train_json_tokenizer(folder: Path, byte_level: bool = True, begins: bool = F
 
 def main(folder: str, text: str, endless: bool = False, context_tokens: int = 64) -> None:
     """For tests that need a process: the `hybrid` command around an engine that says `text`."""
-    from hybrid import cli
+    from hybrid.cli import main as cli
     from hybrid.text.tokenizer import load_tokenizer
 
     script = load_tokenizer(Path(folder)).encode(text, add_bos=False)

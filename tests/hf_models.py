@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hybrid.families.config import parse_config
+from hybrid.families.weights import expected_shapes
 from hybrid.graph.graph import ElementType, Graph
-from hybrid.model.builders.weights import expected_shapes
-from hybrid.model.hf_config import parse_config
 
 Array = npt.NDArray[Any]
 
@@ -142,7 +142,7 @@ def whole_session(graph: Graph) -> Any:
     """One onnxruntime session of the whole graph; weights that lie in files are read from there."""
     import onnxruntime as ort
 
-    from hybrid.model.onnx_graph import common_folder, serialize
+    from hybrid.formats.onnx_graph import common_folder, serialize
 
     weights = graph.initializers.values()
     folder = common_folder(weights)

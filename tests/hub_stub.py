@@ -232,7 +232,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, hub: StubHub, home: Path) -> None:
         "HF_HUB_DISABLE_TELEMETRY": True,
     }.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr("hybrid.model.hub_http._PIECE_BYTES", 1000)
+    monkeypatch.setattr("hybrid.source.hub_http._PIECE_BYTES", 1000)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

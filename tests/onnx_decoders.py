@@ -13,9 +13,9 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from hybrid.config import RunSettings
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.planning import open_for_run
+from hybrid.engine.engine import Engine
+from hybrid.loading.planning import open_for_run
+from hybrid.loading.settings import RunSettings
 from tests.engines import PLACEMENTS, engine_on_cpu, engine_on_simulated
 
 HIDDEN, HEADS, HEAD_DIM, VOCAB = 32, 2, 32, 48

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from offload.quantised import QuantisedWeight
-from offload.specs import Activations, WeightFormat
+from offload.spec.linear import Activations, WeightFormat
+from offload.spec.quantised import QuantisedWeight
 
 Array = npt.NDArray[np.float64]
 

@@ -11,23 +11,29 @@ SOURCES = sorted([*(ROOT / "hybrid").rglob("*.py"), *(ROOT / "offload").rglob("*
 
 # Each heavy library enters through one place.
 ENTRANCES = {
-    "onnx": {"hybrid/model/onnx_graph.py", "hybrid/model/onnx_validation.py"},
-    "onnxruntime": {"hybrid/runtime/island.py"},
-    "cupy": {"offload/devices/cuda_libraries.py"},
-    "cupy_backends": {"offload/devices/cuda_libraries.py"},
-    "pynvml": {"offload/devices/nvml.py"},
-    "huggingface_hub": {"hybrid/model/hub_repository.py"},
+    "onnx": {"hybrid/formats/onnx_graph.py", "hybrid/formats/onnx_validation.py"},
+    "onnxruntime": {"hybrid/engine/island.py"},
+    "cupy": {"offload/devices/cuda/libraries.py"},
+    "cupy_backends": {"offload/devices/cuda/libraries.py"},
+    "pynvml": {"offload/devices/cuda/nvml.py"},
+    "huggingface_hub": {"hybrid/source/hub_repository.py"},
     "sentencepiece": {"hybrid/text/sentencepiece_tokenizer.py"},
     "tokenizers": {"hybrid/text/json_tokenizer.py"},
-    "matplotlib": {"hybrid/drawing/matplotlib_png.py"},
+    "matplotlib": {"hybrid/show/matplotlib_png.py"},
     "jinja2": {"hybrid/text/jinja_sandbox.py"},
 }
 MAY_READ_ENVIRONMENT = {
-    "hybrid/user_folders.py",  # where the XDG specification says that settings are
+    "hybrid/machine/user_folders.py",  # where the XDG specification says that settings are
     "offload/compiled_code.py",  # where it says that caches are
-    "hybrid/runtime/island.py",  # what onnxruntime is told before it is imported
+    "hybrid/engine/island.py",  # what onnxruntime is told before it is imported
 }
-MAY_PRINT = {"hybrid/cli.py", "hybrid/command_line.py", "hybrid/console.py", "hybrid/options.py", "hybrid/__main__.py"}
+MAY_PRINT = {
+    "hybrid/cli/main.py",
+    "hybrid/cli/command_line.py",
+    "hybrid/show/console.py",
+    "hybrid/cli/options.py",
+    "hybrid/__main__.py",
+}
 
 
 def _name(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hybrid
-from hybrid.config import RunSettings
+from hybrid.loading.settings import RunSettings
 from hybrid.text import text_model
 
 
@@ -31,7 +31,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         "sentencepiece",
         "huggingface_hub",
     )
-    code = f"import sys, hybrid, hybrid.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, hybrid, hybrid.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -27,16 +27,16 @@ from pathlib import Path
 from random import Random
 
 from hybrid.chat.saved import load as load_conversation
-from hybrid.cli import chat, plan, run
-from hybrid.config import RunSettings
-from hybrid.runtime.loading import open_engine
-from hybrid.runtime.planning import make_plan
-from hybrid.settings_file import read_settings, settings_of
+from hybrid.cli.main import chat, plan, run
+from hybrid.cli.settings_file import read_settings, settings_of
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.planning import make_plan
+from hybrid.loading.settings import RunSettings
 from hybrid.text.chat_template import Message, load_chat_template
 from hybrid.text.generation_defaults import read_generation_defaults
 from hybrid.text.tokenizer import load_tokenizer
-from offload.device_profile import load_profile
 from offload.errors import OffloadError
+from offload.machine.profile import load_profile
 from tools import fuzz_mutations as change
 from tools.fuzz_seeds import write_seeds
 

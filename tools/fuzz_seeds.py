@@ -10,8 +10,8 @@ from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from hybrid.config import DEMO_MODEL
-from hybrid.runtime.machines import find_profile
+from hybrid.loading.settings import DEMO_MODEL
+from hybrid.machine.profiles import find_profile
 
 VOCAB, HIDDEN, HEADS, HEAD = 1024, 32, 2, 16
 _TEMPLATE = (

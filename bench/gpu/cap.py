@@ -1,8 +1,8 @@
 """Part 7: was the VRAM of each run within its budget? Read off what the part "speed" saw."""
 
 from bench.gpu.job import Job, Json, Save
-from offload.devices.vram_meter import VramSource
-from offload.units import format_bytes
+from offload.devices.cuda.vram_meter import VramSource
+from offload.spec.units import format_bytes
 
 
 def run(job: Job, save: Save) -> Json:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceStream, HostArray, Span
-from offload.specs import WeightFormat
+from offload.spec.linear import WeightFormat
 
 
 class Bench:

@@ -6,14 +6,14 @@ from offload.devices.base import Device
 def open_device(name: str) -> Device:
     """ "cuda", or the device that the toy profile describes. Raises DeviceUnavailableError."""
     if name == "simulated":
-        from hybrid.runtime.machines import find_profile
-        from offload.devices.simulated import SimulatedDevice
-        from offload.devices.simulated_rates import SimulatedRates
+        from hybrid.machine.profiles import find_profile
+        from offload.devices.simulated.device import SimulatedDevice
+        from offload.devices.simulated.rates import SimulatedRates
 
         gpu = find_profile("toy").gpu
         assert gpu is not None
         return SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, SimulatedRates.of(gpu))
-    from offload.devices.cuda import CudaDevice
+    from offload.devices.cuda.device import CudaDevice
 
     return CudaDevice()
 

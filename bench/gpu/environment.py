@@ -11,12 +11,12 @@ from pathlib import Path
 from bench.gpu.devices import open_device, pci_bus_id
 from bench.gpu.job import Job, Json, Save
 from bench.gpu.nvml_library import Nvml
-from hybrid.runtime.cgroups import read_limits
-from hybrid.runtime.ram import read_ram
-from hybrid.runtime.threads import default_threads
+from hybrid.machine.cgroups import read_limits
+from hybrid.machine.ram import read_ram
+from hybrid.machine.threads import default_threads
 from offload.errors import DeviceUnavailableError
-from offload.specs import WeightFormat
-from offload.units import counted, format_bytes
+from offload.spec.linear import WeightFormat
+from offload.spec.units import counted, format_bytes
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "onnxruntime", "onnxruntime-gpu", "numpy", "numba", "scipy", "onnx")

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from bench.gpu.device_time import Bench
 from bench.shapes import Shape
 from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, HostArray, aligned
-from offload.devices.scratch import scratch_bytes
-from offload.specs import Activations, BlockFormat, Layout, WeightFormat
+from offload.plan.scratch import scratch_bytes
+from offload.spec.linear import Activations, BlockFormat, Layout, WeightFormat
 
 _CHECKED_COLUMNS = 64
 Float64 = npt.NDArray[np.float64]

@@ -16,8 +16,8 @@ from bench.gpu.job import Job, Json, Save
 from bench.gpu.roof import roof_bytes_per_s
 from bench.models import DTYPES, Weights
 from offload.devices.base import Device, DeviceArray, HostArray, aligned
-from offload.specs import WeightFormat
-from offload.units import MIB, counted
+from offload.spec.linear import WeightFormat
+from offload.spec.units import MIB, counted
 
 # Of the sum of magnitudes: far more than fp32 sums lose, far less than any mistake; so is an x rounded the other way.
 TOLERANCE = 1e-4

@@ -9,10 +9,10 @@ import sys
 import time
 from typing import Any
 
-from hybrid.config import RunSettings
-from hybrid.gpu_text import gpu_json
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import open_engine
+from hybrid.engine.engine import Engine
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import RunSettings
+from hybrid.show.gpu_text import gpu_json
 
 
 def measure(settings: RunSettings, prompt_tokens: int, decode_tokens: int) -> dict[str, Any]:

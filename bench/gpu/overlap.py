@@ -18,19 +18,19 @@ from bench.gpu.devices import open_device
 from bench.gpu.job import Job, Json, Save
 from bench.models import DTYPES, Weights
 from bench.shapes import Shape
-from hybrid.runtime.machines import find_profile
-from hybrid.runtime.threads import default_threads
-from offload.cost_model import StepShape
-from offload.device_profile import DeviceProfile
+from hybrid.machine.profiles import find_profile
+from hybrid.machine.threads import default_threads
 from offload.devices.base import Device, HostArray, Span
-from offload.host_backend import NumbaBackend
-from offload.op_times import settled
-from offload.placing import PlanRequest, Shares, place
-from offload.plan import StreamRing
-from offload.runner import LinearRunner
-from offload.specs import Layout, LinearSpec, WeightFormat
-from offload.telemetry import DECODE, Operator, Step, Timeline, step
-from offload.units import MIB, counted, format_seconds
+from offload.host.backend import NumbaBackend
+from offload.machine.profile import DeviceProfile
+from offload.observe.op_times import settled
+from offload.observe.timeline import DECODE, Operator, Step, Timeline, step
+from offload.plan.cost import StepShape
+from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.plan import StreamRing
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.units import MIB, counted, format_seconds
 
 _RESIDENT = 0.5  # the rest is split so that bus and CPU need equally long, as far as the profile knows
 _RING = StreamRing(16, 4 * MIB)

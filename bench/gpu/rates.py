@@ -11,14 +11,14 @@ from bench.gpu.device_time import as_bytes
 from bench.gpu.devices import open_device
 from bench.gpu.job import Job, Json, Save
 from bench.gpu.roof import roof_bytes_per_s
-from hybrid.runtime.machines import save_profile
-from hybrid.runtime.threads import default_threads
+from hybrid.machine.profiles import save_profile
+from hybrid.machine.threads import default_threads
 from hybrid.tune.calibration import TuneEffort, measure_machine
 from hybrid.tune.step_costs import StepEffort
 from hybrid.tune.zero_model import ZeroShape
-from offload.calibrate import Effort
+from offload.calibrate.machine import Effort
 from offload.devices.base import Device
-from offload.units import MIB, counted, format_seconds
+from offload.spec.units import MIB, counted, format_seconds
 
 _ROUNDS = 5
 _LEAST = TuneEffort(

@@ -3,7 +3,7 @@
 from time import perf_counter
 from typing import Any
 
-from offload.device_calibration import DeviceMeter
+from offload.calibrate.device import DeviceMeter
 from offload.devices.base import Device
 
 _DEVICE_TO_DEVICE = 3  # cudaMemcpyKind

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.shapes import SHAPES, Shape
-from offload.units import GIB, MIB
+from offload.spec.units import GIB, MIB
 
 
 @dataclass(frozen=True)

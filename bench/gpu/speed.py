@@ -17,7 +17,7 @@ from bench.gpu.nvml_library import Nvml, PeakMemory
 from bench.gpu.random_model import linear_bytes, model_folder
 from bench.gpu.sizes import ModelRuns
 from offload.errors import DeviceUnavailableError
-from offload.units import MIB, format_bytes
+from offload.spec.units import MIB, format_bytes
 
 _ROOT = Path(__file__).parents[2]
 _ACTIVATIONS_BYTES = 160 * MIB  # and alignment; what is not taken stays free

@@ -7,13 +7,13 @@ from bench.gpu.overlap import busy_shares
 from bench.gpu.random_model import model_folder
 from bench.gpu.sizes import ModelRuns
 from bench.gpu.speed import budget
-from hybrid.config import RunSettings
-from hybrid.drawing.files import write_timeline_picture
-from hybrid.recording import start_recording
-from hybrid.runtime.loading import open_engine
-from offload.op_times import settled
-from offload.telemetry import DECODE
-from offload.units import counted, format_seconds
+from hybrid.cli.recording import start_recording
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import RunSettings
+from hybrid.show.picture_files import write_timeline_picture
+from offload.observe.op_times import settled
+from offload.observe.timeline import DECODE
+from offload.spec.units import counted, format_seconds
 
 _SHARE = 0.5
 _STEPS = 9  # the first is not counted

@@ -9,7 +9,7 @@ from hybrid.chat.conversation import RETRY_TEMPERATURE, Conversation
 from hybrid.chat.reply import Reply, ReplyStats
 from hybrid.chat.rules import changed, shown
 from hybrid.text.generate import StopReason
-from offload.units import counted
+from offload.spec.units import counted
 
 COMMANDS = {
     "/clear": ("", "forget the conversation; the system message stays"),
@@ -89,7 +89,7 @@ def run_command(conversation: Conversation, line: str, model: str = "") -> Outco
 
 def status_line(stats: ReplyStats) -> str:
     """What a reply took: speed, tokens reused and run, how full the context is."""
-    from hybrid.report import rate
+    from hybrid.show.report import rate
 
     used = f"context {stats.context_used} of {stats.context_tokens}"
     run = f"{stats.reused_tokens} reused + {stats.prefilled_tokens} prefilled"

@@ -12,7 +12,7 @@ from hybrid.errors import ContextFullError, UsageError
 from hybrid.text.chat_template import Message
 from hybrid.text.generate import TokenEngine
 from hybrid.text.tokenizer import Tokenizer
-from offload.units import counted
+from offload.spec.units import counted
 
 RETRY_TEMPERATURE = 0.8  # of another reply, where the rules say 0
 

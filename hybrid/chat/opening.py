@@ -13,7 +13,7 @@ from hybrid.text.stopping import end_ids
 from hybrid.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from hybrid.runtime.engine import Engine
+    from hybrid.engine.engine import Engine
 
 NO_TEMPLATE = "none"
 

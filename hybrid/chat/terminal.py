@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from hybrid.chat.commands import is_command, left_out_line, run_command, status_line
 from hybrid.chat.conversation import Conversation
-from hybrid.console import ctrl_c_stops, emit, say
 from hybrid.errors import OffloadError, UsageError
+from hybrid.show.console import ctrl_c_stops, emit, say
+from hybrid.show.wrapping import fold
 from hybrid.text.generate import StopReason
-from hybrid.wrapping import fold
 from offload.printable import printable
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from hybrid.chat.reply import Reply
-from hybrid.redrawn import RedrawnLines
+from hybrid.show.redrawn import RedrawnLines
 from offload.printable import printable
-from offload.units import counted
+from offload.spec.units import counted
 
 _REDRAW_S = 0.06
 _NARROWEST = 40  # columns that a terminal may be narrowed to without a line of the reply being seen twice

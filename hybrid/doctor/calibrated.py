@@ -1,8 +1,8 @@
 """Whether this machine has been measured."""
 
 from hybrid.doctor.findings import Finding, note, ok
-from hybrid.model.source import show
-from hybrid.runtime.machines import CALIBRATE, busy_warning, calibration, calibration_file, machine_name
+from hybrid.machine.profiles import CALIBRATE, busy_warning, calibration, calibration_file, machine_name
+from hybrid.source.folder import show
 
 
 def examine_calibration(threads: int) -> Finding:

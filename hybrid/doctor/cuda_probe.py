@@ -68,9 +68,9 @@ def main() -> None:
 
 def probe() -> dict[str, Any]:
     """Start CUDA here, multiply something, and see which libraries that took."""
-    from offload.devices.cuda import CudaDevice
+    from offload.devices.cuda.device import CudaDevice
     from offload.errors import DeviceUnavailableError
-    from offload.specs import WeightFormat
+    from offload.spec.linear import WeightFormat
 
     answer: dict[str, Any] = {"error": "", "name": "", "has_libcuda": _has_libcuda(), "unsupported": {}}
     try:

@@ -14,11 +14,11 @@ from hybrid.doctor.memory import examine_memory
 from hybrid.doctor.packages import CUPY, examine_numba, examine_packages, import_error
 from hybrid.doctor.processor import examine_processor
 from hybrid.doctor.versions import FindVersion, installed, suitable_extra
-from hybrid.runtime.cgroups import read_limits
-from hybrid.runtime.ram import Ram, read_ram
-from hybrid.runtime.threads import default_threads
-from offload.devices import nvml
-from offload.devices.nvml import Driver
+from hybrid.machine.cgroups import read_limits
+from hybrid.machine.ram import Ram, read_ram
+from hybrid.machine.threads import default_threads
+from offload.devices.cuda import nvml
+from offload.devices.cuda.nvml import Driver
 from offload.errors import DeviceUnavailableError
 
 
@@ -88,7 +88,7 @@ def _driver() -> tuple[Driver | None, str]:
 
 
 def _why_onnxruntime_does_not_load() -> str:
-    return import_error("hybrid.runtime.island")
+    return import_error("hybrid.engine.island")
 
 
 def _model(model: Path, ram: Ram | None, driver: Driver | None, probed: ProbeResult | None) -> list[Finding]:

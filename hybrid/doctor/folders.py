@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok, problem
 from offload.compiled_code import NotKept, code_folder
-from offload.units import GIB, counted, format_bytes
+from offload.spec.units import GIB, counted, format_bytes
 
 _LITTLE_BYTES = 10 * GIB
 _MOST_FILES = 20_000  # a cache on a slow disk is not worth waiting for

@@ -8,8 +8,8 @@ from hybrid.doctor.cuda_probe import ProbeResult
 from hybrid.doctor.findings import Finding, note, ok, problem
 from hybrid.doctor.packages import CUPY
 from hybrid.doctor.versions import CU12_DRIVER, CU13_DRIVER, FindVersion, driver_major, installed, suitable_extra
-from offload.devices.nvml import Driver, GpuSeen
-from offload.units import format_bytes
+from offload.devices.cuda.nvml import Driver, GpuSeen
+from offload.spec.units import format_bytes
 
 _NVIDIA_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 _NEEDED = {13: CU13_DRIVER, 12: CU12_DRIVER, 11: 450}

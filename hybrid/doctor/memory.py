@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok
-from hybrid.runtime.cgroups import Limits
-from hybrid.runtime.ram import Ram
-from offload.units import GIB, format_bytes
+from hybrid.machine.cgroups import Limits
+from hybrid.machine.ram import Ram
+from offload.spec.units import GIB, format_bytes
 
 _LITTLE_BYTES = 2 * GIB
 _HUGE_PAGES = Path("sys/kernel/mm/transparent_hugepage/enabled")

@@ -6,23 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hybrid.config import RunSettings
 from hybrid.doctor.findings import Finding, note, ok, problem
 from hybrid.errors import OffloadError
-from hybrid.model.hub import cached_model
-from hybrid.model.source import hub_name, is_there
-from hybrid.runtime.machines import find_profile
-from hybrid.runtime.planning import OpenedModel, open_for_run, plan_request
-from hybrid.runtime.ram import Ram
-from hybrid.runtime.target import GpuFacts, Target, choose_target
-from offload.budget import ResolvedBudget
-from offload.device_profile import DeviceProfile
-from offload.devices.nvml import Driver
-from offload.placing import Shares, place
-from offload.plan import Plan
-from offload.planner import make_plan
-from offload.specs import LinearSpec
-from offload.units import counted, format_bytes
+from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
+from hybrid.loading.resolve import cached_model
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import GpuFacts, Target, choose_target
+from hybrid.machine.profiles import find_profile
+from hybrid.machine.ram import Ram
+from hybrid.source.folder import hub_name, is_there
+from offload.devices.cuda.nvml import Driver
+from offload.machine.budget import ResolvedBudget
+from offload.machine.profile import DeviceProfile
+from offload.plan.placing import Shares, place
+from offload.plan.plan import Plan
+from offload.plan.planner import make_plan
+from offload.spec.linear import LinearSpec
+from offload.spec.units import counted, format_bytes
 
 _WITHOUT_LIMIT_BYTES = 1 << 50
 

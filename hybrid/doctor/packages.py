@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hybrid.doctor.findings import Finding, note, ok, problem
 from hybrid.doctor.versions import FindVersion, installed, numbers
 from hybrid.errors import InstallationError
-from hybrid.runtime.packages import check_packages
+from hybrid.machine.packages import check_packages
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)
 _OLDEST_ONNXRUNTIME = (1, 24)

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok
-from hybrid.runtime.cgroups import Limits
-from hybrid.runtime.threads import default_threads
-from offload.units import counted
+from hybrid.machine.cgroups import Limits
+from hybrid.machine.threads import default_threads
+from offload.spec.units import counted
 
 _SHOWN = {
     "avx2": "AVX2",

@@ -4,7 +4,7 @@ import textwrap
 
 from hybrid.doctor.findings import Finding, Level, Report
 from offload.printable import printable
-from offload.units import counted
+from offload.spec.units import counted
 
 _MARKS = {Level.OK: "", Level.NOTE: "note: ", Level.PROBLEM: "PROBLEM: "}
 _INDENT = "    "

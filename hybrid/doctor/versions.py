@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 
-from offload.devices.nvml import Driver
+from offload.devices.cuda.nvml import Driver
 
 FindVersion = Callable[[str], str]
 

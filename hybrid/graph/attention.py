@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hybrid.graph.decoder import CachePair
 from hybrid.graph.graph import ElementType, Graph, Node
-from hybrid.model.decoder import CachePair
-from offload.attention import AttentionSpec
+from offload.spec.attention import AttentionSpec
 
 _FLOATS = (ElementType.FLOAT, ElementType.FLOAT16)
 _INPUTS = 9  # query, key, value, past key, past value, lengths, total length, cos, sin; we know no others

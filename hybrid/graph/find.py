@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
-from offload.specs import BLOCKS, Activations, BlockFormat, Layout, LinearSpec, WeightFormat
+from offload.spec.linear import BLOCKS, Activations, BlockFormat, Layout, LinearSpec, WeightFormat
 
 _FLOAT_FORMATS = {
     ElementType.FLOAT: WeightFormat.FP32,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offload.mapped_file import map_array
+from offload.weights.mapped_file import map_array
 
 Dim = int | str | None  # a number, a name ("S" new tokens, "T" past + new, "C" cache capacity), or not known
 Shape = tuple[Dim, ...]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
-from offload.attention import AttentionSpec
+from offload.spec.attention import AttentionSpec
 
 _ATTENTION = frozenset(("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax"))
 

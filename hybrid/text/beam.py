@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hybrid.engine.token_ids import common_prefix
 from hybrid.errors import UsageError
 from hybrid.text.generate import StopReason, TokenEngine
 from hybrid.text.sampling import Logits
 from hybrid.text.transforms import check, keep_top_k
-from hybrid.token_ids import common_prefix
 
 
 @dataclass(frozen=True)

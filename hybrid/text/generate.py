@@ -24,7 +24,7 @@ class Pieces(Iterator[T_co], Protocol[T_co]):
 
 
 class TokenEngine(Protocol):
-    """What the loop needs of an engine (see `hybrid.runtime.engine.Engine`)."""
+    """What the loop needs of an engine (see `hybrid.engine.engine.Engine`)."""
 
     @property
     def context_tokens(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import ModelConfigError, UsageError
-from hybrid.model.source import GENERATION_CONFIG, read_json, show
+from hybrid.source.folder import GENERATION_CONFIG, read_json, show
 from hybrid.text.model_files import home_of
 from hybrid.text.sampling import SamplingSettings
 

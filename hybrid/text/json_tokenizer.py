@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid.errors import TokenizerError
-from hybrid.model.source import real_file, show
+from hybrid.source.folder import real_file, show
 from hybrid.text.added_tokens import AddedToken
 from hybrid.text.decoding import CleanUp, StreamingDecoder
 from hybrid.text.json_decoder import step_makers
 from hybrid.text.special_tokens import SpecialTokens
 from hybrid.text.tokenizer import check_unicode, decode_all
-from offload.units import counted
+from offload.spec.units import counted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

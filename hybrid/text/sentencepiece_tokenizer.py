@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import TokenizerError
-from hybrid.model.source import real_file, show
+from hybrid.source.folder import real_file, show
 from hybrid.text.added_tokens import AddedToken, TokenFinder
 from hybrid.text.decoding import CleanUp, Step, StreamingDecoder, Utf8
 from hybrid.text.special_tokens import SpecialTokens
 from hybrid.text.tokenizer import check_unicode, decode_all
-from offload.units import counted
+from offload.spec.units import counted
 
 _MAX_BYTES = 1 << 26  # Gemma's, one of the largest, has 4 MiB
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")

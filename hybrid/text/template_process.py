@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import InstallationError, UsageError
+from hybrid.machine.user_folders import loader_environment
 from hybrid.text.template_errors import TemplateExceeded, TemplateFailed, TemplateRefused
 from hybrid.text.template_worker import CPU_S, LENGTH
-from hybrid.user_folders import loader_environment
-from offload.units import counted
+from offload.spec.units import counted
 
 _DEADLINE_S = 60.0  # of the clock; the bound that counts is the worker's on computing
 _MOST_ANSWER_BYTES = 1 << 27

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from hybrid.arguments import check_arguments, sampling_hints, stop_texts
-from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.engine.engine import Engine
 from hybrid.errors import TokenizerError
-from hybrid.model.hub import resolve_model
-from hybrid.model.source import find_model
-from hybrid.progress import Progress
-from hybrid.runtime.engine import Engine
+from hybrid.loading.resolve import resolve_model
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.show.progress import Progress
+from hybrid.source.folder import find_model
+from hybrid.text.arguments import check_arguments, sampling_hints, stop_texts
 from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template, load_chat_template
 from hybrid.text.generate import Generation, GenerationStats, generate, text_of
 from hybrid.text.generation_defaults import GenerationDefaults, merge_sampling, read_generation_defaults
@@ -20,7 +20,7 @@ from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.stopping import end_ids
 from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
-from offload.telemetry import Timeline
+from offload.observe.timeline import Timeline
 
 _TEXT_HINTS = {"prompt": str, "max_tokens": int, "raw": bool, "stop": object}
 
@@ -126,7 +126,7 @@ class TextModel:
         self.close()
 
     def __repr__(self) -> str:
-        from hybrid.report import model_text
+        from hybrid.show.report import model_text
 
         return f"<TextModel {model_text(self.engine)}>"
 
@@ -150,9 +150,9 @@ def open_text_model(
 ) -> TextModel:
     """Find, download if need be, and load the model of `settings`; see `load_chat_template` for the template.
 
-    The callbacks are those of `hybrid.runtime.loading.Progress`. Raises OffloadError.
+    The callbacks are those of `hybrid.loading.open_engine.Progress`. Raises OffloadError.
     """
-    from hybrid.runtime.loading import open_engine
+    from hybrid.loading.open_engine import open_engine
 
     path = resolve_model(
         settings.model, settings.variant, allow_unused=settings.allow_unused, on_stage=on_stage, on_bytes=on_bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hybrid.errors import TokenizerError
-from hybrid.model.source import listed
+from hybrid.source.folder import listed
 from hybrid.text.decoding import StreamingDecoder
 from hybrid.text.model_files import home_of
 from hybrid.text.special_tokens import SpecialTokens, read_special_tokens

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from hybrid.errors import UsageError
-from hybrid.model.source import show
-from hybrid.runtime.cgroups import read_limits
-from hybrid.runtime.cpu_load import look_at_others
-from hybrid.runtime.machines import busy_warning, find_profile, machine_name
-from hybrid.runtime.ram import read_ram
-from hybrid.runtime.target import CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE
+from hybrid.loading.target import CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE
+from hybrid.machine.cgroups import read_limits
+from hybrid.machine.cpu_load import look_at_others
+from hybrid.machine.profiles import busy_warning, find_profile, machine_name
+from hybrid.machine.ram import read_ram
+from hybrid.source.folder import show
 from hybrid.tune.step_costs import StepEffort, effort_within, measure_step_costs
-from offload.calibrate import Effort, calibrate
-from offload.device_profile import DeviceProfile
+from offload.calibrate.machine import Effort, calibrate
 from offload.devices.base import Device
-from offload.devices.simulated import SimulatedDevice
-from offload.devices.simulated_rates import SimulatedRates
+from offload.devices.simulated.device import SimulatedDevice
+from offload.devices.simulated.rates import SimulatedRates
 from offload.errors import DeviceUnavailableError
-from offload.units import GIB, MIB, counted, format_bytes
+from offload.machine.profile import DeviceProfile
+from offload.spec.units import GIB, MIB, counted, format_bytes
 
 _STAGES = 8  # that are told of, with a device
 _LEAST_BYTES = 64 * MIB
@@ -146,7 +146,7 @@ def _open_device(name: str) -> tuple[Device | None, DeviceProfile, tuple[str, ..
         return SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates), estimate, ()
     if (name != "auto" and kind != "cuda") or (number and not number.isdecimal()) or name.endswith(":"):
         raise UsageError(f"--device {name}: must be auto, cpu, cuda, cuda:N or simulated")
-    from offload.devices.cuda import CudaDevice
+    from offload.devices.cuda.device import CudaDevice
 
     try:
         return CudaDevice(int(number or 0)), find_profile(GPU_PROFILE), ()

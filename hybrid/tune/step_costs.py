@@ -7,16 +7,16 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from hybrid.config import RunSettings
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import linears_outside, load
-from hybrid.runtime.planning import open_for_run, plan_request
-from hybrid.runtime.target import choose_target, look_in_profile
+from hybrid.engine.engine import Engine
+from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.planning import open_for_run, plan_request
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.tune.zero_model import ZeroShape, write_zero_model
-from offload.calibrate import StepCosts
-from offload.recovery import ShrinkingPlan
-from offload.rounds import rounds_within
-from offload.telemetry import Timeline
+from offload.calibrate.machine import StepCosts
+from offload.calibrate.rounds import rounds_within
+from offload.observe.timeline import Timeline
+from offload.run.recovery import ShrinkingPlan
 
 _MORE_LAYERS = 3  # of the second model, on top of the first one's only layer
 

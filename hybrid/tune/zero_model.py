@@ -7,8 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hybrid.model.builders.weights import expected_shapes
-from hybrid.model.hf_config import parse_config
+from hybrid.families.config import parse_config
+from hybrid.families.weights import expected_shapes
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from offload.specs import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
+from offload.spec.linear import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
 
 HostArray = npt.NDArray[Any]
 
@@ -174,7 +174,7 @@ class DeviceStream(Protocol):
         """Queue y[M, N] = x[M, K] @ W; `x` is as `Device.input_format` says, `y` is fp32, accumulation is fp32.
 
         `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`, as weights in blocks always are. `scratch` has at
-        least `scratch_bytes` of `offload/devices/scratch.py`, and is written to.
+        least `scratch_bytes` of `offload/plan/scratch.py`, and is written to.
         Up to MAX_ROWS rows of fp32 x are multiplied as they are, or with weights in blocks as `activations` says.
         Of more rows, x and weights in blocks are rounded to 16 bits. (Rounding x to int8 first would bring it no closer
         to what the host gives: whatever differs in the last bits tips such roundings, and what comes of them.) Rows of

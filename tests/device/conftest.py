@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from offload.devices.base import Device
-from offload.devices.cuda import CudaDevice
-from offload.devices.simulated import SimulatedDevice
+from offload.devices.cuda.device import CudaDevice
+from offload.devices.simulated.device import SimulatedDevice
 from offload.errors import DeviceUnavailableError
 from tests.device.emulated_cupy import EmulatedCupy
-from tests.kernels.emulated_nvrtc import EmulatedNvrtc
+from tests.kernels.cuda.emulated_nvrtc import EmulatedNvrtc
 
 
 @pytest.fixture(
@@ -31,8 +31,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
             EmulatedNvrtc().install(monkeypatch, EmulatedCupy(), tmp_path)
         else:
             EmulatedCupy().install(monkeypatch)
-        # Opening takes its time on the CPU; tests/unit/test_cuda.py does it in full.
-        monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+        # Opening takes its time on the CPU; tests/unit/devices/test_cuda.py does it in full.
+        monkeypatch.setattr("offload.devices.cuda.device.gemm_is_exact", lambda device, weight_format: True)
         made = CudaDevice()
     else:
         try:

@@ -222,7 +222,7 @@ class EmulatedCupy:
 
     def install(self, monkeypatch: Any) -> None:
         """Put the emulation in the place of cupy, as if no thread had ever called CUDA."""
-        monkeypatch.setattr("offload.devices.cuda_calls._thread", threading.local())
+        monkeypatch.setattr("offload.devices.cuda.calls._thread", threading.local())
         emulated = self
 
         class Stream:

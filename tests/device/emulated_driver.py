@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from offload.devices.vram_meter import GRANULE_BYTES
+from offload.devices.cuda.vram_meter import GRANULE_BYTES
 from tests.device.emulated_cupy import CUDARuntimeError, EmulatedCupy
 
 

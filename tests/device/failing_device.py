@@ -19,7 +19,7 @@ from offload.devices.base import (
     Span,
 )
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
-from offload.specs import Activations, Layout, LinearSpec, WeightFormat
+from offload.spec.linear import Activations, Layout, LinearSpec, WeightFormat
 
 NEVER = 1 << 60
 

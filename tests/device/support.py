@@ -7,11 +7,11 @@ import ml_dtypes
 import numpy as np
 
 from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight, HostArray, aligned
-from offload.devices.scratch import scratch_bytes
-from offload.host_backend import HostColumns
-from offload.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
-from offload.quantised import QuantisedWeight
-from offload.specs import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.host.backend import HostColumns
+from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
+from offload.plan.scratch import scratch_bytes
+from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.spec.quantised import QuantisedWeight
 from tests.quantised import exact, seen
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.column_reads import blocks_in
 from offload.devices.base import aligned
-from offload.devices.scratch import MAX_ROWS
-from offload.plan import LinearPlacement
-from offload.quantised import QuantisedWeight
-from offload.requantise import requantise_into_ram
-from offload.runner import LinearRunner
-from offload.specs import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
+from offload.plan.plan import LinearPlacement
+from offload.plan.scratch import MAX_ROWS
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+from offload.weights.column_reads import blocks_in
+from offload.weights.requantise import requantise_into_ram
 from tests.device.support import (
     NumpyHost,
     blocks_linear,

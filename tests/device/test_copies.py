@@ -7,7 +7,7 @@ import pytest
 
 from offload.devices.base import DeviceArray
 from offload.errors import OutOfDeviceMemoryError
-from offload.specs import WeightFormat
+from offload.spec.linear import WeightFormat
 from tests.device.support import download, upload
 
 

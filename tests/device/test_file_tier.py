@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from offload.devices.base import HostArray
-from offload.disk_stream import PAGE_BYTES, DiskRing
 from offload.errors import OffloadError
-from offload.file_tier import FileTier
-from offload.host_backend import HostColumns, NumbaBackend
-from offload.mapped_file import map_array
-from offload.plan import HostTier, LinearPlacement
-from offload.quantised import QuantisedWeight
-from offload.ram_tiers import READ_AHEAD, ram_bytes
-from offload.runner import LinearRunner
-from offload.specs import Activations, ColumnRange, Layout, WeightFormat
+from offload.host.backend import HostColumns, NumbaBackend
+from offload.plan.plan import HostTier, LinearPlacement
+from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
+from offload.run.file_tier import FileTier
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+from offload.weights.disk_ring import PAGE_BYTES, DiskRing
+from offload.weights.mapped_file import map_array
 from tests.device.support import NumpyHost, blocks_linear, in_one_block, make_plan, place
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
 from tests.quantised import random_weight
@@ -72,7 +72,7 @@ def all_in_files(placements: list[LinearPlacement]) -> list[LinearPlacement]:
 def test_placements(
     device: Any, where: str, layout: Layout, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("offload.run.file_tier.PIECE_BYTES", piece_bytes)
     model = Model(FP16, layout)
     weights = in_a_file(model, tmp_path / "weights")
     runner = file_runner(model, all_in_files(placed(model, where)), device, weights)
@@ -179,7 +179,7 @@ def test_blocks_are_multiplied_as_in_ram(
     weight = random_weight(207, 100, weight_format, block, np.float16, zero_points)
     backend = NumbaBackend(2)
     for piece_bytes, host_start, scales_in_ram in ((1 << 20, 0, False), (1500, 16, False), (1500, 0, True)):
-        monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr("offload.run.file_tier.PIECE_BYTES", piece_bytes)
         placement = placed_blocks(weight, host_start, activations)
         mapped = blocks_in_a_file(weight, tmp_path / "weights", scales_in_ram)
         in_ram = backend.group([HostColumns(weight, weight_format, Layout.NK, host_start, 207, activations)])
@@ -210,7 +210,7 @@ def test_the_planned_buffer_holds_several_pieces_of_blocks(
     weight = QuantisedWeight(arrays[0], arrays[1], arrays[2] if zero_points else None, WeightFormat.INT4, k)
     placement = placed_blocks(weight)
     asked: list[tuple[list[int], int]] = []
-    monkeypatch.setattr("offload.disk_stream.seats", lambda spans, capacity: asked.append((spans, capacity)))
+    monkeypatch.setattr("offload.weights.disk_ring.seats", lambda spans, capacity: asked.append((spans, capacity)))
     FileTier({"w": [placement]}, {"w": weight}, NumbaBackend(2), ram_bytes([placement], {})[READ_AHEAD])
     ((spans, capacity_bytes),) = asked
     assert 8 * max(spans) <= capacity_bytes or sum(spans) <= capacity_bytes

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from offload.devices.base import DeviceArray
-from offload.devices.happens_before import AccessHistory, StreamOrderError
-from offload.devices.simulated import SimulatedDevice
-from offload.devices.simulated_rates import SimulatedRates
-from offload.runner import LinearRunner
-from offload.specs import WeightFormat
+from offload.devices.simulated.device import SimulatedDevice
+from offload.devices.simulated.happens_before import AccessHistory, StreamOrderError
+from offload.devices.simulated.rates import SimulatedRates
+from offload.run.runner import LinearRunner
+from offload.spec.linear import WeightFormat
 from tests.device.support import NumpyHost, in_one_block, linear, make_plan, place
 from tests.device.test_ring import COLUMNS, Stage
 

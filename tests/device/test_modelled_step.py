@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from offload.attention import pair_flops
-from offload.cost_model import StepShape
-from offload.device_profile import CpuRates, DeviceProfile, GpuRates
 from offload.devices.base import Span
-from offload.devices.simulated import SimulatedDevice
-from offload.devices.simulated_rates import same_rate
+from offload.devices.simulated.device import SimulatedDevice
+from offload.devices.simulated.rates import same_rate
 from offload.errors import OutOfDeviceMemoryError
-from offload.modelled_step import ModelledRun, run_modelled
-from offload.packing import split_columns
-from offload.plan import HostTier, LinearPlacement, Plan
-from offload.runner import LinearRunner
-from offload.specs import LinearSpec, WeightFormat
+from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
+from offload.plan.cost import StepShape
+from offload.plan.packing import split_columns
+from offload.plan.plan import HostTier, LinearPlacement, Plan
+from offload.run.modelled_step import ModelledRun, run_modelled
+from offload.run.runner import LinearRunner
+from offload.spec.attention import pair_flops
+from offload.spec.linear import LinearSpec, WeightFormat
 from tests.device.support import linear, make_plan, place
 
 MICRO = 1e-6

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from offload.devices.base import DeviceArray
-from offload.devices.scratch import MAX_ROWS
-from offload.quantised import QuantisedWeight
-from offload.specs import Activations, Layout, WeightFormat
+from offload.plan.scratch import MAX_ROWS
+from offload.spec.linear import Activations, Layout, WeightFormat
+from offload.spec.quantised import QuantisedWeight
 from tests.device.support import (
     int8_blocks,
     multiply,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from offload.devices.base import HostArray
-from offload.devices.cuda import CudaDevice
+from offload.devices.cuda.device import CudaDevice
 from offload.errors import PinningError
-from offload.mapped_file import map_array
-from offload.plan import HostTier, LinearPlacement
-from offload.runner import LinearRunner
-from offload.specs import Layout, LinearSpec
+from offload.plan.plan import HostTier, LinearPlacement
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Layout, LinearSpec
+from offload.weights.mapped_file import map_array
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.device.support import NumpyHost, NumpyHostGroup, in_one_block, linear, make_plan, place
 from tests.device.test_runner import BF16, CHUNK, FP16, SLOT_BYTES, SLOTS, Model

@@ -7,9 +7,9 @@ import pytest
 
 from offload.devices.base import DeviceArray
 from offload.errors import OutOfDeviceMemoryError
-from offload.packing import ColumnMatrix, split_columns
-from offload.specs import ColumnRange, Layout, WeightFormat
-from offload.stream import Piece, WeightRing
+from offload.plan.packing import ColumnMatrix, split_columns
+from offload.spec.linear import ColumnRange, Layout, WeightFormat
+from offload.weights.vram_ring import Piece, WeightRing
 from tests.device.support import download, linear, upload
 
 INNER, COLUMNS, SLOT_BYTES = 16, 8, 512

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from offload.devices.base import ALIGNMENT_BYTES, HostArray
-from offload.devices.simulated import SimulatedDevice
+from offload.devices.simulated.device import SimulatedDevice
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.packing import packed_stream_bytes, resident_bytes, working_memory
-from offload.plan import LinearPlacement
-from offload.runner import LinearRunner
-from offload.specs import Layout, LinearSpec, WeightFormat
-from offload.telemetry import Timeline
+from offload.observe.timeline import Timeline
+from offload.plan.packing import packed_stream_bytes, resident_bytes, working_memory
+from offload.plan.plan import LinearPlacement
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Layout, LinearSpec, WeightFormat
 from tests.device.support import (
     NumpyHost,
     NumpyHostGroup,
@@ -211,8 +211,8 @@ def test_allocates_what_the_plan_can_compute(device: Any, where: str, monkeypatc
 
 
 def test_weights_are_staged_in_bounded_parts(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offload.packing.STAGING_BYTES", 4096)
-    monkeypatch.setattr("offload.weight_store.PINNED_BLOCK_BYTES", 4096)
+    monkeypatch.setattr("offload.plan.packing.STAGING_BYTES", 4096)
+    monkeypatch.setattr("offload.weights.store.PINNED_BLOCK_BYTES", 4096)
     loaded: list[int] = []
     for layout in Layout:
         model = Model(FP16, layout)

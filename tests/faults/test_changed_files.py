@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hybrid import load
-from hybrid.config import DEMO_MODEL
 from hybrid.errors import ModelFileError
+from hybrid.loading.settings import DEMO_MODEL
 
 WEIGHTS = "model.safetensors"
 

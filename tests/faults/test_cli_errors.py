@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid import cli
+from hybrid.cli import main as cli
 from hybrid.errors import ContextFullError, DeviceUnavailableError, ModelFileError
 from offload.errors import BudgetError, OutOfDeviceMemoryError
 from tests.fakes import FakeEngine, engine_modules, train_tokenizer

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.errors import ModelConfigError, ModelError, UnsupportedModelError
-from hybrid.model.hf_config import FAMILIES, parse_config
+from hybrid.families.config import FAMILIES, parse_config
 from tests.hf_models import tiny_config
 from tests.messages import one_line
 

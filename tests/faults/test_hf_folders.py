@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hybrid.errors import ModelConfigError, ModelError, ModelFileError, UnsupportedModelError
-from hybrid.model.builders import open_huggingface
-from hybrid.model.source import find_model
+from hybrid.families import open_huggingface
+from hybrid.source.folder import find_model
 from tests.hf_models import random_weights, safetensors_bytes, tiny_config, write_model
 from tests.messages import one_line
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybrid.config import RunSettings
 from hybrid.errors import ModelFileError, UnsupportedModelError
+from hybrid.families import open_huggingface
+from hybrid.families.tied_head import DIFFERS
+from hybrid.families.weights import EMBEDDING, HEAD
+from hybrid.graph.decoder import Decoder
 from hybrid.graph.graph import Graph
-from hybrid.model.builders import open_huggingface
-from hybrid.model.builders.tied_head import DIFFERS
-from hybrid.model.builders.weights import EMBEDDING, HEAD
-from hybrid.model.decoder import Decoder
-from hybrid.model.source import find_model
-from hybrid.runtime.planning import make_plan
+from hybrid.loading.planning import make_plan
+from hybrid.loading.settings import RunSettings
+from hybrid.source.folder import find_model
 from tests.hf_models import Array, random_weights, safetensors_bytes, stored, tiny_config, write_model
 from tests.messages import one_line
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hybrid.errors import ModelFileError
-from hybrid.model.hub import resolve_model
-from hybrid.model.hub_http import _MOST_REDIRECTS
-from hybrid.model.open import open_model
+from hybrid.loading.open_model import open_model
+from hybrid.loading.resolve import resolve_model
+from hybrid.source.hub_http import _MOST_REDIRECTS
 from tests.hub_stub import StubHub, connect, git_sha1, tiny_files
 from tests.messages import one_line
 
@@ -102,11 +102,11 @@ def test_a_file_without_end(endless: str, hub: StubHub, tmp_path: Path) -> None:
 
 
 def test_a_listing_without_end(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid.model.hub_repository._LISTING_BYTES", 100_000)
+    monkeypatch.setattr("hybrid.source.hub_repository._LISTING_BYTES", 100_000)
     hub.endless = "/revision/main"
     one_line(ModelFileError, resolve, NAME, "more than 100000 bytes")
     hub.endless = ""
-    monkeypatch.setattr("hybrid.model.hub_repository._LISTING_BYTES", 100)
+    monkeypatch.setattr("hybrid.source.hub_repository._LISTING_BYTES", 100)
     one_line(ModelFileError, resolve, NAME, "its listing has")
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from hybrid.errors import ModelError, ModelFileError, UnsupportedModelError, UsageError
-from hybrid.model import hub_repository
-from hybrid.model.hub import resolve_model
-from hybrid.model.hub_errors import BACKOFF_S
-from hybrid.model.open import open_model
+from hybrid.loading.open_model import open_model
+from hybrid.loading.resolve import resolve_model
+from hybrid.source import hub_repository
+from hybrid.source.hub_errors import BACKOFF_S
 from tests.hub_stub import StubHub, connect, tiny_files
 from tests.messages import one_line
 
@@ -204,7 +204,7 @@ def test_a_disk_that_becomes_full(hub: StubHub, monkeypatch: pytest.MonkeyPatch,
     def feed(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hybrid.model.part_file.Hashes.feed", feed)
+    monkeypatch.setattr("hybrid.source.part_file.Hashes.feed", feed)
     refused(f"{NAME}/config.json", "the disk is full", "HF_HOME")
     whole_files(tmp_path, hub)
 
@@ -213,7 +213,7 @@ def test_a_cache_that_cannot_be_written(hub: StubHub, monkeypatch: pytest.Monkey
     def open_part(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("hybrid.model.hub_download.open_part", open_part)
+    monkeypatch.setattr("hybrid.source.hub_download.open_part", open_part)
     refused("cannot be written", "Permission denied", "HF_HOME")
 
 

@@ -12,12 +12,12 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from hybrid.config import RunSettings
 from hybrid.errors import EngineError, ModelError, ModelFileError, UnsupportedModelError
-from hybrid.model.conventions import open_onnx
-from hybrid.model.decoder import Decoder
-from hybrid.model.source import find_model
-from hybrid.runtime.loading import open_engine
+from hybrid.formats.onnx_decoder import open_onnx
+from hybrid.graph.decoder import Decoder
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import RunSettings
+from hybrid.source.folder import find_model
 from tests import messages
 from tests.onnx_decoders import HEAD_DIM, IDS, MASK, PASTS, embedded, gqa, gqa_tensors, save
 

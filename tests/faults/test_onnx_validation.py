@@ -9,7 +9,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.helper import make_attribute, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.model.onnx_graph import external_files, read_graph
+from hybrid.formats.onnx_graph import external_files, read_graph
 from tests import messages
 
 FLOAT = TensorProto.FLOAT

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hybrid.errors import ModelError, ModelFileError, UnsupportedModelError
-from hybrid.model.safetensors import read_index
-from hybrid.model.source import find_model
+from hybrid.formats.safetensors import read_index
+from hybrid.source.folder import find_model
 from tests.hf_models import random_weights, raw_safetensors, safetensors_bytes, tiny_config, write_model
 from tests.messages import one_line
 

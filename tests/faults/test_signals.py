@@ -11,7 +11,7 @@ import pytest
 # The signal comes when a module is looked for, so at a place that does not depend on the clock.
 CODE = """
 import os, sys
-import hybrid.entry
+import hybrid.cli.entry
 
 module, number = sys.argv[1], int(sys.argv[2])
 
@@ -23,11 +23,11 @@ class Sender:
 
 sys.meta_path.insert(0, Sender())
 sys.argv = ["hybrid-run", "--max-tokens", "2", "Once upon"]
-sys.exit(hybrid.entry.main_run())
+sys.exit(hybrid.cli.entry.main_run())
 """
 
 
-@pytest.mark.parametrize("module", ["hybrid.cli", "typer", "hybrid.text.text_model", "numba", "onnxruntime"])
+@pytest.mark.parametrize("module", ["hybrid.cli.main", "typer", "hybrid.text.text_model", "numba", "onnxruntime"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_while_importing_is_quiet(module: str, number: int, code: int) -> None:
     done = subprocess.run(

@@ -13,23 +13,23 @@ from typing import Any
 
 import pytest
 
-from hybrid import cli
-from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import open_engine
-from hybrid.runtime.target import find_profile
-from offload.devices.cuda import CudaDevice
-from offload.devices.vram_meter import GRANULE_BYTES
+from hybrid.cli import main as cli
+from hybrid.engine.engine import Engine
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.loading.target import find_profile
+from offload.devices.cuda.device import CudaDevice
+from offload.devices.cuda.vram_meter import GRANULE_BYTES
 from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.placing import CHUNK_TOKENS
-from offload.plan import Plan
-from offload.specs import LinearSpec, WeightFormat
-from offload.units import MIB, format_bytes
+from offload.plan.placing import CHUNK_TOKENS
+from offload.plan.plan import Plan
+from offload.spec.linear import LinearSpec, WeightFormat
+from offload.spec.units import MIB, format_bytes
 from tests.device.emulated_driver import EmulatedDriver
 from tests.engines import greedy, read_golden
 from tests.fake_nvml import MY_PID, FakeNvml, NVMLError
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
-from tests.unit.test_status_line import Terminal
+from tests.unit.show.test_status_line import Terminal
 
 GOLDEN = read_golden(DEMO_GOLDEN)
 TOKENS = 8
@@ -40,7 +40,7 @@ HIDDEN_BYTES = 7 * MIB  # more than is kept for the driver
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedDriver]:
     emulation = EmulatedDriver()
     emulation.install(monkeypatch)
-    monkeypatch.setattr("offload.devices.cuda._context_bytes", {})
+    monkeypatch.setattr("offload.devices.cuda.device._context_bytes", {})
     yield emulation
     assert not [thread for thread in threading.enumerate() if thread.name == "gpu monitor"]
 
@@ -308,7 +308,7 @@ def test_verbose_sums_up_what_the_gpu_did(
 ) -> None:
     nvml.refused["utilisation"] = NVMLError(3)
     nvml.kilobytes_per_s = {0: 2, 1: 4096}
-    monkeypatch.setattr("offload.gpu_monitor._PERIOD_S", 0.001)
+    monkeypatch.setattr("offload.observe.gpu_monitor._PERIOD_S", 0.001)
     assert cli.main(command(needs, machine, "--verbose")) == 0
     closing, summary = capsys.readouterr().err.splitlines()[-2:]
     assert re.search(
@@ -363,7 +363,7 @@ def test_the_thread_ends_with_the_run_whatever_ends_it(
 def test_a_load_that_fails_leaves_nothing_behind(
     driver: EmulatedDriver, nvml: FakeNvml, needs: Needs, machine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.runtime.loading.load_islands", lambda *_, **__: pytest.fail("no islands"))
+    monkeypatch.setattr("hybrid.loading.open_engine.load_islands", lambda *_, **__: pytest.fail("no islands"))
     with pytest.raises(pytest.fail.Exception):
         opened(needs.budget_for(0.9), machine)
     assert (driver.blocks, nvml.started) == ({}, 0)

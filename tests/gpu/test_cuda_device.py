@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from offload.devices.base import DeviceArray
-from offload.devices.cuda import CudaDevice
+from offload.devices.cuda.device import CudaDevice
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.packing import resident_bytes, working_memory
-from offload.runner import LinearRunner
-from offload.specs import Layout, WeightFormat
+from offload.plan.packing import resident_bytes, working_memory
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Layout, WeightFormat
 from tests.device.support import NumpyHost, linear, make_plan, place, random_stored, to_float64
 
 pytestmark = pytest.mark.gpu

@@ -2,13 +2,13 @@
 
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.runtime.loading import load
-from hybrid.runtime.planning import plan_request
-from hybrid.runtime.target import choose_target, look_in_profile
-from offload.devices.cuda import CudaDevice
+from hybrid.loading.open_engine import load
+from hybrid.loading.planning import plan_request
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.loading.target import choose_target, look_in_profile
+from offload.devices.cuda.device import CudaDevice
 from offload.errors import DeviceUnavailableError
-from offload.placing import Shares, place
+from offload.plan.placing import Shares, place
 from tests.engines import greedy, open_settings, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.runtime.loading import open_engine
-from hybrid.runtime.target import find_profile
-from offload.devices.cuda import CudaDevice
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.loading.target import find_profile
+from offload.devices.cuda.device import CudaDevice
 from offload.errors import DeviceUnavailableError
-from offload.specs import WeightFormat
-from offload.units import MIB
+from offload.spec.linear import WeightFormat
+from offload.spec.units import MIB
 
 
 def test_what_is_measured_is_within_the_budget(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from bench.gpu import speed
 from bench.gpu.cap import _row
 from bench.gpu.overlap import balanced, busy_shares, overlap
-from hybrid.runtime.machines import find_profile
+from hybrid.machine.profiles import find_profile
 from offload.devices.base import Span
-from offload.telemetry import Step
+from offload.observe.timeline import Step
 from tests.gpu_kit.jobs import a_job
 
 

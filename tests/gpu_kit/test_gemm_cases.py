@@ -8,7 +8,7 @@ import pytest
 
 from bench.gpu.gemm_cases import Gemm, Matrix, OwnBlocks, OwnGemm, cases
 from bench.models import DTYPES, Weights
-from offload.specs import Layout, WeightFormat
+from offload.spec.linear import Layout, WeightFormat
 from tests.gpu_kit.jobs import a_job
 
 

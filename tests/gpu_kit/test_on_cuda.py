@@ -14,11 +14,11 @@ from bench.gpu import environment, gemm_cases, kernels, rates, roof
 from bench.gpu.device_time import Bench
 from bench.gpu.gemm_cases import Matrix
 from bench.gpu.nvml_library import Nvml, PeakMemory
-from offload.devices.cuda import CudaDevice
+from offload.devices.cuda.device import CudaDevice
 from offload.errors import DeviceUnavailableError
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.gpu_kit.jobs import a_job
-from tests.kernels.emulated_nvrtc import EmulatedNvrtc
+from tests.kernels.cuda.emulated_nvrtc import EmulatedNvrtc
 
 
 class Emulated(EmulatedCupy):
@@ -34,7 +34,7 @@ class Emulated(EmulatedCupy):
 
     def install(self, monkeypatch: Any) -> None:
         super().install(monkeypatch)
-        monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+        monkeypatch.setattr("offload.devices.cuda.device.gemm_is_exact", lambda device, weight_format: True)
         numbers = dict.fromkeys(("major", "minor", "multiProcessorCount", "l2CacheSize", "asyncEngineCount"), 7)
         runtime = sys.modules["cupy.cuda.runtime"]
         properties = {**runtime.getDeviceProperties(0), "name": b"Emulated GPU", **numbers}

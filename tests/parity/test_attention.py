@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import open_engine
-from hybrid.runtime.planning import OpenedModel, open_for_run
+from hybrid.engine.engine import Engine
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from tests.engines import (
     PLACEMENTS,
     SHARED_MODELS,

@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from offload.devices.cuda_kernels import CudaKernels
-from offload.specs import BlockFormat, WeightFormat
-from tests.kernels.host_shim import HostLauncher
-from tests.kernels.operands import BlockOperands, multiply, multiply_int8
+from offload.devices.cuda.own_kernels import CudaKernels
+from offload.spec.linear import BlockFormat, WeightFormat
+from tests.kernels.cuda.host_shim import HostLauncher
+from tests.kernels.cuda.operands import BlockOperands, multiply, multiply_int8
 
 TOLERANCE = 5e-7  # of the sum of magnitudes; the order of fp32 sums is all that may differ
 FP32_LEVEL, INT8_LEVEL = 1, 4  # MatMulNBits' accuracy_level

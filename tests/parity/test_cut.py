@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid.config import DEMO_MODEL
-from hybrid.runtime.engine import Engine
-from offload.plan import HostTier
+from hybrid.engine.engine import Engine
+from hybrid.loading.settings import DEMO_MODEL
+from offload.plan.plan import HostTier
 from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, open_settings
 
 _IDS = [1, 40, 77, 12, 9, 55, 60, 33, 21, 8, 99, 14]
@@ -78,7 +78,7 @@ def _forced(model: Path) -> Engine:
 def test_weights_left_in_their_files_give_the_same_logits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(_forced(model)) as in_ram:
         expected = in_ram.prefill(_IDS)
-    monkeypatch.setattr("hybrid.runtime.loading.read_ram", lambda limits: None)  # as where there is too little RAM
+    monkeypatch.setattr("hybrid.loading.open_engine.read_ram", lambda limits: None)  # as where there is too little RAM
     with closing(_forced(model)) as mapped:
         np.testing.assert_array_equal(mapped.prefill(_IDS), expected)
 
@@ -100,7 +100,7 @@ def test_weights_read_from_the_disk_at_every_step_give_the_same_logits(model: Pa
 def test_weights_in_many_pieces_give_the_same_logits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_settings(model)
     none = next(placement for placement in PLACEMENTS if placement.name == "none")
-    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", 3000)
+    monkeypatch.setattr("offload.run.file_tier.PIECE_BYTES", 3000)
     with closing(_forced(model)) as in_ram, closing(engine_on_simulated(opened, none, in_files=True)) as in_files:
         for ids in (_IDS[:8], _IDS[8:9], _IDS[9:]):
             np.testing.assert_allclose(in_files.prefill(ids), in_ram.prefill(ids), atol=_bound(model))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.runtime.loading import open_engine
-from hybrid.runtime.target import find_profile
-from offload.devices.vram_meter import GRANULE_BYTES
-from offload.specs import WeightFormat
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.loading.target import find_profile
+from offload.devices.cuda.vram_meter import GRANULE_BYTES
+from offload.spec.linear import WeightFormat
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import greedy, read_golden
-from tests.kernels.emulated_nvrtc import EmulatedNvrtc
+from tests.kernels.cuda.emulated_nvrtc import EmulatedNvrtc
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
 
@@ -53,7 +53,7 @@ def _slow_cpu(path: Path) -> Path:
 
 def _fixed_mib() -> float:
     """What the emulated context and workspace take, and what is kept for the driver."""
-    from offload.devices.cuda import CudaDevice
+    from offload.devices.cuda.device import CudaDevice
 
     device = CudaDevice()
     fixed = (sum(device.fixed_bytes.values()) + 3 * GRANULE_BYTES) / (1 << 20)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybrid.config import DEMO_MODEL
-from hybrid.runtime.engine import Engine
-from offload.devices.scratch import MAX_ROWS
-from offload.plan import HostTier
+from hybrid.engine.engine import Engine
+from hybrid.loading.settings import DEMO_MODEL
+from offload.plan.plan import HostTier
+from offload.plan.scratch import MAX_ROWS
 from tests.engines import (
     PLACEMENTS,
     SHARED_MODELS,
@@ -104,7 +104,7 @@ def test_weights_read_from_the_file_at_every_step(
 ) -> None:
     """All that can be, or every other one; whole, and piece by piece."""
     _skip_if_absent(case)
-    monkeypatch.setattr("offload.file_tier.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("offload.run.file_tier.PIECE_BYTES", piece_bytes)
     opened = open_settings(case[1])
     engine = engine_with_files(opened, every)
     in_files = [p.linear.name for p in engine.plan.placements if p.tier is HostTier.FILE]

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from hybrid.families import open_huggingface
 from hybrid.graph.graph import TensorInfo
-from hybrid.model.builders import open_huggingface
-from hybrid.model.source import find_model
+from hybrid.source.folder import find_model
 from tests.hf_models import CachedDecoder, random_weights, rounded, tiny_config, upcast, write_model
 
 pytest.importorskip("onnxruntime")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hybrid.model.builders import open_huggingface
-from hybrid.model.source import find_model
+from hybrid.families import open_huggingface
+from hybrid.source.folder import find_model
 from tests.hf_models import CachedDecoder, random_weights, tiny_config, write_model
 
 pytest.importorskip("onnxruntime")

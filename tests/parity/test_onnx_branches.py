@@ -7,8 +7,8 @@ import pytest
 from onnx import NodeProto, TensorProto
 from onnx.helper import make_graph, make_node
 
-from hybrid.config import RunSettings
-from hybrid.runtime.planning import open_for_run
+from hybrid.loading.planning import open_for_run
+from hybrid.loading.settings import RunSettings
 from tests.onnx_decoders import (
     HEAD_DIM,
     HEADS,

@@ -10,9 +10,9 @@ import pytest
 from onnx import NodeProto, TensorProto
 from onnx.helper import make_node
 
-from hybrid.config import RunSettings
 from hybrid.errors import UsageError
-from hybrid.runtime.planning import make_plan, open_for_run
+from hybrid.loading.planning import make_plan, open_for_run
+from hybrid.loading.settings import RunSettings
 from tests.engines import engine_on_cpu
 from tests.onnx_decoders import (
     HEAD_DIM,

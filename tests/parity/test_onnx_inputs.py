@@ -9,10 +9,10 @@ import pytest
 from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_node
 
-from hybrid.config import RunSettings
 from hybrid.errors import ModelConfigError, UnsupportedModelError
-from hybrid.model.decoder import Decoder
-from hybrid.runtime.planning import open_for_run
+from hybrid.graph.decoder import Decoder
+from hybrid.loading.planning import open_for_run
+from hybrid.loading.settings import RunSettings
 from tests.onnx_decoders import (
     HEAD_DIM,
     HEADS,

@@ -10,9 +10,9 @@ from onnx import NodeProto, TensorProto
 from onnx.helper import make_graph, make_node
 from onnx.numpy_helper import from_array
 
-from hybrid.config import RunSettings
 from hybrid.errors import UsageError
-from hybrid.runtime.planning import open_for_run
+from hybrid.loading.planning import open_for_run
+from hybrid.loading.settings import RunSettings
 from tests.onnx_decoders import (
     IDS,
     MASK,

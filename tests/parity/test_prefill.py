@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
 from hybrid.errors import ContextFullError
-from hybrid.runtime.loading import open_engine
-from offload.devices.simulated import SimulatedDevice
+from hybrid.loading.open_engine import open_engine
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from offload.devices.simulated.device import SimulatedDevice
 from offload.errors import PinningError
-from offload.placing import CHUNK_TOKENS, Shares
+from offload.plan.placing import CHUNK_TOKENS, Shares
 from tests.engines import Placement, engine_on_simulated, greedy, open_settings, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 

@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
+from hybrid.engine.engine import Engine
 from hybrid.graph.find import find_linears
 from hybrid.graph.graph import Node
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.loading import linears_outside
-from hybrid.runtime.planning import OpenedModel, open_for_run
-from offload.devices.scratch import MAX_ROWS
-from offload.host_backend import HostColumns, NumbaBackend
-from offload.quantised import QuantisedWeight
-from offload.specs import BLOCKS, Activations, Layout, WeightFormat
+from hybrid.loading.open_engine import linears_outside
+from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from offload.host.backend import HostColumns, NumbaBackend
+from offload.plan.scratch import MAX_ROWS
+from offload.spec.linear import BLOCKS, Activations, Layout, WeightFormat
+from offload.spec.quantised import QuantisedWeight
 from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy, read_golden
 from tests.hf_models import random_weights, tiny_config, write_model
 from tests.quantised import random_weight

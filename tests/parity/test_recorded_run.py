@@ -2,15 +2,15 @@
 
 import pytest
 
-from hybrid.config import DEMO_MODEL, RunSettings
-from hybrid.runtime.loading import load
-from hybrid.runtime.planning import plan_request
-from hybrid.runtime.target import choose_target, look_in_profile
-from offload.devices.simulated import SimulatedDevice
-from offload.op_times import BETWEEN, op_times, settled
-from offload.placing import Shares, place
-from offload.recovery import ShrinkingPlan
-from offload.telemetry import DECODE, Timeline
+from hybrid.loading.open_engine import load
+from hybrid.loading.planning import plan_request
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.loading.target import choose_target, look_in_profile
+from offload.devices.simulated.device import SimulatedDevice
+from offload.observe.op_times import BETWEEN, op_times, settled
+from offload.observe.timeline import DECODE, Timeline
+from offload.plan.placing import Shares, place
+from offload.run.recovery import ShrinkingPlan
 from tests.engines import open_settings
 
 LAYERS, STEPS = 6, 4

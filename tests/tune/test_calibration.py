@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from hybrid import cli
-from hybrid.config import RunSettings
+from hybrid.cli import main as cli
 from hybrid.doctor.calibrated import examine_calibration
-from hybrid.runtime.cpu_load import OthersLoad
-from hybrid.runtime.machines import calibration_file, machine_name, save_profile
-from hybrid.runtime.planning import make_plan
-from hybrid.runtime.threads import default_threads
+from hybrid.loading.planning import make_plan
+from hybrid.loading.settings import RunSettings
+from hybrid.machine.cpu_load import OthersLoad
+from hybrid.machine.profiles import calibration_file, machine_name, save_profile
+from hybrid.machine.threads import default_threads
 from hybrid.tune import calibration
 from hybrid.tune.calibration import TuneEffort, choose_effort, measure_machine
 from hybrid.tune.step_costs import StepEffort
 from hybrid.tune.zero_model import ZeroShape
-from offload.calibrate import Effort
-from offload.device_profile import load_profile
-from offload.host_calibration import ROWS
-from offload.specs import WeightFormat
-from offload.units import GIB, MIB
+from offload.calibrate.host import ROWS
+from offload.calibrate.machine import Effort
+from offload.machine.profile import load_profile
+from offload.spec.linear import WeightFormat
+from offload.spec.units import GIB, MIB
 
 QUICK = TuneEffort(
     Effort(weight_bytes=MIB, rounds=1, disk_s=0.01),
@@ -113,7 +113,7 @@ def test_threads_that_wait_for_a_core_are_told_of(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for launch_s, told in ((8e-3, True), (2e-6, False)):
-        monkeypatch.setattr("offload.calibrate.launch_time", lambda backend, launch_s=launch_s: launch_s)
+        monkeypatch.setattr("offload.calibrate.machine.launch_time", lambda backend, launch_s=launch_s: launch_s)
         code, _, err = tune(capsys, "--calibrate", "--device", "cpu")
         assert code == 0
         assert any("threads took 8.0 ms" in line for line in err) == told

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hybrid import report
-from hybrid.console import emit, say, say_bug
 from hybrid.errors import ModelFileError
+from hybrid.show import report
+from hybrid.show.console import emit, say, say_bug
 from offload.errors import OverBudgetError
 from offload.printable import printable
 from tests.fakes import small_plan, train_tokenizer

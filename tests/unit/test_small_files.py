@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hybrid.chat.saved import load
+from hybrid.cli.settings_file import read_settings
 from hybrid.errors import UsageError
-from hybrid.runtime.machines import find_profile
-from hybrid.settings_file import read_settings
+from hybrid.machine.profiles import find_profile
 from offload.errors import OffloadError, ProfileError
 from offload.small_files import UnreadableFileError, read_small, read_small_json
 

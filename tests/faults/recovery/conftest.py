@@ -2,8 +2,8 @@
 
 import pytest
 
-from hybrid.config import DEMO_MODEL
-from hybrid.runtime.planning import OpenedModel
+from hybrid.loading.planning import OpenedModel
+from hybrid.loading.settings import DEMO_MODEL
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import open_settings
 
@@ -16,13 +16,13 @@ def demo() -> OpenedModel:
 @pytest.fixture
 def fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that shrinks by less than a MiB, for a model of a few."""
-    monkeypatch.setattr("offload.recovery.MIB", 16 << 10)
-    monkeypatch.setattr("offload.recovery._UNKNOWN_BYTES", 64 << 10)
+    monkeypatch.setattr("offload.run.recovery.MIB", 16 << 10)
+    monkeypatch.setattr("offload.run.recovery._UNKNOWN_BYTES", 64 << 10)
 
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> EmulatedCupy:
     emulation = EmulatedCupy()
     emulation.install(monkeypatch)
-    monkeypatch.setattr("offload.devices.cuda.gemm_is_exact", lambda device, weight_format: True)
+    monkeypatch.setattr("offload.devices.cuda.device.gemm_is_exact", lambda device, weight_format: True)
     return emulation

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from hybrid.runtime.engine import Engine
-from hybrid.runtime.planning import OpenedModel
+from hybrid.engine.engine import Engine
+from hybrid.loading.planning import OpenedModel
 from offload.devices.base import Device
-from offload.devices.simulated import SimulatedDevice
-from offload.packing import packed_stream_bytes
-from offload.placing import PlanRequest, Shares, SharesOf, place, place_linears
-from offload.plan import Plan
-from offload.telemetry import Timeline
-from offload.units import MIB
+from offload.devices.simulated.device import SimulatedDevice
+from offload.observe.timeline import Timeline
+from offload.plan.packing import packed_stream_bytes
+from offload.plan.placing import PlanRequest, Shares, SharesOf, place, place_linears
+from offload.plan.plan import Plan
+from offload.spec.units import MIB
 from tests.device.failing_device import FailingDevice
 from tests.engines import engine_on, greedy, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN

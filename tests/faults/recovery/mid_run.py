@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from hybrid.runtime.planning import OpenedModel
-from offload.plan import Plan
-from offload.telemetry import Timeline
+from hybrid.loading.planning import OpenedModel
+from offload.observe.timeline import Timeline
+from offload.plan.plan import Plan
 from tests.faults.recovery.engines import BUDGET_BYTES, GOLDEN, TOKENS, engine_for, tokens_of
 
 STEPS = {"prefill": 0, "decode": 2}

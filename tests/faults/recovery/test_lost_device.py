@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from hybrid import cli
-from hybrid.config import DEMO_MODEL
-from hybrid.runtime.planning import OpenedModel
-from offload.devices.simulated import SimulatedDevice
-from offload.placing import PlanRequest, Shares, place
-from offload.plan import Plan
-from offload.telemetry import Timeline
-from offload.units import MIB
+from hybrid.cli import main as cli
+from hybrid.loading.planning import OpenedModel
+from hybrid.loading.settings import DEMO_MODEL
+from offload.devices.simulated.device import SimulatedDevice
+from offload.observe.timeline import Timeline
+from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.plan import Plan
+from offload.spec.units import MIB
 from tests.device.failing_device import FailingDevice
 from tests.engines import SHARED_MODELS, engine_on, greedy, open_settings, read_golden
 from tests.faults.recovery.engines import BUDGET_BYTES, GOLDEN, TOKENS, columns, engine_for, simulated, tokens_of
@@ -122,7 +122,7 @@ def test_the_commands_say_so_and_go_on(
 
     expected, _ = text()
     real = SimulatedDevice
-    failing = "offload.devices.simulated.SimulatedDevice"
+    failing = "offload.devices.simulated.device.SimulatedDevice"
     monkeypatch.setattr(failing, lambda *arguments: FailingDevice(real(*arguments), lost_at=500))
     out, err = text()
     assert out == expected

@@ -4,11 +4,11 @@ from contextlib import closing
 
 import pytest
 
-from hybrid.runtime.planning import OpenedModel
-from offload.devices.cuda import CudaDevice
-from offload.placing import PlanRequest, Shares, place
-from offload.plan import Plan
-from offload.units import MIB
+from hybrid.loading.planning import OpenedModel
+from offload.devices.cuda.device import CudaDevice
+from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.plan import Plan
+from offload.spec.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import engine_on
 from tests.faults.recovery.engines import GOLDEN, TOKENS, columns, engine_for, tokens_of

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from hybrid.runtime.planning import OpenedModel
+from hybrid.loading.planning import OpenedModel
 from offload.errors import DEVICE_MEMORY, PINNED_RAM
 from tests.faults.recovery.engines import BUDGET_BYTES, GOLDEN, TOKENS, columns, engine_for, simulated, tokens_of
 from tests.faults.recovery.mid_run import STEPS, chosen_operations, run_with_failure, steps_of

@@ -1,0 +1,1 @@
+"""The `hybrid` command: flags, settings files, and what each sub-command does."""

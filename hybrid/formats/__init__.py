@@ -1,0 +1,1 @@
+"""Bytes of files to tensors and graphs: safetensors and ONNX."""

@@ -1,0 +1,1 @@
+"""Settings to an opened model, its device, its plan and an engine."""

@@ -1,0 +1,320 @@
+"""Load a model as planned: settings -> `Engine`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from hybrid.engine.attention import AttentionBinder
+from hybrid.engine.engine import Engine
+from hybrid.engine.engine_thread import engine_thread
+from hybrid.engine.executor import Executor
+from hybrid.engine.file_watch import FileWatch
+from hybrid.engine.island import load_islands
+from hybrid.engine.island_profiler import IslandProfiler
+from hybrid.engine.kv_cache import GrowingCache, KvCache, SharedCache
+from hybrid.engine.step_inputs import StepInputs
+from hybrid.errors import EngineError, ModelFileError, OffloadError
+from hybrid.graph.cut import cut
+from hybrid.graph.find import Linear
+from hybrid.loading.device_opener import DeviceOpener
+from hybrid.loading.planning import OpenedModel, open_for_run, plan_request, plan_within
+from hybrid.loading.quantisation import HostQuantisation, stored_weight
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import budget_asked, choose_target
+from hybrid.machine.cgroups import read_limits
+from hybrid.machine.memory import MemoryWatch
+from hybrid.machine.ram import read_ram, resolve_ram
+from hybrid.machine.threads import resolve_threads, threads_warning
+from offload.devices.base import Device, HostArray
+from offload.devices.cuda.vram_meter import VramMeter
+from offload.host.attention import HostAttention
+from offload.host.backend import NumbaBackend
+from offload.host.kernels.cache import why_not_kept
+from offload.observe.gpu_monitor import GpuMonitor
+from offload.observe.timeline import Timeline
+from offload.plan.advice import with_ram_advice
+from offload.plan.plan import HostTier, LinearPlacement, Plan
+from offload.plan.ram_tiers import file_bytes
+from offload.run.recovery import RecoveringLinears, ShrinkingPlan
+from offload.run.runner import LinearRunner
+from offload.spec.linear import Activations, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+from offload.weights.column_reads import HostWeight
+from offload.weights.ram import read_into_ram
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who is told how loading goes: `on_stage(label, total_bytes)` when a stage begins (0: not known beforehand),
+    `on_bytes(nbytes)` for every part of it that is done.
+    """
+
+    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None
+    on_bytes: Callable[[int], None] = lambda nbytes: None
+
+
+def open_engine(
+    settings: RunSettings,
+    on_stage: Callable[[str, int], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    timeline: Timeline | None = None,
+) -> Engine:
+    """Open, plan and load the model of `settings`; see `Progress` for the callbacks.
+
+    All of it is done on the engine's thread. Raises OffloadError, of which every error of this package is one, for
+    anything a user can put right.
+    """
+    progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
+    return engine_thread().run(lambda: _open_engine(settings, progress, timeline))
+
+
+def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline | None) -> Engine:
+    threads = resolve_threads(settings.threads)
+    progress.on_stage("Opening the model", 0)
+    opened = open_for_run(settings)
+    _check_has_weights(opened)
+    opener = DeviceOpener(opened, budget_asked(settings), lambda: progress.on_stage("Warming up the GPU", 0))
+    target = choose_target(settings, opener.look)
+    device = opener.open(target)
+    try:
+        warnings = (*target.warnings, *threads_warning(settings.threads), *_kernels_not_kept())
+        target = replace(target, notes=(*target.notes, *_without_kernels(device)), warnings=warnings)
+        ram = resolve_ram(settings.ram, read_ram(read_limits()))
+        progress.on_stage("Planning", 0)
+        request = plan_request(opened, target, _unsupported(device), ram)
+        plans = ShrinkingPlan(request, plan_within)
+        plans.plan = with_ram_advice(request, plans.plan)
+        if device is not None and not any(placement.on_device for placement in plans.plan.placements):
+            device.close()
+            device = None
+        outside = linears_outside(opened.linears, plans.plan)
+        return load(opened, plans, outside, device, threads, progress, timeline, target.why, opener.vram)
+    except BaseException as error:
+        if device is not None:
+            device.close()
+        if isinstance(error, MemoryError) and not isinstance(error, OffloadError):
+            raise EngineError(
+                f"{opened.decoder.name}: RAM does not suffice: {error}; try a smaller --context"
+            ) from None
+        raise
+
+
+def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
+    """The Linears that run outside onnxruntime under a plan.
+
+    onnxruntime keeps fp32 weights, unless a device takes part: then they are multiplied in place, beside the device.
+    So they are when some stay in their files, since onnxruntime would read those into RAM.
+    Half weights would be upcast, twice the memory, so they never go through it. Our own kernels multiply blocks of
+    int8 and int4 faster than it does, be they stored or made on load.
+    """
+    cut_all = any(placement.on_device or placement.tier is HostTier.FILE for placement in plan.placements)
+    requantised = {p.linear.name for p in plan.placements if p.host_format is not p.linear.format}
+    return [
+        linear
+        for linear in linears
+        if linear.blocks is not None
+        or linear.spec.name in requantised
+        or (
+            linear.spec.format.is_float
+            and not linear.spec.host_only_reason
+            and (cut_all or linear.spec.format is not WeightFormat.FP32)
+        )
+    ]
+
+
+def load(
+    opened: OpenedModel,
+    plans: ShrinkingPlan,
+    outside: Sequence[Linear],
+    device: Device | None,
+    threads: int,
+    progress: Progress | None = None,
+    timeline: Timeline | None = None,
+    target: str = "",
+    vram: VramMeter | None = None,
+) -> Engine:
+    """Load `opened` with the Linears `outside` run as planned, all others inside their islands; on the engine's thread.
+
+    They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
+    Linears run outside or onnxruntime cannot attend. `vram` measures a CUDA device, also one that was opened and is
+    not used: its context stays.
+    """
+    return engine_thread().run(
+        lambda: _load(opened, plans, outside, device, threads, progress or Progress(), timeline, target, vram)
+    )
+
+
+def _load(
+    opened: OpenedModel,
+    plans: ShrinkingPlan,
+    outside: Sequence[Linear],
+    device: Device | None,
+    threads: int,
+    progress: Progress,
+    timeline: Timeline | None,
+    target: str,
+    vram: VramMeter | None,
+) -> Engine:
+    memory = MemoryWatch(vram)
+    progress = _watched(progress, memory)
+    files = FileWatch.of(opened.decoder.graph)
+    decoder = opened.decoder
+    program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
+    attends = any(level.attentions for level in program.levels)
+    names = {linear.spec.name for linear in outside}
+    weights = {
+        linear.spec.name: decoder.graph.initializers[linear.weight].array()
+        for linear in outside
+        if linear.spec.format.is_float
+    }
+    stored: dict[str, HostWeight] = dict(weights)
+    stored |= {linear.spec.name: stored_weight(decoder.graph, linear) for linear in outside if linear.blocks}
+    levels = [[linear.name for linear in level.linears] for level in program.levels]
+    host = _HostKernels(attends, threads, progress)
+
+    def load_linears(plan: Plan) -> LinearRunner:
+        placements = [placement for placement in plan.placements if placement.linear.name in names]
+        quantised = HostQuantisation(decoder.graph, outside, placements)
+        backend = host.compiled_for(placements, quantised)
+        all_bytes = sum(placement.linear.weight_bytes for placement in placements)
+        label = f"Loading weights (quantising to {opened.host_format})" if quantised.makes_any else "Loading weights"
+        progress.on_stage(label, all_bytes - file_bytes(placements))
+        host_weights = _host_weights(placements, weights, quantised, progress)
+        return LinearRunner(
+            levels=levels,
+            plan=plan,
+            weights=stored,
+            device=device,
+            host=backend,
+            timeline=timeline,
+            on_bytes=progress.on_bytes,
+            host_weights=host_weights,
+        )
+
+    with ExitStack() as undo:
+        linears = RecoveringLinears(plans, load_linears, vram.check if vram is not None else lambda: None)
+        undo.callback(linears.close)
+        if timeline is not None and device is not None:
+            timeline.start(device)
+        progress.on_stage("Preparing islands", 0)
+        profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
+        islands = load_islands(program, threads, profiler, rounds=opened.activations is Activations.INT8)
+        if timeline is not None and profiler is not None:
+            timeline.look_inside(profiler)
+        cache: KvCache = (
+            SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
+            if decoder.shared_cache
+            else GrowingCache(decoder.graph, decoder.cache)
+        )
+        inputs = StepInputs(decoder.graph, decoder.switches)
+        attentions = (
+            AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
+        )
+        executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
+        monitor = GpuMonitor(vram) if vram is not None and device is not None else None
+        if monitor is not None:
+            monitor.start()
+        files.check()
+        engine = Engine(
+            decoder,
+            opened.context_tokens,
+            executor,
+            cache,
+            inputs,
+            linears,
+            device,
+            target,
+            memory,
+            files,
+            timeline,
+            monitor,
+        )
+        if decoder.is_merged and decoder.most_new_tokens != 1:
+            engine.check_several_tokens()
+        undo.pop_all()
+    return engine
+
+
+def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
+    """`progress` that also takes note of the memory in use, and ends a load that nobody waits for."""
+    check = engine_thread().check
+
+    def on_stage(label: str, total_bytes: int) -> None:
+        check()
+        memory.sample()
+        progress.on_stage(label, total_bytes)
+
+    def on_bytes(nbytes: int) -> None:
+        check()
+        memory.sample()
+        progress.on_bytes(nbytes)
+
+    return Progress(on_stage, on_bytes)
+
+
+def _unsupported(device: Device | None) -> dict[str, str]:
+    """The formats of weights that the device cannot multiply, with its reason."""
+    if device is None:
+        return {}
+    return {str(name): reason for name in WeightFormat if (reason := device.supports(name))}
+
+
+def _kernels_not_kept() -> tuple[str, ...]:
+    """A warning where compiled kernels find no folder that is the user's own."""
+    why = why_not_kept()
+    return (f"CPU kernels are compiled anew in every run, since none are kept: {why}",) if why else ()
+
+
+def _without_kernels(device: Device | None) -> tuple[str, ...]:
+    """A note where the device multiplies only what has been rounded for it."""
+    if device is None or device.input_format(WeightFormat.FP16) is WeightFormat.FP32:
+        return ()
+    why = device.supports(WeightFormat.INT8)
+    return (f"activations are rounded to the weights' type before every multiply: {why}",)
+
+
+def _check_has_weights(opened: OpenedModel) -> None:
+    decoder = opened.decoder
+    if any(initializer.source is None for initializer in decoder.graph.initializers.values()):
+        raise ModelFileError(
+            f"{decoder.folder}: has a config but no .safetensors files; it can be planned with `hybrid plan`, not run"
+        )
+
+
+class _HostKernels:
+    """The kernels of the host, made when a plan first has host columns, or at once where something attends."""
+
+    def __init__(self, attends: bool, threads: int, progress: Progress) -> None:
+        self.backend: NumbaBackend | None = None
+        self._attends = attends
+        self._threads = threads
+        self._progress = progress
+
+    def compiled_for(self, placements: Sequence[LinearPlacement], quantised: HostQuantisation) -> NumbaBackend | None:
+        """The kernels with all that the host columns need compiled; None where they are not needed."""
+        on_host = any(len(placement.host) for placement in placements)
+        if not on_host and not self._attends and not quantised.makes_any:
+            return None
+        kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
+        self._progress.on_stage("Compiling kernels (kept for the next run)", 0)
+        if self.backend is None:
+            self.backend = NumbaBackend(self._threads)
+        self.backend.warm_up(sorted(kinds))
+        quantised.warm_up(self.backend)
+        return self.backend
+
+
+def _host_weights(
+    placements: Sequence[LinearPlacement],
+    weights: Mapping[str, HostArray],
+    quantised: HostQuantisation,
+    progress: Progress,
+) -> Mapping[str, HostArray | QuantisedWeight]:
+    """The weights for the host columns: in RAM, or in their mapped files where the plan or the system says so.
+
+    Those that are quantised on load are in RAM, whatever it takes.
+    """
+    is_known = read_ram(read_limits()) is not None  # not knowing how much RAM there is, leave it to the system
+    in_ram = [p for p in placements if p.tier is HostTier.RAM and p.host_format.is_float and is_known]
+    floats = {**weights, **read_into_ram(in_ram, weights, progress.on_bytes)}
+    return {**floats, **quantised.weights(weights, is_known, progress.on_bytes)}

@@ -1,0 +1,245 @@
+"""Plan a run: model folder + machine + budget -> `Plan`. Opens headers only and touches no device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hybrid.engine.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
+from hybrid.graph.attention import Attention, find_attentions
+from hybrid.graph.decoder import Decoder
+from hybrid.graph.find import Linear, find_linears
+from hybrid.graph.graph import body_initializers
+from hybrid.loading.open_model import open_model
+from hybrid.loading.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
+from hybrid.loading.settings import RunSettings
+from hybrid.loading.target import Target, choose_target, look_in_profile, look_through_driver
+from hybrid.machine.cgroups import read_limits
+from hybrid.machine.ram import Ram, RamBudget, read_ram, resolve_ram
+from hybrid.machine.threads import threads_warning
+from offload.errors import RamBudgetError
+from offload.machine.profile import DeviceProfile
+from offload.plan.advice import with_advice
+from offload.plan.cost import StepShape
+from offload.plan.placing import CHUNK_TOKENS, DEFAULT_DEPTH, DEPTHS, PlanRequest
+from offload.plan.plan import Plan
+from offload.plan.planner import make_plan as fill_budget
+from offload.spec.linear import Activations, WeightFormat
+from offload.spec.units import MIB, counted, format_bytes
+
+# Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after the first reply of all, which compiles
+# the kernels (60 MiB).
+_PROCESS_BYTES = 272 * MIB
+_USUAL_HEADS = 32  # where a graph does not name them
+_ROTARY_STEP = (
+    16  # onnxruntime's GroupQueryAttention on the CPU turns heads, and parts of them, in multiples of this only
+)
+_FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A decoder, its static matmuls and attentions, and the context of this run in tokens."""
+
+    decoder: Decoder
+    linears: tuple[Linear, ...]
+    context_tokens: int
+    attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
+    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache, or not turn such heads
+    host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
+    activations: Activations | None = None  # as asked; None goes by the model
+
+
+def open_for_run(settings: RunSettings) -> OpenedModel:
+    """Open the model of `settings` and find its Linears and attentions.
+
+    Raises UsageError for a type of the cache that this model cannot have.
+    """
+    host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
+    decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens, settings.allow_unused)
+    shared = decoder.cache if decoder.shared_cache else ()
+    attentions = find_attentions(decoder.graph, shared, context_tokens)
+    attends_outside = any(
+        a.spec.rotary_dim and (a.spec.head_dim % _ROTARY_STEP or a.spec.rotary_dim % _ROTARY_STEP) for a in attentions
+    )
+    if settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}:
+        attends_outside = True
+        ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
+        decoder = with_cache_type(decoder, settings.kv_dtype, ours)
+    return OpenedModel(
+        decoder,
+        _with_activations(find_linears(decoder.graph), activations),
+        context_tokens,
+        attentions,
+        attends_outside,
+        host_format,
+        activations,
+    )
+
+
+def _with_activations(linears: Sequence[Linear], asked: Activations | None) -> tuple[Linear, ...]:
+    """What was asked for goes before what the model says."""
+    if asked is None:
+        return tuple(linears)
+    return tuple(replace(linear, spec=replace(linear.spec, activations=asked)) for linear in linears)
+
+
+def make_plan(settings: RunSettings) -> Plan:
+    """What would go where, and what would help.
+
+    A machine profile stands for the GPU when one is named, else the driver is asked.
+    """
+    opened = open_for_run(settings)
+    look = look_through_driver if settings.machine is None else look_in_profile
+    target = choose_target(settings, look)
+    target = replace(target, warnings=(*target.warnings, *_threads_warning(settings, target.profile)))
+    ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
+    request = plan_request(opened, target, {}, resolve_ram(settings.ram, ram))
+    plan = plan_within(request)
+    return with_advice(request, plan)
+
+
+def _threads_warning(settings: RunSettings, profile: DeviceProfile) -> tuple[str, ...]:
+    """A line where the plan is for another number of threads than is asked for."""
+    if settings.machine is None:
+        return threads_warning(settings.threads)
+    if settings.threads in (None, profile.cpu.threads):
+        return ()
+    return (f"--threads {settings.threads}: no effect, the rates of {profile.name} are for {profile.cpu.threads}",)
+
+
+def plan_within(request: PlanRequest) -> Plan:
+    """The plan within the budgets of VRAM and RAM.
+
+    Raises RamBudgetError when a RAM cap that was asked for is too small; one that was not is raised, with a warning.
+    """
+    try:
+        return fill_budget(request)
+    except RamBudgetError as error:
+        if request.ram_is_asked:
+            raise
+        warning = (
+            f"{format_bytes(error.least_bytes)} of RAM are needed, and {format_bytes(request.ram_budget_bytes or 0)} "
+            "should be taken: the machine may become slow, or end this program"
+        )
+        return fill_budget(replace(request, ram_budget_bytes=error.least_bytes, warnings=(*request.warnings, warning)))
+
+
+def ram_of(profile: DeviceProfile) -> Ram:
+    """The RAM of the machine that a profile describes."""
+    return Ram(profile.cpu.ram_bytes, profile.cpu.ram_bytes)
+
+
+def plan_request(
+    opened: OpenedModel, target: Target, unsupported: dict[str, str], ram: RamBudget | None = None
+) -> PlanRequest:
+    """Everything the planner has to know of this model on this target. Without `ram` there is no cap."""
+    decoder = opened.decoder
+    per_token = cache_bytes(decoder.graph, decoder.cache, 1)
+    specs = tuple(linear.spec for linear in opened.linears)
+    layers = max(1, len(decoder.cache) // 2)
+    depths = _depths(decoder.context_limit)
+    notes = [*target.notes, *quantisation_notes(specs, opened.host_format)]
+    budget_notes = (note for note in (target.budget.note, ram.note if ram else "") if note)
+    if not decoder.shared_cache:
+        whole = opened.context_tokens * per_token
+        notes.append(
+            "this graph appends to its cache by Concat: a step copies the whole cache, "
+            f"{format_bytes(whole)} with a full context of {counted(opened.context_tokens, 'token')}"
+        )
+    return PlanRequest(
+        model=decoder.name,
+        linears=specs,
+        profile=target.profile,
+        budget_bytes=target.budget.nbytes,
+        fixed_vram_bytes=target.fixed_bytes or {"context": 0, "workspace": 0},
+        other_ram_bytes={
+            "other weights": _other_weight_bytes(opened),
+            "kv cache": opened.context_tokens * per_token,
+            "activations": _activation_bytes(opened),
+            "interpreter and libraries": _PROCESS_BYTES,
+        },
+        step=StepShape(
+            islands=4 * layers + 1,
+            cache_bytes_per_token=per_token,
+            attention_flops_per_pair=attention_flops(decoder.graph, decoder.cache),
+            concat_cache=not decoder.shared_cache,
+            islands_on_host=1 if _stays_whole(opened) else 0,
+        ),
+        unsupported=unsupported,
+        notes=tuple(notes),
+        warnings=(
+            *decoder.notes,
+            *target.warnings,
+            *budget_notes,
+            *without_effect(specs, opened.host_format, opened.activations),
+        ),
+        ram_budget_bytes=ram.nbytes if ram else None,
+        ram_is_asked=ram is not None and ram.asked,
+        most_vram_bytes=target.budget.most_bytes,
+        most_ram_bytes=ram.most_bytes if ram else 0,
+        host_format=opened.host_format,
+        depth=depths[1],
+        depths=depths,
+    )
+
+
+def _depths(context_limit: int) -> tuple[int, ...]:
+    """Tokens in the cache of the steps that a plan tells: none, 1024, 4096; half of what a small model can hold."""
+    usual = min(DEFAULT_DEPTH, context_limit // 2) if context_limit else DEFAULT_DEPTH
+    return (0, usual, *(depth for depth in DEPTHS if usual < depth and (not context_limit or depth < context_limit)))
+
+
+def _activation_bytes(opened: OpenedModel) -> int:
+    """What onnxruntime and the buffers between islands take in a step of CHUNK_TOKENS: a generous estimate.
+
+    Inputs and outputs of the widest group, which mostly is the logits' (once), and of the next (twice); and where
+    attention is not GroupQueryAttention, fp32 scores for every head, query and key, twice.
+    """
+    groups: dict[str, int] = {}
+    for linear in opened.linears:
+        groups[linear.spec.group] = groups.get(linear.spec.group, linear.spec.in_features) + linear.spec.out_features
+    widest = sorted(groups.values())[-2:]
+    widths = 2 * sum(widest[:-1]) + sum(widest[-1:])
+    graph = opened.decoder.graph
+    if not any(node.op_type == "GroupQueryAttention" for node in graph.nodes):
+        heads = max((int(node.attributes.get("num_heads", 0)) for node in graph.nodes), default=0) or _USUAL_HEADS
+        widths += 2 * heads * opened.context_tokens
+    return 4 * CHUNK_TOKENS * widths
+
+
+def _stays_whole(opened: OpenedModel) -> bool:
+    """Whether the graph is one island while no device takes part: `loading.linears_outside` has the reasons."""
+    if opened.host_format is not None or opened.attends_outside:
+        return False
+    return all(
+        linear.blocks is None and (linear.spec.format is WeightFormat.FP32 or not linear.spec.format.is_float)
+        for linear in opened.linears
+    )
+
+
+def _other_weight_bytes(opened: OpenedModel) -> int:
+    """Embeddings, norms and tables: every initializer that is not a Linear's weight.
+
+    Of tables that rows are looked up in, a step touches a few pages for each token, and gives them up afterwards.
+    That is where they are mapped by us, in an island without a matmul: where all Linears run outside onnxruntime.
+    """
+    graph = opened.decoder.graph
+    linear_weights = {linear.weight for linear in opened.linears}
+    for linear in opened.linears:
+        if linear.blocks is not None:
+            linear_weights |= {linear.blocks.scales, linear.blocks.zero_points}
+    outside = all(
+        linear.blocks is not None or linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16)
+        for linear in opened.linears
+    )
+    total = sum(initializer.nbytes for initializer in body_initializers(graph.nodes))
+    for switch in opened.decoder.switches:
+        total += sum(initializer.nbytes for initializer in (*switch.before.values(), *switch.after.values()))
+    for name, initializer in graph.initializers.items():
+        readers = graph.consumers.get(name, [])
+        if outside and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):
+            row_bytes = initializer.nbytes // initializer.shape[0] if initializer.shape else 0
+            total += min(initializer.nbytes, CHUNK_TOKENS * (row_bytes + _FAULT_BYTES))
+        elif name not in linear_weights:
+            total += initializer.nbytes
+    return total

@@ -1,0 +1,134 @@
+"""Host columns in blocks of int8 and int4: those a model comes with, and those made of float weights on load."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hybrid.errors import UsageError
+from hybrid.graph.find import Linear
+from hybrid.graph.graph import Graph
+from offload.devices.base import HostArray
+from offload.plan.plan import HostTier, LinearPlacement
+from offload.spec.linear import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+from offload.spec.units import counted
+from offload.weights.ram import quantised_into_ram
+
+if TYPE_CHECKING:
+    from offload.host.backend import NumbaBackend
+
+
+def host_format_of(text: str | None) -> WeightFormat | None:
+    """What `--host-dtype` asks for. Raises UsageError."""
+    if text is None or text in (WeightFormat.INT8, WeightFormat.INT4):
+        return None if text is None else WeightFormat(text)
+    raise UsageError(f"--host-dtype {text}: must be int8 or int4")
+
+
+def activations_asked(text: str | None) -> Activations | None:
+    """What `--activations` asks for. Raises UsageError."""
+    if text is None or text in list(Activations):
+        return None if text is None else Activations(text)
+    raise UsageError(f"--activations {text}: must be int8 or float")
+
+
+def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat | None) -> list[str]:
+    """What the plan has to say of weights that are quantised on load."""
+    if host_format is None:
+        return []
+    chosen = [linear for linear in linears if linear.is_quantisable]
+    if not chosen:
+        return []
+    last = f"{chosen[-1].kind} among them" if len(chosen) > 1 else chosen[-1].kind
+    return [
+        f"streamed and host columns of {counted(len(chosen), 'Linear')}, {last}, are quantised to {host_format} "
+        f"on load, as asked: blocks of {REQUANTISED_BLOCK}, an fp16 scale each"
+    ]
+
+
+def without_effect(
+    linears: Sequence[LinearSpec], host_format: WeightFormat | None, activations: Activations | None
+) -> list[str]:
+    """What was asked for of quantised weights, where this model has none that it could be done with."""
+    if host_format is not None and not any(linear.is_quantisable for linear in linears):
+        return [f"--host-dtype {host_format}: no effect, no Linear of this model has float weights to quantise"]
+    if activations is not None and host_format is None and all(linear.format.is_float for linear in linears):
+        return [f"--activations {activations}: no effect, no Linear of this model has int8 or int4 weights"]
+    return []
+
+
+class HostQuantisation:
+    """The Linears outside onnxruntime whose host or streamed columns are in blocks."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        outside: Iterable[Linear],
+        placements: Iterable[LinearPlacement],
+    ) -> None:
+        linears = {linear.spec.name: linear for linear in outside}
+        in_blocks = [placement for placement in placements if placement.host_blocks is not None]
+        on_host = [placement for placement in in_blocks if len(placement.host)]
+        self._graph = graph
+        self._stored = [(p, linears[p.linear.name]) for p in on_host if linears[p.linear.name].blocks is not None]
+        self._made = [placement for placement in on_host if placement.linear.format.is_float]
+        made = [placement for placement in in_blocks if placement.linear.format.is_float]
+        self._making = {
+            (p.linear.format, p.linear.layout, p.host_format) for p in made if len(p.host) + len(p.streamed)
+        }
+
+    @property
+    def makes_any(self) -> bool:
+        """Whether anything is quantised on load."""
+        return bool(self._making)
+
+    def warm_up(self, backend: "NumbaBackend") -> None:
+        """Compile everything that loading and multiplying needs."""
+        from offload.host.quantised import QuantisedKind
+        from offload.weights.requantise import warm_up
+
+        kinds = set()
+        for _, linear in self._stored:
+            assert linear.spec.blocks is not None
+            kinds.add(QuantisedKind.of(linear.spec.blocks, linear.spec.activations))
+        for placement in self._made:
+            assert placement.host_blocks is not None
+            kinds.add(QuantisedKind.of(placement.host_blocks, placement.linear.activations))
+        backend.warm_up_quantised(kinds)
+        if self._making:
+            warm_up(self._making)
+
+    def weights(
+        self, floats: Mapping[str, HostArray], in_ram: bool, on_bytes: Callable[[int], None]
+    ) -> dict[str, QuantisedWeight]:
+        """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`.
+
+        Raises OffloadError for a file that has become shorter or cannot be read.
+        """
+        found = {linear.spec.name: stored_weight(self._graph, linear) for _, linear in self._stored}
+        if in_ram:
+            columns = {p.linear.name: p.host for p, _ in self._stored if p.tier is HostTier.RAM}
+            found |= quantised_into_ram(found, columns, on_bytes)
+        if self._made:
+            from offload.weights.requantise import requantise_into_ram
+
+            found |= requantise_into_ram(self._made, floats, on_bytes)
+        return found
+
+
+def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
+    """The weight of a MatMulNBits where it lies."""
+    stored, blocked = linear.blocks, linear.spec.blocks
+    assert stored is not None
+    assert blocked is not None
+    n, blocks = linear.spec.out_features, blocked.blocks(linear.spec.in_features)
+    arrays = {
+        name: graph.initializers[name].array() for name in (linear.weight, stored.scales, stored.zero_points) if name
+    }
+    zeros = arrays[stored.zero_points].reshape(n, -1) if stored.zero_points else None
+    return QuantisedWeight(
+        arrays[linear.weight].reshape(n, blocks, -1),
+        arrays[stored.scales].reshape(n, blocks),
+        zeros,
+        linear.spec.format,
+        linear.spec.in_features,
+    )

@@ -1,0 +1,137 @@
+"""Models by name: `org/name`, or `org/name@revision`, to a path in the Hugging Face cache that `find_model` takes."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+from hybrid.errors import ModelFileError, UsageError
+from hybrid.families.config import check_class, parse_config
+from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, hub_name, is_there, read_json, shard_names, show
+from hybrid.source.hub_errors import Pause
+from hybrid.source.hub_files import Choice, RepositoryFile, choose_files
+from hybrid.source.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up, look_up_in_cache
+from offload.spec.units import format_bytes
+
+_MOST_SETTINGS_BYTES = 1 << 28
+
+
+def resolve_model(
+    name_or_path: str | Path,
+    variant: str | None = None,
+    *,
+    config_only: bool = False,
+    allow_unused: bool = False,
+    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None,
+    on_bytes: Callable[[int], None] = lambda nbytes: None,
+    pause: Pause = time.sleep,
+) -> Path:
+    """The folder or ONNX file of a model, downloaded first when it is the name of one on the hub.
+
+    What lies at the path wins over the hub. `variant` names one of several ONNX files: "fp16", "q4". With
+    `config_only` a model of safetensors comes without them, which is enough to plan; an ONNX file always comes whole,
+    since it is the plan's input. A class that is not known is refused before its weights come, unless `allow_unused`.
+    `on_stage` and `on_bytes` are those of `hybrid.loading.open_engine.Progress`; `pause` waits some seconds before
+    another attempt. Raises ModelError or UsageError.
+    """
+    local = Path(name_or_path).expanduser()
+    name = hub_name(str(name_or_path))
+    if is_there(local) or name is None:
+        return local if variant is None else _local_variant(local, variant)
+    repository, revision = name
+    on_stage(f"Looking up {repository}", 0)
+    snapshot = look_up(repository, revision or DEFAULT_REVISION, pause)
+    choice = choose_files(snapshot.label, snapshot.files, variant)
+
+    def bring(files: tuple[RepositoryFile, ...]) -> None:
+        fetch(snapshot, files, on_stage, on_bytes, pause)
+
+    _check_settings(snapshot, (*choice.settings, *((choice.index,) if choice.index else ())))
+    bring(choice.settings)
+    if choice.onnx is not None:
+        path = _bring_onnx(snapshot, choice, choice.onnx, bring)
+    else:
+        _check_config(snapshot, allow_unused)
+        path = _bring_safetensors(snapshot, choice, config_only, bring)
+    # An offline run is better off with an older commit that is whole than with the config of a newer one.
+    snapshot.remember(only_if_new=path.name == CONFIG)
+    return path
+
+
+def cached_model(name_or_path: str | Path) -> Path:
+    """As `resolve_model`, but nothing is downloaded: the config alone where weights are not in the cache.
+
+    Raises ModelFileError for a name of which nothing is.
+    """
+    local = Path(name_or_path).expanduser()
+    name = hub_name(str(name_or_path))
+    if is_there(local) or name is None:
+        return local
+    repository, revision = name
+    snapshot = look_up_in_cache(repository, revision or DEFAULT_REVISION)
+    if snapshot is None:
+        raise ModelFileError(f"{name_or_path}: no such folder, and not downloaded yet")
+    index = snapshot.files.get(WEIGHTS_INDEX)
+    if index is not None and not snapshot.files.keys() >= {*shard_names(snapshot.folder / index.name)}:
+        return snapshot.folder / CONFIG
+    return snapshot.folder
+
+
+def _check_settings(snapshot: Snapshot, files: Iterable[RepositoryFile]) -> None:
+    """Refuse settings that are as large as weights: they would fill the disk before anybody looked into them."""
+    for file in files:
+        if file.nbytes > _MOST_SETTINGS_BYTES:
+            raise ModelFileError(
+                f"{snapshot.repository}/{file.name}: {format_bytes(file.nbytes)}, more than the "
+                f"{format_bytes(_MOST_SETTINGS_BYTES)} that a file of settings may have"
+            )
+
+
+def _check_config(snapshot: Snapshot, allow_unused: bool) -> None:
+    """Refuse a model that cannot run: better to know before gigabytes are downloaded than after."""
+    content, where = read_json(snapshot.folder / CONFIG), f"{snapshot.repository}/{CONFIG}"
+    check_class(content, parse_config(content, where).model_type, where, allow_unused)
+
+
+def _bring_safetensors(
+    snapshot: Snapshot, choice: Choice, config_only: bool, bring: Callable[[tuple[RepositoryFile, ...]], None]
+) -> Path:
+    if choice.index is not None:
+        bring((choice.index,))
+        names = shard_names(snapshot.folder / choice.index.name)
+        weights = tuple(snapshot.file(name) for name in names)
+    else:
+        weights = choice.weights
+    if config_only:
+        return snapshot.folder / CONFIG if snapshot.lacks(weights) else snapshot.folder
+    bring(weights)
+    return snapshot.folder
+
+
+def _bring_onnx(
+    snapshot: Snapshot,
+    choice: Choice,
+    onnx: RepositoryFile,
+    bring: Callable[[tuple[RepositoryFile, ...]], None],
+) -> Path:
+    # The file itself comes last: where it is, its weights are, unless they have names of their own.
+    bring((*choice.weights, onnx))
+    from hybrid.formats.onnx_graph import external_files
+
+    path = snapshot.folder / onnx.name
+    folder = PurePosixPath(onnx.name).parent
+    named = sorted(str(folder / name) for name in external_files(path))
+    # Those that leave the folder are in no listing; opening the model says what is wrong with them.
+    bring(tuple(snapshot.file(name) for name in named if name in snapshot.files))
+    return path
+
+
+def _local_variant(path: Path, variant: str) -> Path:
+    """The ONNX file of a local folder that a variant means."""
+    if not path.is_dir():
+        kind = "is a file" if path.is_file() else "is no such folder"
+        raise UsageError(f"--variant {variant}: {show(path)} {kind}; variants are of folders and hub names")
+    paths = [file for file in sorted([*path.glob("*"), *path.glob("onnx/*")]) if file.is_file()]
+    files = [RepositoryFile(file.relative_to(path).as_posix(), file.stat().st_size) for file in paths]
+    onnx = choose_files(show(path), {file.name: file for file in files}, variant).onnx
+    assert onnx is not None  # a variant is one
+    return path / onnx.name

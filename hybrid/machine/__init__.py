@@ -1,0 +1,1 @@
+"""The machine of this process: RAM, control groups, threads, packages, saved profiles."""

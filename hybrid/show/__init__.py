@@ -1,0 +1,1 @@
+"""Everything that draws or prints for people: tables, status lines, progress, pictures."""

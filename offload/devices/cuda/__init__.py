@@ -1,0 +1,1 @@
+"""A CUDA GPU, through CuPy's low-level calls and kernels of our own."""

@@ -1,0 +1,1 @@
+"""A device of NumPy arrays and a virtual clock."""

@@ -1,0 +1,1 @@
+"""Linears and attention on the CPU."""

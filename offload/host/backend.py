@@ -1,0 +1,296 @@
+"""y = x @ W on the CPU, for the columns that stay in RAM or in a mapped file."""
+
+import ctypes
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import threadpoolctl
+from scipy.linalg import cython_blas
+
+from offload.devices.base import HostArray
+from offload.host.kernels import compiled, jobs, loops
+from offload.host.kernels.compiled import FloatArray
+from offload.host.kernels.jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
+from offload.host.quantised import QuantisedGroup, QuantisedKind, warm_up
+from offload.host.team import Team, piece_units, shared_team
+from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+
+# Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
+DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
+_DIRECT_UNITS = 3  # 96 columns: kernels go through them in twelves, eights and fours
+_DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
+
+
+class _Path(StrEnum):
+    """Which of the kernels serves a number of rows of x."""
+
+    ONE = "one row"
+    FEW = "several rows"
+    PANELS = "panels"
+
+
+@dataclass(frozen=True)
+class HostColumns:
+    """One Linear's share of the host work: output columns `start <= n < stop`, possibly none.
+
+    `weight` is the whole weight, [N, K] or [K, N] as `layout` says, in the format's storage dtype. Its rows
+    are contiguous; its address need not be aligned. Of an int8 or int4 format it is a `QuantisedWeight`, and
+    `activations` says how x is treated; for others that means nothing.
+    """
+
+    weight: HostArray | QuantisedWeight
+    format: WeightFormat
+    layout: Layout
+    start: int
+    stop: int
+    activations: Activations = Activations.FLOAT
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return int(self.weight.shape[1 if self.layout is Layout.NK else 0])
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return int(self.weight.shape[0 if self.layout is Layout.NK else 1])
+
+
+class HostGroup(Protocol):
+    """Linears that read the same x."""
+
+    def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
+        """Write columns [start, stop) of each y[M, N_i] = x[M, K] @ W into `outputs[i]`, and no others.
+
+        `x` and the outputs are float32 and C-contiguous and do not overlap. To be called from the thread that
+        made the backend, and from no other. Raises ValueError for arrays that do not fit.
+        """
+
+
+class HostBackend(Protocol):
+    """Something that multiplies on the CPU."""
+
+    def group(self, columns: Sequence[HostColumns]) -> HostGroup:
+        """Prepare Linears that read the same x; the weights must stay where they are."""
+
+
+class NumbaBackend:
+    """Multiplies fp32, fp16, bf16, int8 and int4 weights where they lie, without a copy in another format.
+
+    BLAS is limited to one thread in the whole process, since each of our threads calls it.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Starts the threads, and compiles no more than that takes: half a second unless cached.
+
+        Raises ValueError for less than 1 thread.
+        """
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.team: Team = shared_team()
+        self.threads = self.team.grow(threads)
+        self._sgemm = _sgemm_address()  # loads BLAS, so that the limit finds it
+        self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+        self._panels: npt.NDArray[np.float32] | None = None
+        self._scratch = np.empty(0, np.uint8)
+
+    def group(self, columns: Sequence[HostColumns]) -> HostGroup:
+        """See `HostBackend`: one launch where all weights are floats or all have the same kind of blocks, else one
+        for each kind. Raises ValueError for weights it cannot read.
+        """
+        kinds: dict[tuple[object, ...], list[int]] = {}
+        for number, column in enumerate(columns):
+            _check_weight(column)
+            kinds.setdefault(_kind(column), []).append(number)
+        if len({column.in_features for column in columns}) > 1:
+            raise ValueError("the Linears of a group must have equal numbers of input features")
+        groups = [(numbers, self._uniform([columns[number] for number in numbers])) for numbers in kinds.values()]
+        return groups[0][1] if len(groups) == 1 else _MixedGroup(groups)
+
+    def _uniform(self, columns: Sequence[HostColumns]) -> HostGroup:
+        weights = [column.weight for column in columns if isinstance(column.weight, QuantisedWeight)]
+        if not weights:
+            return NumbaGroup(self, columns)
+        ranges = [ColumnRange(column.start, column.stop) for column in columns]
+        return QuantisedGroup(self, weights, ranges, columns[0].activations)
+
+    def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]]) -> None:
+        """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
+        for weight_format, layout in kinds:
+            for path in _Path:
+                self.job(path)
+                self.kernel(path, weight_format, layout)
+
+    def warm_up_quantised(self, kinds: Iterable[QuantisedKind]) -> None:
+        """As `warm_up`, for weights in blocks."""
+        for kind in kinds:
+            warm_up(kind)
+
+    def scratch(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """At least `nbytes` that any group may use until the next one asks."""
+        if self._scratch.nbytes < nbytes:
+            self._scratch = np.empty(nbytes, np.uint8)
+        return self._scratch
+
+    def job(self, path: _Path) -> int:
+        """The address of what every thread does."""
+        return compiled.kernel_address(jobs.by_panels if path is _Path.PANELS else jobs.direct)
+
+    def kernel(self, path: _Path, weight_format: WeightFormat, layout: Layout) -> int:
+        """The address of what a job calls for one Linear; 0 when there is nothing to call."""
+        if path is _Path.PANELS:
+            is_fp32 = weight_format is WeightFormat.FP32
+            return 0 if is_fp32 else compiled.kernel_address(loops.expand, weight_format)
+        return compiled.kernel_address(_DIRECT[layout, path], weight_format)
+
+    @property
+    def sgemm(self) -> int:
+        """The address of BLAS's sgemm."""
+        return self._sgemm
+
+    @property
+    def panels(self) -> int:
+        """The address of the fp32 panels, one a thread; allocated at the first prefill."""
+        if self._panels is None:
+            self._panels = np.empty(self.threads * PANEL_COLUMNS * PANEL_K, np.float32)
+        return int(self._panels.ctypes.data)
+
+
+class NumbaGroup:
+    """Linears that share x, as tables of addresses that one launch works through."""
+
+    def __init__(self, backend: NumbaBackend, columns: Sequence[HostColumns]) -> None:
+        self._backend = backend
+        self._columns = tuple(columns)
+        self._tables: dict[_Path, npt.NDArray[np.int64]] = {}
+        self._table = np.zeros(HEADER, np.int64)
+        self._call = (0, 0, 0)  # job, table, pieces
+        self._x: FloatArray | None = None
+        self._outputs: tuple[FloatArray, ...] = ()
+
+    def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
+        """See `HostGroup`. Raises ValueError for arrays that do not fit."""
+        # Decode brings the same arrays at every step: then the table is right already.
+        known = len(outputs) == len(self._outputs) and all(map(operator.is_, outputs, self._outputs))
+        if not known or x is not self._x:
+            self._bind(x, outputs, known)
+        if self._call[2]:
+            job, table, pieces = self._call
+            self._backend.team.run(job, (table,), self._backend.threads, pieces)
+
+    def _bind(self, x: FloatArray, outputs: Sequence[FloatArray], known: bool) -> None:
+        """Check the arrays and write their addresses into the table for so many rows of x."""
+        if len(outputs) != len(self._columns):
+            raise ValueError(f"{len(self._columns)} Linears need as many outputs, not {len(outputs)}")
+        if not self._columns:
+            return
+        rows = len(x)
+        compiled.check_array("x", x, (rows, self._columns[0].in_features))
+        if not known or rows != self._table[_ROWS]:
+            for output, column in zip(outputs, self._columns, strict=True):
+                compiled.check_array("an output", output, (rows, column.out_features))
+            path = self._path(rows)
+            self._table = self._table_for(path)
+            for i, output in enumerate(outputs):
+                self._table[HEADER + i * ROW + _OUTPUT] = output.ctypes.data
+            units = int(self._table[_UNITS])
+            multiple = PANEL_COLUMNS // UNIT if path is _Path.PANELS else _DIRECT_UNITS
+            piece = self._table[_PIECE] = piece_units(units, self._backend.threads, rows, multiple) if rows else 1
+            pieces = -(-units // piece) if rows else 0
+            self._call = (self._backend.job(path), self._table.ctypes.data, pieces)
+        self._table[_X], self._table[_ROWS] = x.ctypes.data, rows
+        self._x, self._outputs = (x, tuple(outputs)) if rows <= _DECODE_ROWS else (None, ())
+
+    def _path(self, rows: int) -> _Path:
+        if rows > min(DIRECT_ROWS[column.layout] for column in self._columns):
+            return _Path.PANELS
+        return _Path.FEW if rows > 1 else _Path.ONE
+
+    def _table_for(self, path: _Path) -> npt.NDArray[np.int64]:
+        """The task of `host_jobs.direct` or `host_jobs.by_panels`, without x and the outputs."""
+        if path not in self._tables:
+            backend, panels = self._backend, path is _Path.PANELS
+            units = [-(-(column.stop - column.start) // UNIT) for column in self._columns]
+            scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
+            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 1]
+            for column, count in zip(self._columns, units, strict=True):
+                assert isinstance(column.weight, np.ndarray)
+                kernel = backend.kernel(path, column.format, column.layout)
+                distance = column.weight.strides[0] // column.format.itemsize_bytes
+                if panels and column.layout is Layout.KN:
+                    distance = -distance
+                words += [kernel, column.weight.__array_interface__["data"][0], distance]
+                words += [column.start, column.stop, 0, column.out_features, count]
+            self._tables[path] = np.array(words, np.int64)
+        return self._tables[path]
+
+
+class _MixedGroup:
+    """Linears that share x but no launch."""
+
+    def __init__(self, groups: Sequence[tuple[Sequence[int], HostGroup]]) -> None:
+        """`groups` with the numbers of their Linears."""
+        self._groups = groups
+        self._count = sum(len(numbers) for numbers, _ in groups)
+
+    def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
+        """See `HostGroup`. Raises ValueError for arrays that do not fit."""
+        if len(outputs) != self._count:
+            raise ValueError(f"{self._count} Linears need as many outputs, not {len(outputs)}")
+        for numbers, group in self._groups:
+            group.multiply(x, [outputs[number] for number in numbers])
+
+
+_DIRECT = {
+    (Layout.NK, _Path.ONE): loops.nk_one,
+    (Layout.NK, _Path.FEW): loops.nk_few,
+    (Layout.KN, _Path.ONE): loops.kn_one,
+    (Layout.KN, _Path.FEW): loops.kn_few,
+}
+# Where the words are that change from call to call.
+_X, _ROWS, _UNITS, _OUTPUT, _PIECE = 0, 2, 4, 5, 7
+
+
+def _kind(column: HostColumns) -> tuple[object, ...]:
+    """What Linears must have in common to be multiplied in one launch."""
+    weight = column.weight
+    if isinstance(weight, QuantisedWeight):
+        return weight.bits, weight.block, column.activations
+    return ()
+
+
+def _check_weight(column: HostColumns) -> None:
+    weight = column.weight
+    if isinstance(weight, QuantisedWeight):
+        if weight.format is not column.format or column.layout is not Layout.NK:
+            raise ValueError(f"a weight in blocks of {weight.format} is no {column.format} {column.layout} weight")
+    else:
+        _check_float(weight, column.format)
+    if not 0 <= column.start <= column.stop <= column.out_features:
+        raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
+
+
+def _check_float(weight: HostArray, wanted: WeightFormat) -> None:
+    if not wanted.is_float:
+        raise ValueError(f"weights of format {wanted} must come as a QuantisedWeight")
+    if weight.dtype != wanted.storage_dtype or weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}")
+    itemsize = wanted.itemsize_bytes
+    row_stride, stride = weight.strides
+    if (stride != itemsize and weight.shape[1] > 1) or row_stride < itemsize * weight.shape[1] or row_stride % itemsize:
+        raise ValueError(f"rows of a weight must be contiguous, not strided by {weight.strides} bytes")
+
+
+def _sgemm_address() -> int:
+    """SciPy's sgemm as machine code: a capsule whose name is the C signature holds the address."""
+    capsule = cython_blas.__pyx_capi__["sgemm"]
+    name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name.restype, name.argtypes = ctypes.c_char_p, (ctypes.py_object,)
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return int(pointer(capsule, name(capsule)))

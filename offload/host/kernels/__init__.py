@@ -1,0 +1,1 @@
+"""Compute kernels of the CPU, compiled by numba."""

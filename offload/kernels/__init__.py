@@ -1,1 +1,0 @@
-"""Compute kernels: numba on the host, CUDA C on the GPU."""

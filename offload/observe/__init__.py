@@ -1,0 +1,1 @@
+"""What the host and the device did, and when."""

@@ -1,0 +1,196 @@
+"""What the parts of a step cost under a set of placements, from the rates of a device profile. Pure arithmetic.
+
+A step is a walk over levels, one for each group of Linears: first the host alone (islands, attention), then
+
+    device   fetch activations + resident GEMMs + (wait for each streamed piece + its GEMM) + copy back
+    host     one launch + the bytes of the host columns at the rate of their format
+
+side by side. `replay.py` walks the levels; here are the durations. Attention is charged to the second group
+of a layer: the one that reads what attention wrote.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
+from offload.plan.multiply_time import launches, multiply_s
+from offload.plan.plan import HostTier, LinearPlacement, StreamRing, by_group
+from offload.plan.ram_tiers import file_bytes
+from offload.spec.linear import BlockFormat, WeightFormat
+
+ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step does besides its Linears."""
+
+    islands: int
+    cache_bytes_per_token: int  # read by attention for every token already there
+    attention_flops_per_pair: int  # of a new token and a token it sees, in all layers: `attention.pair_flops`
+    concat_cache: bool  # True: every step also rewrites the whole cache
+    islands_on_host: int = 0  # when all is in RAM on the host; 0: as many as otherwise
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step: `rows` new tokens after `depth` tokens in the cache; `prefill` says whose ranges are streamed."""
+
+    depth: int
+    rows: int = 1
+    prefill: bool = False
+
+
+@dataclass(frozen=True)
+class LevelCost:
+    """One group of Linears and what the host does before it, in seconds. Pieces of one level are equal."""
+
+    islands_s: float
+    attention_s: float
+    host_s: float
+    on_device: bool
+    trip_s: float  # activations there and back
+    resident_s: float
+    pieces: int
+    copy_s: float  # one piece over the bus
+    gemm_s: float  # one piece
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The levels of a step, and how long what they share is busy at least."""
+
+    start_s: float  # before the first level
+    levels: tuple[LevelCost, ...]
+    ram_s: float  # all bytes that are read from RAM, by the CPU and by the bus
+    disk_s: float
+
+
+def step_cost(
+    placements: Sequence[LinearPlacement],
+    ring: StreamRing,
+    step: StepShape,
+    profile: DeviceProfile,
+    work: Workload,
+) -> StepCost:
+    """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
+    groups = by_group(placements)
+    alone = host_alone(
+        [members[0].linear.layer for members in groups], _islands(step, placements), step, profile.cpu, work
+    )
+    streams = any(len(p.streamed_in(work.prefill)) for p in placements)
+    levels = tuple(
+        _level_cost(
+            members,
+            islands_s,
+            attention_s,
+            ring,
+            profile,
+            work,
+            streams,
+        )
+        for members, (islands_s, attention_s) in zip(groups, alone, strict=True)
+    )
+    not_resident = sum((p.linear.out_features - len(p.resident)) * p.host_column_bytes for p in placements)
+    return StepCost(
+        start_s=profile.cpu.step_s,
+        levels=levels,
+        ram_s=not_resident / profile.cpu.ram_bytes_per_s,
+        disk_s=file_bytes(placements) / profile.cpu.disk_bytes_per_s,
+    )
+
+
+def resident_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
+    """How resident columns are stored."""
+    return placement.linear.blocks or placement.linear.format
+
+
+def streamed_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
+    """How streamed columns are kept."""
+    return placement.host_blocks or placement.host_format
+
+
+def host_s(cpu: CpuRates, placement: LinearPlacement, columns: int, rows: int, beside_bus: bool) -> float:
+    """Seconds to multiply `columns` host columns, without the launch; a busy bus takes its part of the RAM."""
+    nbytes = columns * placement.host_column_bytes
+    seconds = cpu.multiply_s(placement.host_format, nbytes, rows)
+    return max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus) if beside_bus else seconds
+
+
+def _islands(step: StepShape, placements: Iterable[LinearPlacement]) -> int:
+    on_host = all(not p.on_device and p.tier is HostTier.RAM for p in placements)
+    return step.islands_on_host if on_host and step.islands_on_host else step.islands
+
+
+def _level_cost(
+    members: Sequence[LinearPlacement],
+    islands_s: float,
+    attention_s: float,
+    ring: StreamRing,
+    profile: DeviceProfile,
+    work: Workload,
+    beside_bus: bool,
+) -> LevelCost:
+    cpu, gpu = profile.cpu, profile.gpu
+    on_host = sum(host_s(cpu, p, len(p.host_in(work.prefill)), work.rows, beside_bus) for p in members)
+    if on_host:
+        on_host += cpu.launch_s
+    device_columns = sum(len(p.resident) + len(p.streamed_in(work.prefill)) for p in members)
+    if not device_columns or gpu is None:
+        return LevelCost(islands_s, attention_s, on_host, False, 0.0, 0.0, 0, 0.0, 0.0)
+    x_bytes = work.rows * members[0].linear.in_features * 4
+    y_bytes = work.rows * device_columns * 4
+    streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.host_column_bytes for p in members)
+    pieces = -(-int(streamed_bytes) // ring.slot_bytes) if streamed_bytes else 0
+    resident_s, launch_s = _multiply_s(gpu, [(p, resident_format(p), len(p.resident)) for p in members], work.rows)
+    streamed = [(p, streamed_format(p), len(p.streamed_in(work.prefill))) for p in members]
+    streamed_s, piece_launch_s = _multiply_s(gpu, streamed, work.rows)
+    return LevelCost(
+        islands_s=islands_s,
+        attention_s=attention_s,
+        host_s=on_host,
+        on_device=True,
+        trip_s=gpu.round_trip_s + x_bytes / gpu.bus_bytes_per_s + y_bytes / gpu.bus_back_bytes_per_s,
+        resident_s=launch_s + resident_s,
+        pieces=pieces,
+        copy_s=gpu.copy_s + streamed_bytes / pieces / gpu.bus_bytes_per_s if pieces else 0.0,
+        gemm_s=piece_launch_s + streamed_s / pieces if pieces else 0.0,
+    )
+
+
+def _multiply_s(
+    gpu: GpuRates, parts: Iterable[tuple[LinearPlacement, WeightFormat | BlockFormat, int]], rows: int
+) -> tuple[float, float]:
+    """Seconds to multiply so many columns of each Linear, stored so; and seconds to launch that."""
+    there = [(stored, columns, p.linear.in_features) for p, stored, columns in parts if columns]
+    seconds = sum(multiply_s(gpu, *part, rows) for part in there)
+    return seconds, gpu.launch_s * max((launches(stored, rows) for stored, _, _ in there), default=0)
+
+
+def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
+    """Seconds of attention in all layers, rewriting the cache included.
+
+    Each new token computes with all that it sees. Reading counts once: a block of queries that reads the cache again
+    computes for so long that it does not show.
+    """
+    seen = work.depth + work.rows / 2
+    cache_bytes, flops = seen * step.cache_bytes_per_token, work.rows * seen * step.attention_flops_per_pair
+    seconds = cache_bytes / cpu.attention_bytes_per_s + flops / cpu.attention_flops_per_s
+    if step.concat_cache:
+        seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
+    return seconds
+
+
+def host_alone(
+    layers: Sequence[str], islands: int, step: StepShape, cpu: CpuRates, work: Workload
+) -> list[tuple[float, float]]:
+    """Seconds of islands and of attention before each level of a step; `layers` says whose each level is."""
+    islands_s = cpu.island_s * islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    seen: Counter[str] = Counter()
+    attended = []
+    for layer in layers:
+        seen[layer] += 1
+        attended.append(seen[layer] == 2)  # the second of a layer reads what attention wrote
+    attention_s = whole_attention_s(step, cpu, work) / max(1, sum(attended))
+    return [(islands_s, attention_s if after else 0.0) for after in attended]

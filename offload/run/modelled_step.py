@@ -1,0 +1,182 @@
+"""Steps of a whole model in modelled time: the real runner, ring and streams over a hollow simulated device.
+
+Queueing, the order of the copies and every wait are those of a run; only durations come from the device profile.
+For a step of M rows with `depth` tokens in the cache:
+
+    host, one after another
+        step_s                                                          before the first level
+        island_s * islands / levels * max(1, M / 4)                     before each level
+        attention: cache bytes / attention_bytes_per_s                  shared by the second levels of all layers
+            + M * seen * attention_flops_per_pair / attention_flops_per_s
+            where seen = depth + M / 2 and cache bytes = seen * cache_bytes_per_token; a cache that is rewritten at
+            every step adds 2 * cache bytes / ram_bytes_per_s
+        launch_s + the sum over its Linears of the longest of           for each group with host columns
+            CpuRates.multiply_s(host format, bytes, M)
+            bytes / ram_bytes_per_s_beside_bus, if this phase streams
+            bytes / disk_bytes_per_s, if they are in their file
+        round_trip_s - 2 * copy_s                                       after each wait for the device
+    bus, each way one copy at a time, the one that was ready first
+        copy_s + bytes / bus_bytes_per_s                                each piece
+        copy_s + bytes / bus_back_bytes_per_s                           y of all groups of a level, fp32
+    device, one kernel at a time
+        copy_s + bytes / bus_bytes_per_s                                x of all groups of a level, fp32
+        launches * launch_s + multiply_s, see offload/plan/multiply_time.py
+            one for the resident columns of a group that are stored alike, one for each piece
+
+The device reads the activations of a level itself, so they wait for no piece, and the bus is as fast as if it did not.
+Nothing is charged for queueing, moving x and collecting y on the host, nor for the sum of what the CPU and the bus
+read from RAM.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from mmap import PAGESIZE
+
+import numpy as np
+
+from offload.devices.base import HostArray, Span
+from offload.devices.simulated.device import SimulatedDevice
+from offload.devices.simulated.rates import SimulatedRates
+from offload.errors import PinningError
+from offload.host.backend import HostColumns
+from offload.host.kernels.compiled import FloatArray
+from offload.machine.profile import CpuRates, DeviceProfile
+from offload.plan.cost import StepShape, Workload, host_alone, host_s
+from offload.plan.plan import HostTier, LinearPlacement, Plan
+from offload.run.runner import LinearRunner
+from offload.spec.linear import BlockFormat, Layout, LinearSpec
+from offload.spec.quantised import QuantisedWeight
+
+
+@dataclass(frozen=True)
+class ModelledRun:
+    """The virtual seconds of every step, and what host and device did, from the beginning of the first step."""
+
+    step_s: tuple[float, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def steady_step_s(self) -> float:
+        """The last step: its ring was as full as those of all steps to come."""
+        return self.step_s[-1]
+
+
+def run_modelled(
+    plan: Plan,
+    levels: Sequence[Sequence[str]],
+    step: StepShape,
+    profile: DeviceProfile,
+    depth: int,
+    rows: Sequence[int] = (1, 1, 1, 1),
+) -> ModelledRun:
+    """Run one step for every number of `rows`; weights take addresses, but no memory.
+
+    `levels` has the names of the Linears that run at each level. Raises OutOfDeviceMemoryError for a plan that the
+    GPU of the profile cannot hold.
+    """
+    gpu, cpu = profile.gpu, profile.cpu
+    if gpu is None:
+        device = SimulatedDevice(0, hollow=True)
+    else:
+        rates = SimulatedRates.of(gpu)
+        device = SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates, hollow=True)
+    placements = {placement.linear.name: placement for placement in plan.placements}
+    stored = {name: _untouched(placement.linear, placement.linear.blocks) for name, placement in placements.items()}
+    kept = {name: _untouched(placement.linear, placement.host_blocks) for name, placement in placements.items()}
+    host = ModelledHost(device, cpu, plan, kept)
+    runner = LinearRunner(levels, plan, stored, device, host, host_weights=kept)
+    if runner.warning:
+        raise PinningError(runner.warning)  # this would be another plan
+    specs = [[placements[name].linear for name in level] for level in levels]
+    layers = [level[0].layer for level in specs]
+    device.start_trace()
+    took_s = []
+    for count in rows:
+        began_s = device.now_s
+        device.spend(cpu.step_s, "step")
+        alone = host_alone(layers, step.islands, step, cpu, Workload(depth, count))
+        for number, (islands_s, attention_s) in enumerate(alone):
+            device.spend(islands_s, "islands")
+            if attention_s:
+                device.spend(attention_s, "attention")
+            runner.run(number, *_arrays(specs[number], count))
+        took_s.append(device.now_s - began_s)
+    spans = (*device.take_trace(), *device.host_spans)
+    runner.close()
+    return ModelledRun(tuple(took_s), spans)
+
+
+class ModelledHost:
+    """A HostBackend that multiplies nothing, but lets the virtual time pass that it would take."""
+
+    def __init__(
+        self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: Mapping[str, HostArray | QuantisedWeight]
+    ) -> None:
+        """`weights`: those of the Linears of the plan, by name, as the runner gets them for the host."""
+        self.device = device
+        self._cpu = cpu
+        self._prefill_tokens = plan.prefill_tokens
+        self._by_weight = {id(weights[placement.linear.name]): placement for placement in plan.placements}
+        self._streams = {
+            prefill: any(len(placement.streamed_in(prefill)) for placement in plan.placements)
+            for prefill in (False, True)
+        }
+
+    def group(self, columns: Sequence[HostColumns]) -> "ModelledGroup":
+        """See HostBackend."""
+        return ModelledGroup(self, [(self._by_weight[id(part.weight)], part.stop - part.start) for part in columns])
+
+    def multiply_s(self, placement: LinearPlacement, columns: int, rows: int) -> float:
+        """Seconds to multiply columns of one Linear."""
+        seconds = host_s(self._cpu, placement, columns, rows, self._streams[0 < self._prefill_tokens <= rows])
+        if placement.tier is HostTier.FILE:
+            seconds = max(seconds, columns * placement.host_column_bytes / self._cpu.disk_bytes_per_s)
+        return seconds
+
+    @property
+    def launch_s(self) -> float:
+        """What a group costs besides."""
+        return self._cpu.launch_s
+
+
+class ModelledGroup:
+    """Linears that read the same x, as numbers of columns."""
+
+    def __init__(self, host: ModelledHost, parts: Sequence[tuple[LinearPlacement, int]]) -> None:
+        self._host = host
+        self._parts = tuple(parts)
+        self._name = f"host columns of {parts[0][0].linear.group}"
+
+    def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
+        """See HostGroup; `outputs` stay as they are."""
+        seconds = sum(self._host.multiply_s(placement, columns, len(x)) for placement, columns in self._parts)
+        self._host.device.spend(self._host.launch_s + seconds, self._name)
+
+
+def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """x by group and y by Linear."""
+    x = {linear.group: np.zeros((rows, linear.in_features), np.float32) for linear in level}
+    y = {linear.name: np.empty((rows, linear.out_features), np.float32) for linear in level}
+    return x, y
+
+
+def _untouched(linear: LinearSpec, blocks: BlockFormat | None) -> HostArray | QuantisedWeight:
+    """A weight as it is stored, or in blocks, on pages that are never written to, and so never there."""
+    if blocks is None:
+        shape = (linear.in_features, linear.out_features)
+        dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)
+        return _pages(shape if linear.layout is Layout.KN else shape[::-1], dtype)
+    counts, zero_bytes = (linear.out_features, blocks.blocks(linear.in_features)), blocks.zero_bytes(linear.in_features)
+    packed = _pages((*counts, blocks.block * blocks.bits // 8), np.dtype(np.uint8))
+    scales = _pages(counts, blocks.scales.storage_dtype)
+    zeros = _pages((linear.out_features, zero_bytes), np.dtype(np.uint8)) if zero_bytes else None
+    return QuantisedWeight(packed, scales, zeros, blocks.format, linear.in_features)
+
+
+def _pages(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> HostArray:
+    """An array that shares no page with others."""
+    nbytes = prod(shape) * dtype.itemsize
+    block = np.empty(nbytes + 2 * PAGESIZE, np.uint8)
+    start = -block.ctypes.data % PAGESIZE
+    return block[start : start + nbytes].view(dtype).reshape(shape)

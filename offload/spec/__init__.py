@@ -1,0 +1,1 @@
+"""The nouns of placement: Linears, attentions, weights in blocks, sizes. Pure."""

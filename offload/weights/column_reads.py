@@ -1,0 +1,70 @@
+"""Columns that go to a device, out of whole weights of the host: as they are stored, or quantised on the way."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from offload.devices.base import HostArray
+from offload.plan.packing import ColumnMatrix
+from offload.spec.linear import BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.spec.quantised import QuantisedWeight
+from offload.weights.reads import copy_part
+from offload.weights.requantise import requantise
+
+HostWeight = HostArray | QuantisedWeight
+
+
+def read_rows(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], start: int, out: HostArray) -> None:
+    """Write the stored rows of a matrix of floats from `start` on into `out`, as many as it has."""
+    stop = start + len(out)
+    for (linear, columns), position in zip(matrix.segments, matrix.positions(), strict=True):
+        weight = weights[linear.name]
+        assert not isinstance(weight, QuantisedWeight)
+        if matrix.layout is Layout.KN:
+            part = out[:, position : position + len(columns)]
+            copy_part(weight, slice(start, stop), slice(columns.start, columns.stop), part)
+            continue
+        first, last = max(start, position), min(stop, position + len(columns))
+        if first < last:
+            shift = columns.start - position
+            rows = slice(first + shift, last + shift)
+            copy_part(weight, rows, slice(0, linear.in_features), out[first - start : last - start])
+
+
+def read_blocks(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
+    """Write a matrix in blocks into `out`, its bytes as DeviceBlocks has them; float weights are quantised."""
+    for linear, columns, target in _targets(matrix, out):
+        weight = weights[linear.name]
+        if isinstance(weight, QuantisedWeight):
+            for source, part in zip(weight.arrays, target.arrays, strict=True):
+                width = part.nbytes // len(part) // part.itemsize
+                rows = slice(columns.start, columns.stop)
+                copy_part(source.reshape(len(source), -1), rows, slice(0, width), part.reshape(len(part), -1))
+        else:
+            requantise(weight, linear, columns, target)
+
+
+def _targets(
+    matrix: ColumnMatrix, memory: npt.NDArray[np.uint8]
+) -> Iterator[tuple[LinearSpec, ColumnRange, QuantisedWeight]]:
+    """Where the columns of each Linear go."""
+    assert matrix.blocks is not None
+    whole = blocks_in(memory, matrix.blocks, matrix.columns, matrix.in_features)
+    for (linear, columns), position in zip(matrix.segments, matrix.positions(), strict=True):
+        yield linear, columns, whole.columns(position, position + len(columns))
+
+
+def blocks_in(memory: npt.NDArray[np.uint8], blocks: BlockFormat, columns: int, in_features: int) -> QuantisedWeight:
+    """A weight over contiguous bytes, which has its arrays as DeviceBlocks has them."""
+    count = blocks.blocks(in_features)
+    number_bytes = columns * blocks.number_bytes(in_features)
+    scales_end = number_bytes + columns * blocks.scale_bytes(in_features)
+    scale_type = np.float16 if blocks.scales is WeightFormat.FP16 else np.float32
+    return QuantisedWeight(
+        memory[:number_bytes].reshape(columns, count, -1),
+        memory[number_bytes:scales_end].view(scale_type).reshape(columns, count),
+        memory[scales_end:].reshape(columns, -1) if blocks.zeros else None,
+        blocks.format,
+        in_features,
+    )

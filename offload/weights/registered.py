@@ -1,0 +1,93 @@
+"""Host columns that prefill streams: pieces of the host's own memory, read by the device where they lie.
+
+Only the pages of those columns are registered: of a block that holds whole weights, the others may never have been
+touched, and take no memory. A mapped file is never registered.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from mmap import PAGESIZE
+
+import numpy as np
+import numpy.typing as npt
+
+from offload.devices.base import Device, HostArray
+from offload.errors import PinningError
+from offload.plan.packing import ColumnMatrix, split_columns
+from offload.plan.plan import LinearPlacement
+from offload.spec.linear import ColumnRange, Layout
+from offload.spec.quantised import QuantisedWeight
+from offload.weights.column_reads import HostWeight
+from offload.weights.vram_ring import Piece
+
+
+def host_pieces(
+    placements: Iterable[LinearPlacement], weights: Mapping[str, HostWeight], slot_bytes: int
+) -> list[Piece]:
+    """The columns that prefill streams beyond those of decode, in pieces of one Linear each; views of `weights`."""
+    pieces = []
+    for placement in placements:
+        linear, first = placement.linear, placement.streamed.stop
+        beyond = placement.streamed_in(prefill=True).stop - first
+        if beyond == 0:
+            continue
+        weight = weights[linear.name]
+        whole = ColumnMatrix(((linear, ColumnRange(first, first + beyond)),), placement.host_blocks)
+        for part in split_columns(beyond, whole.column_bytes, slot_bytes):
+            columns = slice(first + part.start, first + part.stop)
+            pinned: tuple[HostArray, ...]
+            if isinstance(weight, QuantisedWeight):
+                pinned = tuple(_in_rows(array)[columns] for array in weight.arrays)
+            else:
+                pinned = (weight[columns] if linear.layout is Layout.NK else weight[:, columns],)
+            pieces.append(Piece(whole.cut(part), pinned))
+    return pieces
+
+
+def pin(device: Device, pieces: Sequence[Piece], stack: ExitStack) -> None:
+    """Register the memory of `pieces` with the device; `stack` gets what undoes it.
+
+    Raises PinningError, with nothing left registered.
+    """
+    blocks: dict[int, tuple[npt.NDArray[np.uint8], list[tuple[int, int]]]] = {}
+    for piece in pieces:
+        for array in piece.pinned:
+            memory = _own_memory(piece.matrix, array)
+            start = array.ctypes.data - memory.ctypes.data
+            row_bytes = array.shape[1] * array.itemsize
+            stop = start + (len(array) - 1) * array.strides[0] + row_bytes
+            blocks.setdefault(memory.ctypes.data, (memory, []))[1].append((start, stop))
+    with ExitStack() as registered:
+        for memory, ranges in blocks.values():
+            for start, stop in _whole_pages(ranges, memory.ctypes.data, memory.nbytes):
+                part = memory[start:stop]
+                device.pin(part)
+                registered.callback(device.unpin, part)
+        stack.enter_context(registered.pop_all())
+
+
+def _in_rows(array: HostArray) -> HostArray:
+    """A row for each column of the weight."""
+    return array.reshape(len(array), -1)
+
+
+def _own_memory(matrix: ColumnMatrix, pinned: HostArray) -> npt.NDArray[np.uint8]:
+    """All bytes of the allocation that holds a piece. Raises PinningError for a mapped file."""
+    owner = pinned if pinned.base is None else pinned.base
+    if type(owner) is not np.ndarray or not owner.flags.owndata or not owner.flags.c_contiguous:
+        name = matrix.segments[0][0].name
+        raise PinningError(f"the host columns of {name} are in a mapped file, not in memory of our own")
+    return owner.reshape(-1).view(np.uint8)
+
+
+def _whole_pages(ranges: Iterable[tuple[int, int]], address: int, nbytes: int) -> list[tuple[int, int]]:
+    """The pages, as ranges of bytes within a block, that hold `ranges`: a page can be registered only once."""
+    pages: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        first = max(0, (address + start) // PAGESIZE * PAGESIZE - address)
+        last = min(nbytes, -(-(address + stop) // PAGESIZE) * PAGESIZE - address)
+        if pages and first <= pages[-1][1]:
+            first, last = pages[-1][0], max(last, pages[-1][1])
+            pages.pop()
+        pages.append((first, last))
+    return pages

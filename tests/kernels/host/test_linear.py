@@ -1,0 +1,361 @@
+"""The CPU kernels against float64: every format, layout, range and number of rows."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.cast import cast_activations
+from offload.host.kernels import loops
+from offload.spec.linear import Layout, WeightFormat
+from offload.weights.mapped_file import map_array
+
+Array = npt.NDArray[Any]
+
+FORMATS = (WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16)
+UNTOUCHED = np.float32(-777)
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def backend() -> NumbaBackend:
+    return NumbaBackend(threads=2)
+
+
+def stored(values: Array, weight_format: WeightFormat) -> Array:
+    """`values` as a weight, cut off rather than rounded for bf16."""
+    if weight_format is WeightFormat.BF16:
+        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(weight_format.storage_dtype)
+
+
+def exact(weight: Array, columns: HostColumns) -> Array:
+    """The weight as float64 [K, N]."""
+    if columns.format is WeightFormat.BF16:
+        weight = (weight.astype(np.uint32) << 16).view(np.float32)
+    return (weight.T if columns.layout is Layout.NK else weight).astype(np.float64)
+
+
+def make(
+    k: int, n: int, weight_format: WeightFormat, layout: Layout, start: int = 0, stop: int | None = None
+) -> HostColumns:
+    random = np.random.default_rng([k, n])
+    values = random.standard_normal((n, k) if layout is Layout.NK else (k, n))
+    return HostColumns(stored(values, weight_format), weight_format, layout, start, n if stop is None else stop)
+
+
+def activations(rows: int, k: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng([rows, k]).standard_normal((rows, k), np.float32)
+
+
+def check(x: Array, columns: HostColumns, y: Array) -> None:
+    """`y` is x @ W within its range of columns, and as it was outside it.
+
+    Weights and activations enter exactly, so all error is fp32 accumulation: in any order at most K roundings
+    of 2**-24, each relative to the sum of magnitudes, and one for the product.
+    """
+    weight, used = exact(columns.weight, columns), slice(columns.start, columns.stop)
+    bound = (x.shape[1] + 1) * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(weight))
+    error = np.abs(y - x.astype(np.float64) @ weight)
+    assert np.all(error[:, used] <= bound[:, used])
+    assert np.all(y[:, : columns.start] == UNTOUCHED)
+    assert np.all(y[:, columns.stop :] == UNTOUCHED)
+
+
+def multiply(backend: NumbaBackend, x: Array, *columns: HostColumns) -> list[Array]:
+    outputs = [np.full((len(x), one.out_features), UNTOUCHED) for one in columns]
+    backend.group(columns).multiply(x, outputs)
+    return outputs
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("rows", [1, 2, 5, 9, 64, 129])
+def test_multiplies_any_shape(backend: NumbaBackend, rows: int, weight_format: WeightFormat, layout: Layout) -> None:
+    for k, n, start, stop in (
+        (1, 1, 0, 1),
+        (64, 96, 0, 96),
+        (37, 211, 13, 190),
+        (1031, 70, 1, 70),
+        (5, 300, 7, 9),
+    ):
+        columns = make(k, n, weight_format, layout, start, stop)
+        x = activations(rows, k)
+        (y,) = multiply(backend, x, columns)
+        check(x, columns, y)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_no_sum_of_a_long_row_depends_on_where_columns_are_divided(
+    backend: NumbaBackend, weight_format: WeightFormat
+) -> None:
+    k = loops.LONG_BYTES // 4
+    whole = make(k, 70, weight_format, Layout.NK, 3, 61)
+    x = activations(1, k)
+    (y,) = multiply(backend, x, whole)
+    check(x, whole, y)
+    parts = [replace(whole, stop=20), replace(whole, start=20, stop=21), replace(whole, start=21)]
+    for part, alone in zip(parts, multiply(backend, x, *parts), strict=True):
+        used = slice(part.start, part.stop)
+        np.testing.assert_array_equal(alone[:, used], y[:, used])
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_several_panels(backend: NumbaBackend, layout: Layout) -> None:
+    columns = make(1100, 700, WeightFormat.BF16, layout, 33, 690)
+    x = activations(130, 1100)
+    (y,) = multiply(backend, x, columns)
+    check(x, columns, y)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 130])
+def test_empty_range_touches_nothing(backend: NumbaBackend, rows: int) -> None:
+    empty, some = (make(40, 64, WeightFormat.FP16, Layout.NK, 20, stop) for stop in (20, 50))
+    x = activations(rows, 40)
+    for columns, y in zip((empty, some), multiply(backend, x, empty, some), strict=True):
+        check(x, columns, y)
+    assert np.all(multiply(backend, x, empty)[0] == UNTOUCHED)
+    assert multiply(backend, x) == []
+
+
+def test_no_rows(backend: NumbaBackend) -> None:
+    columns = make(8, 8, WeightFormat.FP16, Layout.NK)
+    backend.group([columns]).multiply(np.empty((0, 8), np.float32), [np.empty((0, 8), np.float32)])
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("rows", [1, 5, 129])
+def test_weights_at_odd_addresses(
+    backend: NumbaBackend, rows: int, weight_format: WeightFormat, layout: Layout, tmp_path: Path
+) -> None:
+    columns = make(77, 75, weight_format, layout, 3, 70)
+    path, shift = tmp_path / "weights", 2 if weight_format is WeightFormat.FP32 else 1
+    path.write_bytes(b"\0" * shift + columns.weight.tobytes())
+    shape, dtype = columns.weight.shape, columns.weight.dtype
+    mapped = map_array(path, dtype, shift, shape)
+    assert mapped.ctypes.data % dtype.itemsize
+    x = activations(rows, 77)
+    (y,) = multiply(backend, x, HostColumns(mapped, weight_format, layout, 3, 70))
+    check(x, columns, y)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 140])
+@pytest.mark.parametrize("layout", list(Layout))
+def test_rows_of_a_wider_matrix(backend: NumbaBackend, layout: Layout, rows: int) -> None:
+    columns = make(96, 80, WeightFormat.FP16, layout, 5, 80)
+    wide = np.zeros((columns.weight.shape[0], 200), np.float16)
+    wide[:, 50 : 50 + columns.weight.shape[1]] = columns.weight
+    view = wide[:, 50 : 50 + columns.weight.shape[1]]
+    x = activations(rows, 96)
+    (y,) = multiply(backend, x, HostColumns(view, WeightFormat.FP16, layout, 5, 80))
+    check(x, columns, y)
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("rows", [1, 6, 129])
+def test_nan_and_infinity_reach_the_output(
+    backend: NumbaBackend, rows: int, weight_format: WeightFormat, layout: Layout
+) -> None:
+    values = np.ones((50, 53))
+    values[7, 2], values[49, 33], values[0, 52], values[11, 40] = np.nan, np.inf, -np.inf, np.inf
+    values[12, 40] = -np.inf
+    weight = stored(values.T if layout is Layout.NK else values, weight_format)
+    x = np.ones((rows, 50), np.float32)
+    x[-1, 3] = np.nan
+    (y,) = multiply(backend, x, HostColumns(np.ascontiguousarray(weight), weight_format, layout, 0, 53))
+    assert np.all(np.isnan(y[-1]))
+    for row in y[:-1]:
+        special = {2: np.nan, 33: np.inf, 52: -np.inf, 40: np.nan}
+        expected = np.array([special.get(column, 50.0) for column in range(53)], np.float32)
+        np.testing.assert_array_equal(row, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20, 140])
+def test_one_launch_for_a_group_equals_one_each(backend: NumbaBackend, rows: int) -> None:
+    group = [
+        make(130, 256, WeightFormat.FP16, Layout.NK, 16, 240),
+        make(130, 40, WeightFormat.BF16, Layout.KN, 0, 33),
+        make(130, 64, WeightFormat.FP32, Layout.NK),
+        make(130, 99, WeightFormat.FP32, Layout.KN, 98, 99),
+    ]
+    x = activations(rows, 130)
+    for columns, y in zip(group, multiply(backend, x, *group), strict=True):
+        check(x, columns, y)
+    same = group[:1] + group[:1]  # one kind of weight, so that both take the same path
+    alone = multiply(backend, x, same[0])[0]
+    for y in multiply(backend, x, *same):  # of many rows BLAS may add in another order where pieces are cut elsewhere
+        np.testing.assert_allclose(y, alone, rtol=0, atol=1e-4 if rows > 100 else 0)
+
+
+def test_two_groups_take_turns_with_changing_arrays(backend: NumbaBackend) -> None:
+    first = make(64, 100, WeightFormat.FP16, Layout.NK, 10, 90)
+    second = make(33, 50, WeightFormat.BF16, Layout.KN)
+    groups = [(columns, backend.group([columns])) for columns in (first, second)]
+    for rows in (1, 1, 4, 1, 130, 2, 130):
+        for columns, group in groups:
+            k = columns.in_features
+            y = np.full((rows, columns.out_features), UNTOUCHED)
+            for x in (activations(rows, k), activations(rows, k) * np.float32(2)):
+                for _ in range(2):  # the same arrays again
+                    y[:, columns.start : columns.stop] = 0
+                    group.multiply(x, [y])
+                    check(x, columns, y)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_any_number_of_threads_gives_the_same(threads: int) -> None:
+    for rows in (1, 5, 130):
+        columns = make(70, 333, WeightFormat.BF16, Layout.NK, 2, 331)
+        x = activations(rows, 70)
+        (y,) = multiply(NumbaBackend(threads), x, columns)
+        check(x, columns, y)
+
+
+def test_warm_up_compiles_ahead(backend: NumbaBackend) -> None:
+    backend.warm_up([(WeightFormat.FP16, Layout.NK), (WeightFormat.FP32, Layout.KN)])
+
+
+def test_refuses_what_it_cannot_multiply(backend: NumbaBackend) -> None:
+    good = make(8, 6, WeightFormat.FP16, Layout.NK)
+    with pytest.raises(ValueError, match="float16 matrix"):
+        backend.group([HostColumns(good.weight.astype(np.float32), WeightFormat.FP16, Layout.NK, 0, 6)])
+    with pytest.raises(ValueError, match="QuantisedWeight"):
+        backend.group([HostColumns(good.weight, WeightFormat.INT8, Layout.NK, 0, 6)])
+    with pytest.raises(ValueError, match="0:7"):
+        backend.group([HostColumns(good.weight, WeightFormat.FP16, Layout.NK, 0, 7)])
+    with pytest.raises(ValueError, match="contiguous"):
+        backend.group([HostColumns(good.weight.T, WeightFormat.FP16, Layout.KN, 0, 6)])
+    with pytest.raises(ValueError, match="equal numbers"):
+        backend.group([good, make(9, 6, WeightFormat.FP16, Layout.NK)])
+    with pytest.raises(ValueError, match="at least 1"):
+        NumbaBackend(0)
+    group, x, y = backend.group([good]), activations(2, 8), np.zeros((2, 6), np.float32)
+    group.multiply(x, [y])
+    for bad_x, bad_outputs in (
+        (x[:, ::2], [y]),
+        (x.astype(np.float64), [y]),
+        (x[:1], [y]),
+        (x, []),
+        (x, [y[:, :5]]),
+        (x, [y[:1]]),
+    ):
+        with pytest.raises(ValueError, match=r"must be|need as many"):
+            group.multiply(bad_x, bad_outputs)
+
+
+def bf16_reference(x: Array) -> Array:
+    """Nearest even on the bits, NaN kept quiet: the definition, in 64-bit integers."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x40, rounded).astype(np.uint16)
+
+
+def check_cast(x: Array) -> None:
+    bf16 = np.empty(x.shape, np.uint16)
+    cast_activations(x, bf16, WeightFormat.BF16)
+    np.testing.assert_array_equal(bf16, bf16_reference(x))
+    fp16 = np.empty(x.shape, np.float16)
+    cast_activations(x, fp16, WeightFormat.FP16)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        expected = x.astype(np.float16)
+    nan = np.isnan(x)
+    np.testing.assert_array_equal(np.isnan(fp16), nan)
+    np.testing.assert_array_equal(fp16.view(np.uint16)[~nan], expected.view(np.uint16)[~nan])
+
+
+def test_casts_every_kind_of_number() -> None:
+    # All signs, exponents and upper mantissas, each with lower bits below, at and above the middle.
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    check_cast((upper[None, :] | lower[:, None]).view(np.float32))
+    # fp16's own middles: 13 bits fall away, and more below its smallest normal number.
+    fine = np.arange(0x3300_0000, 0x4780_1000, 0x800, dtype=np.uint32)
+    check_cast(np.stack([fine, fine | 1, fine - 1, fine | 0x8000_0000]).view(np.float32))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=70))
+def test_casts_any_bits(bits: list[int]) -> None:
+    check_cast(np.array([bits], np.uint32).view(np.float32))
+
+
+def test_cast_to_fp32_copies_and_bad_arrays_are_refused() -> None:
+    x = activations(3, 5)
+    out = np.zeros_like(x)
+    cast_activations(x, out, WeightFormat.FP32)
+    np.testing.assert_array_equal(out, x)
+    for bad_x, bad_out, weight_format in (
+        (x, np.zeros((3, 5), np.float16), WeightFormat.BF16),
+        (x, np.zeros((3, 4), np.float16), WeightFormat.FP16),
+        (x[:, ::2], np.zeros((3, 3), np.float16), WeightFormat.FP16),
+        (x, np.zeros((3, 5), np.int8), WeightFormat.INT8),
+    ):
+        with pytest.raises(ValueError, match=r"cast|contiguous"):
+            cast_activations(bad_x, bad_out, weight_format)
+
+
+# Counts compilations: seconds would depend on the machine.
+SCRIPT = """
+import numpy as np
+from numba.core import event
+from offload.host.backend import HostColumns, NumbaBackend
+from offload.spec.linear import Layout, WeightFormat
+with event.install_recorder("numba:compile") as recorder:
+    columns = HostColumns(np.ones((40, 24), np.float16), WeightFormat.FP16, Layout.NK, 0, 40)
+    y = np.zeros((1, 40), np.float32)
+    NumbaBackend(1).group([columns]).multiply(np.ones((1, 24), np.float32), [y])
+assert (y == 24).all()
+print(len(recorder.buffer))
+"""
+NO_FOLDER = """
+from numba.core import caching
+getattr(caching, "CacheImpl", getattr(caching, "_CacheImpl", None))._locator_classes = []
+"""
+FULL_DISK = """
+from numba.core import caching
+def save(*args): raise OSError(28, "No space left on device")
+caching.IndexDataCacheFile.save = save
+"""
+
+
+def compilations(cache: Path, trouble: str = "") -> int:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", trouble + SCRIPT],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.stderr
+    return int(done.stdout)
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    package = REPOSITORY / "offload" / "host" / "kernels"
+    beside = {*package.rglob("*.nb?")}  # an older version may have left some
+    assert compilations(tmp_path) > 0
+    assert compilations(tmp_path) == 0
+    (tmp_path / "hybrid-run").chmod(0o777)  # now anybody could have written what is there
+    assert compilations(tmp_path) > 0
+    (tmp_path / "hybrid-run").chmod(0o755)
+    assert compilations(tmp_path) == 0
+    assert (tmp_path / "hybrid-run").stat().st_mode & 0o777 == 0o700
+    assert {*package.rglob("*.nb?")} == beside
+
+
+@pytest.mark.parametrize("trouble", [NO_FOLDER, FULL_DISK])
+def test_works_where_nothing_can_be_cached(tmp_path: Path, trouble: str) -> None:
+    assert compilations(tmp_path, trouble) > 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,0 +1,222 @@
+"""Reading config.json."""
+
+from typing import Any
+
+import pytest
+
+from hybrid.families.config import DecoderConfig, parse_config, unknown_class
+from hybrid.families.rope_config import RopeScaling
+from hybrid.graph.graph import ElementType
+from tests.hf_models import tiny_config
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def parse(model_type: str = "llama", **changes: Any) -> DecoderConfig:
+    return parse_config(tiny_config(model_type, **changes), "config.json")
+
+
+def test_a_plain_llama() -> None:
+    assert parse() == DecoderConfig(
+        model_type="llama",
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        vocab_size=40,
+        max_positions=64,
+        activation="silu",
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=RopeScaling(),
+        sliding_window=None,
+        sliding_layers=frozenset(),
+        tie_word_embeddings=False,
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        dtype=ElementType.FLOAT,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+    )
+
+
+def test_what_the_families_differ_in() -> None:
+    assert parse("qwen2").qkv_bias
+    assert not parse("qwen2").o_bias
+    assert parse("qwen3").qk_norm
+    assert parse("qwen3").head_dim == 128
+    assert not parse("qwen3").qkv_bias
+    assert parse("qwen3", attention_bias=True).o_bias
+    assert parse(attention_bias=True, mlp_bias=True).mlp_bias
+    assert not parse("mistral", attention_bias=False, mlp_bias=False).qkv_bias
+
+
+def test_defaults_of_old_llama_files() -> None:
+    old = parse(num_key_value_heads=..., rope_theta=..., rms_norm_eps=..., torch_dtype=..., hidden_act=...)
+    assert (old.num_kv_heads, old.rope_theta, old.rms_norm_eps) == (4, 10000.0, 1e-6)
+    assert old.dtype is ElementType.BFLOAT16
+    assert parse("mistral", num_key_value_heads=None, head_dim=None).num_kv_heads == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": LLAMA3, "rope_theta": 500000},
+        {"rope_scaling": {**LLAMA3, "type": "llama3"}, "rope_theta": 500000.0},
+        {"rope_theta": ..., "rope_parameters": {**LLAMA3, "rope_theta": 500000.0}},
+    ],
+)
+def test_llama3_rope_old_and_new(changes: dict[str, Any]) -> None:
+    config = parse(**changes)
+    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    assert config.rope_theta == 500000.0
+
+
+def test_other_ropes() -> None:
+    """The numbers are worked out by hand: 0.1 ln 4 + 1, and (1 + ln 4 / ln 16) to the power of a half."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    assert parse(rope_scaling=yarn).rope_scaling == RopeScaling(
+        "yarn", 4.0, original_max_positions=16, attention_factor=pytest.approx(1.138629436)
+    )
+    factors = {"short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [5.0, 6.0, 7.0, 8.0]}
+    longrope = {"type": "longrope", **factors, "original_max_position_embeddings": 16}
+    assert parse(rope_scaling=longrope).rope_scaling == RopeScaling(
+        "longrope",
+        4.0,
+        original_max_positions=16,
+        pair_factors=(1.0, 2.0, 3.0, 4.0),
+        attention_factor=pytest.approx(1.224744871),
+    )
+    assert parse(rope_scaling=None).rope_scaling == RopeScaling()
+    assert parse(rope_scaling={"rope_type": "default"}).rope_scaling == RopeScaling()
+    assert parse(rope_scaling={"type": "linear", "factor": 2}).rope_scaling == RopeScaling("linear", 2.0)
+
+
+def test_rope_scaling_goes_before_rope_parameters() -> None:
+    """Whole: the base of the other is not taken either."""
+    both = parse(
+        rope_theta=...,
+        rope_scaling={"type": "linear", "factor": 2.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )
+    assert (both.rope_scaling.kind, both.rope_theta) == ("linear", 10000.0)
+    assert ["rope_scaling" in note for note in both.notes] == [True]
+    assert parse(rope_scaling={}, rope_parameters={"rope_theta": 500.0}).rope_theta == 500.0
+    assert parse(rope_theta=300.0, rope_scaling={"type": "linear", "factor": 2.0}).rope_theta == 300.0
+    assert parse(rope_theta=300.0, rope_parameters={"rope_theta": 500.0}).rope_theta == 500.0
+
+
+def test_original_positions_at_the_top_win() -> None:
+    table = {"rope_type": "yarn", "factor": 2.0}
+    originals = [
+        parse(rope_parameters=table | inside, **beside).rope_scaling.original_max_positions
+        for inside in ({}, {"original_max_position_embeddings": 32})
+        for beside in ({}, {"original_max_position_embeddings": 16})
+    ]
+    assert originals == [64, 16, 32, 16]
+
+
+def test_where_contexts_end() -> None:
+    """YaRN reaches as far as it stretches; what changes with the length of the text ends where it would change."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert parse(rope_scaling=yarn).max_positions == 256
+    assert parse(rope_scaling={"type": "dynamic", "factor": 4.0}).max_positions == 64
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
+    longrope = parse(rope_scaling={"type": "longrope", **factors})
+    assert longrope.max_positions == 32
+    assert any("32 of 64" in note for note in longrope.notes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("llama", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
+        ("mistral", (32000, 4096, 14336, 32, 32, 8, 128, 131072)),
+        ("qwen2", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
+        ("qwen3", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
+    ],
+)
+def test_missing_keys_are_what_the_class_has(model_type: str, expected: tuple[int, ...]) -> None:
+    config = parse_config({"model_type": model_type}, "config.json")
+    sizes = (
+        *(config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers),
+        *(config.num_heads, config.num_kv_heads, config.head_dim, config.max_positions),
+    )
+    assert sizes == expected
+    assert (config.rms_norm_eps, config.rope_theta, config.activation) == (1e-6, 10000.0, "silu")
+    assert not config.tie_word_embeddings
+    assert config.window_of(31) == (4096 if model_type == "mistral" else None)
+
+
+def test_names_of_activations() -> None:
+    assert parse(hidden_act="swish").activation == "silu"
+    assert parse(hidden_act="gelu_pytorch_tanh").activation == "gelu_tanh"
+
+
+def test_keys_that_nobody_knows_are_told() -> None:
+    assert parse(pretraining_tp=2, _private=3, use_cache=True, input_bits=None, flags=[]).notes == ()
+    (note,) = parse(input_bits=8, weight_bits=1).notes
+    assert "input_bits, weight_bits" in note
+    (note,) = parse(rope_scaling={"type": "linear", "factor": 2.0, "beta_fast": 4}).notes
+    assert "beta_fast" in note
+    (note,) = parse("mistral", sliding_window=9, use_sliding_window=False).notes  # it slides, as in transformers
+    assert "use_sliding_window" in note
+
+
+def test_classes() -> None:
+    assert unknown_class({}, "llama") == ""
+    assert unknown_class({"architectures": None}, "llama") == ""
+    assert unknown_class({"architectures": ["LLaMAForCausalLM"]}, "llama") == ""
+    assert unknown_class({"architectures": ["Qwen3Model"]}, "qwen3") == ""
+    assert "Bitnet" in unknown_class({"architectures": ["BitnetForCausalLM"]}, "llama")
+    assert "Mistral" in unknown_class({"architectures": ["MistralForCausalLM"]}, "llama")
+    assert unknown_class({"architectures": "LlamaForCausalLM"}, "llama") == ""
+
+
+def test_new_dtype_key_wins() -> None:
+    assert parse(dtype="float16").dtype is ElementType.FLOAT16
+    assert parse(torch_dtype="torch.bfloat16").dtype is ElementType.BFLOAT16
+
+
+def windows(config: DecoderConfig) -> list[int | None]:
+    return [config.window_of(layer) for layer in range(config.num_layers)]
+
+
+def test_sliding_windows() -> None:
+    assert windows(parse("mistral", sliding_window=9)) == [9, 9]
+    assert windows(parse("mistral", sliding_window=None)) == [None, None]
+    assert windows(parse("mistral")) == [4096, 4096]
+    assert windows(parse("llama", sliding_window=64)) == [None, None]  # as long as any context
+    assert windows(parse("qwen2", sliding_window=9, use_sliding_window=False)) == [None, None]
+    assert windows(parse("qwen2", sliding_window=9)) == [None, None]
+    slides = {"sliding_window": 9, "use_sliding_window": True}
+    assert windows(parse("qwen2", use_sliding_window=True, max_window_layers=1)) == [None, 4096]
+    assert windows(parse("qwen2", use_sliding_window=True, sliding_window=None, max_window_layers=0)) == [None, None]
+    assert windows(parse("qwen2", **slides, max_window_layers=1)) == [None, 9]
+    assert windows(parse("qwen2", **slides, max_window_layers=2)) == [None, None]
+    assert windows(parse("qwen2", **slides)) == [None, None]  # from layer 28 on
+    kinds = ["sliding_attention", "full_attention"]
+    assert windows(parse("qwen3", **slides, layer_types=kinds, max_window_layers=0)) == [9, None]
+    assert windows(parse("mistral", sliding_window=9, layer_types=kinds)) == [9, None]
+    assert windows(parse("mistral", layer_types=["attention", "sliding_attention"])) == [None, 4096]
+    assert windows(parse("llama", layer_types=["full_attention"] * 2)) == [None, None]
+
+
+def test_end_tokens() -> None:
+    assert parse(eos_token_id=[2, 3, 2]).eos_token_ids == (2, 3)
+    assert parse(eos_token_id=None).eos_token_ids == ()
+    assert parse(eos_token_id=[-1, 40, 39]).eos_token_ids == (39,)
+    assert parse(bos_token_id=...).bos_token_id is None
+    assert parse_config(tiny_config(), "c", {"eos_token_id": [5, 6]}).eos_token_ids == (5, 6)
+    assert parse_config(tiny_config(), "c", {"eos_token_id": None}).eos_token_ids == (2,)
+    assert parse_config(tiny_config(), "c", {}).eos_token_ids == (2,)

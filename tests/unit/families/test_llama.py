@@ -1,0 +1,136 @@
+"""Graphs built from configs and safetensors; what they compute is in parity/test_hf_builder.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid.errors import UsageError
+from hybrid.families import build, open_huggingface
+from hybrid.families.config import RopeScaling, parse_config
+from hybrid.families.rope import frequencies, rope_tables
+from hybrid.graph.decoder import CachePair
+from hybrid.graph.graph import ElementType, FileRange, TensorInfo
+from hybrid.source.folder import find_model
+from tests.hf_models import random_weights, tiny_config, write_model
+
+
+def test_the_contract_of_inputs_and_outputs() -> None:
+    graph = build(parse_config(tiny_config(head_dim=16), "c"), None, 64, "tiny")
+    cache = (1, 2, "C", 16)
+    past = [f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    assert graph.inputs == (
+        TensorInfo("input_ids", ElementType.INT64, (1, "S")),
+        TensorInfo("seqlens_k", ElementType.INT32, (1,)),
+        TensorInfo("total_sequence_length", ElementType.INT32, ()),
+        *(TensorInfo(name, ElementType.FLOAT, cache) for name in past),
+    )
+    assert graph.outputs == (
+        TensorInfo("logits", ElementType.FLOAT, (1, 1, 40)),
+        *(TensorInfo(n.replace("past_key_values", "present"), ElementType.FLOAT, cache) for n in past),
+    )
+    assert graph.opsets == {"": 21, "com.microsoft": 1}
+
+
+def test_small_heads_rotate_apart_and_take_positions() -> None:
+    graph = build(parse_config(tiny_config(), "c"), None, 64, "tiny")
+    assert graph.inputs[1] == TensorInfo("position_ids", ElementType.INT64, (1, "S"))
+    attention = [node for node in graph.nodes if node.op_type == "GroupQueryAttention"]
+    assert [node.attributes["do_rotary"] for node in attention] == [0, 0]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("head_dim", [8, 16])
+def test_graphs_are_whole(model_type: str, head_dim: int) -> None:
+    graph = build(parse_config(tiny_config(model_type, head_dim=head_dim), "c"), None, 64, "tiny")
+    known = {info.name for info in graph.inputs} | set(graph.initializers)
+    names = [node.name for node in graph.nodes]
+    assert len(set(names)) == len(names)
+    for node in graph.nodes:  # in topological order, each tensor written once
+        assert known.issuperset(node.reads), node.name
+        written = {name for name in node.outputs if name}
+        assert not written & known
+        known |= written
+    assert known == set(graph.types) == set(graph.shapes)
+    read = {name for node in graph.nodes for name in node.reads}
+    assert set(graph.initializers) <= read, "an initializer that nothing reads"
+    linears = [node for node in graph.nodes if node.op_type == "FusedMatMul"]
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert [node.name.rpartition(".")[2] for node in linears] == projections * 2 + ["lm_head"]
+    assert all(graph.types[node.outputs[0]] is ElementType.FLOAT for node in linears)
+
+
+def test_a_config_alone_gives_weights_without_a_source() -> None:
+    graph = build(parse_config(tiny_config(torch_dtype="bfloat16"), "c"), None, 64, "tiny")
+    head = graph.initializers["lm_head.weight"]
+    assert (head.element_type, head.shape, head.source) == (ElementType.BFLOAT16, (40, 32), None)
+
+
+def test_a_tied_head_reads_the_embedding() -> None:
+    graph = build(parse_config(tiny_config(tie_word_embeddings=True), "c"), None, 64, "tiny")
+    assert "lm_head.weight" not in graph.initializers
+    assert [node.op_type for node in graph.consumers["model.embed_tokens.weight"]] == [
+        "Gather",
+        "FusedMatMul",
+    ]
+
+
+def test_opening_points_into_the_files(tmp_path: Path) -> None:
+    config = tiny_config()
+    weights = random_weights(config)
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    decoder = open_huggingface(find_model(write_model(tmp_path, config, weights, "F16", shards=2)), 48)
+    for name, initializer in decoder.graph.initializers.items():
+        if name in weights:
+            assert isinstance(initializer.source, FileRange)
+            assert np.array_equal(initializer.array(), weights[name].astype(np.float16))
+    assert (decoder.architecture, decoder.vocab_size, decoder.context_limit) == ("llama", 40, 64)
+    assert (decoder.bos_token_id, decoder.eos_token_ids, decoder.shared_cache) == (1, (2,), True)
+    assert decoder.cache[1] == CachePair("past_key_values.0.value", "present.0.value")
+    assert decoder.notes == ()
+    assert decoder.graph.shapes["rope.cos"] == (48, 4)
+
+
+def test_contexts_are_cut_to_what_the_model_was_made_for(tmp_path: Path) -> None:
+    decoder = open_huggingface(find_model(write_model(tmp_path, tiny_config(), random_weights(tiny_config()))), 1000)
+    assert decoder.graph.shapes["rope.sin"] == (64, 4)
+    assert decoder.notes == ()
+
+
+def test_a_config_alone_opens(tmp_path: Path) -> None:
+    write_model(tmp_path, tiny_config(), {})
+    (tmp_path / "model.safetensors").unlink()
+    decoder = open_huggingface(find_model(tmp_path), 48)
+    assert decoder.graph.initializers["model.norm.weight"].source is None
+
+
+def test_contexts_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match="context is 0 tokens"):
+        build(parse_config(tiny_config(), "c"), None, 0, "tiny")
+
+
+def test_odd_sizes_of_heads_are_padded_in_the_cache() -> None:
+    graph = build(parse_config(tiny_config(head_dim=20), "c"), None, 64, "tiny")
+    assert graph.shapes["present.0.key"] == (1, 2, "C", 24)
+    assert graph.shapes["model.layers.0.self_attn.q_proj"] == (1, "S", 80)
+
+
+def test_rope_by_hand() -> None:
+    # Base 100, heads of 4: a pair turns 1 and 1/10 radians a position.
+    assert np.allclose(frequencies(4, 100.0, RopeScaling()), [1.0, 0.1])
+    assert np.allclose(frequencies(4, 100.0, RopeScaling("linear", 4.0)), [0.25, 0.025])
+    # 63 positions hold 10 waves of the first pair, which is kept, and 1 of the second, which is divided.
+    assert np.allclose(frequencies(4, 100.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 63)), [1.0, 0.1 / 8], rtol=0.02)
+    # 63 positions hold 10, 3.2, 1 and 0.3 waves of heads of 8: YaRN keeps the first, divides the last two by 4, and
+    # the second is in the middle of the ramp.
+    yarn = RopeScaling("yarn", 4.0, original_max_positions=63, beta_fast=10.0, beta_slow=1.0, truncate=False)
+    by_hand = [1.0, 0.3162 * (1 / 2 + 1 / 8), 0.1 / 4, 0.0316 / 4]
+    assert np.allclose(frequencies(8, 100.0, yarn), by_hand, rtol=0.02)
+    longrope = RopeScaling("longrope", pair_factors=(2.0, 5.0))
+    assert np.allclose(frequencies(4, 100.0, longrope), [0.5, 0.02])
+    assert np.allclose(frequencies(4, 100.0, RopeScaling("proportional", 2.0, rotated_share=0.5)), [0.5, 0.0])
+    louder = tiny_config(rope_scaling={"type": "yarn", "factor": 1.0, "attention_factor": 3.0})
+    assert np.allclose(rope_tables(parse_config(louder, "c"), 1)[0], 3.0)
+    cos, sin = rope_tables(parse_config(tiny_config(), "c"), 3)
+    assert (cos.shape, cos.dtype) == ((3, 4), np.float32)
+    assert np.allclose(sin[2], np.sin(2 * np.array([1.0, 0.1, 0.01, 0.001])))

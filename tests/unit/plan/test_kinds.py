@@ -1,0 +1,107 @@
+"""Kinds of groups: a programme has a few, whatever the model; those of about one size are planned alike."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from offload.plan import placing
+from offload.plan.advice import with_advice
+from offload.plan.kinds import MOST_KINDS, Kinds
+from offload.plan.placing import NO_RING
+from offload.plan.plan import LinearPlacement
+from offload.plan.planner import is_searched, make_plan
+from offload.spec.linear import LinearSpec
+from offload.spec.units import MIB
+from tests.unit.plan.test_planner import FIXED, request, resident_nbytes, spec
+
+
+def many(count: int) -> list[LinearSpec]:
+    """Linears of one kind."""
+    return [spec(f"{n}", 64, 64) for n in range(count)]
+
+
+def kinds(count: int, why: str = "") -> list[LinearSpec]:
+    """Two Linears of each kind, from 16 columns to 16 times `count`."""
+    names = [(n, layer) for layer in range(2) for n in range(count)]
+    return [replace(spec(f"{layer}.k{n}", 256, 16 * (n + 1), why=why), kind=f"k{n}") for n, layer in names]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, 3), (MOST_KINDS, MOST_KINDS), (MOST_KINDS + 1, MOST_KINDS - 1)])
+def test_kinds_beyond_a_number_are_put_together(count: int, expected: int) -> None:
+    found = Kinds(request(kinds(count), 4 * MIB))
+    assert found.count == count
+    assert len(found.movable) == expected
+    assert sum(len(linears) for linears in found.movable) == 2 * count
+
+
+def test_kinds_that_are_put_together_are_of_about_one_size_and_one_weight() -> None:
+    found = Kinds(request(kinds(200), 4 * MIB)).movable
+    sizes = [[linear.weight_bytes for linear in linears] for linears in found]
+    assert len(sizes) == MOST_KINDS - 1
+    assert all(max(smaller) <= min(larger) for smaller, larger in itertools.pairwise(sizes))
+    total = sum(map(sum, sizes))
+    assert all(sum(some) == pytest.approx(total / len(sizes), rel=0.2) for some in sizes)
+
+
+def test_linears_that_stay_are_a_kind_of_their_own() -> None:
+    stay = [replace(linear, name=f"{linear.name}+", group=f"{linear.group}+") for linear in kinds(20, "not on a GPU")]
+    linears = [*kinds(20), *stay]
+    asked = request(linears, 4 * MIB)
+    found = Kinds(asked)
+    assert all(not linear.host_only_reason for some in found.movable for linear in some)
+    programme = found.programme(2 * MIB, NO_RING)
+    fastest = programme.fastest()
+    assert fastest is not None
+    assert len(fastest.shares) == len(found.movable) + 1 <= MOST_KINDS
+    shares = found.shares(fastest)
+    assert {shares(linear) for linear in linears if linear.host_only_reason} == {shares(linears[-1])}
+    assert shares(linears[-1]).resident == 0
+
+
+def test_a_model_of_many_kinds_fills_the_budget_and_says_how_it_was_planned() -> None:
+    budget_bytes = 12 * MIB
+    plan = make_plan(request(kinds(100), budget_bytes))
+    assert plan.total_vram_bytes <= budget_bytes
+    assert resident_nbytes(plan) > 0.7 * (budget_bytes - sum(FIXED.values()))
+    assert sum("100 kinds of Linears" in note for note in plan.notes) == 1
+    assert not any("kinds of Linears" in note for note in make_plan(request(kinds(MOST_KINDS), budget_bytes)).notes)
+
+
+@pytest.mark.parametrize("linears", [many(1001), kinds(201)], ids=["Linears", "kinds"])
+def test_too_many_for_a_search_share_the_budget_equally(
+    linears: list[LinearSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget_bytes = sum(FIXED.values()) + 2 * MIB + sum(linear.weight_bytes for linear in linears) // 2
+    placed = 0
+    place_linear = placing._place_linear
+
+    def counted(*given: Any) -> LinearPlacement:
+        nonlocal placed
+        placed += 1
+        return place_linear(*given)
+
+    monkeypatch.setattr(placing, "_place_linear", counted)
+    asked = request(linears, budget_bytes)
+    assert not is_searched(asked)
+    plan = with_advice(asked, make_plan(asked))
+    assert placed <= 14 * len(linears)
+    assert plan.total_vram_bytes <= budget_bytes
+    assert resident_nbytes(plan) > 0.2 * sum(linear.weight_bytes for linear in linears)
+    assert plan.bound_s is None
+    assert sum("too many" in note for note in plan.notes) == 1
+
+
+def test_too_many_are_resident_whole_where_they_fit_and_on_the_host_where_there_are_more() -> None:
+    whole = make_plan(request(many(1001), 64 * MIB))
+    assert not any(len(placement.host) for placement in whole.placements)
+    more = make_plan(request(many(4097), 256 * MIB))
+    assert not any(placement.on_device for placement in more.placements)
+    assert any("4,097 Linears" in note for note in more.notes)
+    assert not any("too many" in note for note in make_plan(request(many(4097), 0)).notes)
+
+
+def test_ordinary_models_are_searched() -> None:
+    assert is_searched(request(many(1000), MIB))
+    assert is_searched(request(kinds(200), MIB))
