@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceStream, HostArray, Span
+from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceStream, Span
+from offload.spec.arrays import HostArray
 from offload.spec.linear import WeightFormat
 
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from bench.gpu.device_time import Bench
 from bench.shapes import Shape
-from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, HostArray, aligned
+from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight
 from offload.plan.scratch import scratch_bytes
+from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import Activations, BlockFormat, Layout, WeightFormat
 
 _CHECKED_COLUMNS = 64

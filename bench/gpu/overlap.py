@@ -20,7 +20,7 @@ from bench.models import DTYPES, Weights
 from bench.shapes import Shape
 from hybrid.machine.profiles import find_profile
 from hybrid.machine.threads import default_threads
-from offload.devices.base import Device, HostArray, Span
+from offload.devices.base import Device, Span
 from offload.host.backend import NumbaBackend
 from offload.machine.profile import DeviceProfile
 from offload.observe.op_times import settled
@@ -29,6 +29,7 @@ from offload.plan.cost import StepShape
 from offload.plan.placing import PlanRequest, Shares, place
 from offload.plan.plan import StreamRing
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
 from offload.spec.units import MIB, counted, format_seconds
 

@@ -25,7 +25,7 @@ from hybrid.machine.cgroups import read_limits
 from hybrid.machine.memory import MemoryWatch
 from hybrid.machine.ram import read_ram, resolve_ram
 from hybrid.machine.threads import resolve_threads, threads_warning
-from offload.devices.base import Device, HostArray
+from offload.devices.base import Device
 from offload.devices.cuda.vram_meter import VramMeter
 from offload.host.attention import HostAttention
 from offload.host.backend import NumbaBackend
@@ -37,6 +37,7 @@ from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.plan.ram_tiers import file_bytes
 from offload.run.recovery import RecoveringLinears, ShrinkingPlan
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.column_reads import HostWeight

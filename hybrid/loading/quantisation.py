@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from hybrid.errors import UsageError
 from hybrid.graph.find import Linear
 from hybrid.graph.graph import Graph
-from offload.devices.base import HostArray
 from offload.plan.plan import HostTier, LinearPlacement
+from offload.spec.arrays import HostArray
 from offload.spec.linear import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.spec.units import counted

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from offload.calibrate.host import Multiplier
-from offload.devices.base import Device, DeviceArray, HostArray, aligned
+from offload.devices.base import Device, DeviceArray
 from offload.machine.profile import GpuRates
 from offload.plan.scratch import scratch_bytes
+from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import Layout, WeightFormat
 
 _SMALL_BYTES = 4096  # a copy whose bytes cost nothing beside the copy itself

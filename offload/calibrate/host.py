@@ -9,9 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from offload.calibrate.rounds import rounds_within
-from offload.devices.base import HostArray
 from offload.host.backend import HostBackend, HostColumns
-from offload.host.kernels.compiled import FloatArray
+from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import REQUANTISED_BLOCK, Activations, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 

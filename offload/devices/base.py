@@ -10,21 +10,13 @@ Any call can raise DeviceLostError, and every later one does then, but for those
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
-
-HostArray = npt.NDArray[Any]
-
-ALIGNMENT_BYTES = 256  # of every matrix inside an allocation; what cudaMalloc itself gives
-
-
-def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up to a multiple of ALIGNMENT_BYTES."""
-    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @dataclass(frozen=True)

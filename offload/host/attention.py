@@ -11,7 +11,7 @@ from offload.host.backend import NumbaBackend
 from offload.host.kernels import attention as words
 from offload.host.kernels import compiled, jobs, loops, softmax
 from offload.host.kernels.attention import KEYS
-from offload.host.kernels.compiled import FloatArray
+from offload.spec.arrays import FloatArray
 from offload.spec.attention import AttentionSpec
 from offload.spec.linear import WeightFormat
 

@@ -12,12 +12,11 @@ import numpy.typing as npt
 import threadpoolctl
 from scipy.linalg import cython_blas
 
-from offload.devices.base import HostArray
 from offload.host.kernels import compiled, jobs, loops
-from offload.host.kernels.compiled import FloatArray
 from offload.host.kernels.jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
 from offload.host.quantised import QuantisedGroup, QuantisedKind, warm_up
 from offload.host.team import Team, piece_units, shared_team
+from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 

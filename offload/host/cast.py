@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.host.kernels import compiled, jobs, loops
-from offload.host.kernels.compiled import FloatArray
 from offload.host.team import PIECES, shared_team
+from offload.spec.arrays import FloatArray
 from offload.spec.linear import WeightFormat
 
 _ALONE = 1 << 16  # elements that one thread rounds in less time than several need to wake up

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.host.kernels import compiled, jobs, quant_few, quant_one, quant_x
-from offload.host.kernels.compiled import FloatArray
 from offload.host.kernels.jobs import BLOCK_HEADER, BLOCK_ROW, UNIT
 from offload.host.team import PIECES, Team, piece_units
+from offload.spec.arrays import FloatArray
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 

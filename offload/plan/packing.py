@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, aligned
+from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight
 from offload.plan.plan import LinearPlacement
 from offload.plan.scratch import scratch_bytes
+from offload.spec.arrays import aligned
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 
 STAGING_BYTES = 64 * 2**20  # pinned memory that resident weights pass through at load

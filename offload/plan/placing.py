@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 
-from offload.devices.base import aligned
 from offload.machine.profile import DeviceProfile
 from offload.plan.cost import StepShape, Workload, step_cost
 from offload.plan.packing import TILE_COLUMNS, packed_stream_bytes, resident_bytes, staging_bytes, working_memory
 from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing, by_group
 from offload.plan.ram_tiers import READ_AHEAD, file_warnings, keep_in_ram, ram_bytes
 from offload.plan.replay import replay
+from offload.spec.arrays import aligned
 from offload.spec.linear import ColumnRange, LinearSpec, WeightFormat
 from offload.spec.units import MIB, counted, format_bytes
 

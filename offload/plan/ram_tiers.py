@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from offload.devices.base import ALIGNMENT_BYTES
 from offload.errors import RamBudgetError
 from offload.plan.plan import HostTier, LinearPlacement
+from offload.spec.arrays import ALIGNMENT_BYTES
 from offload.spec.linear import Layout
 from offload.spec.units import format_bytes
 from offload.weights.disk_ring import PAGE_BYTES, PIECE_BYTES

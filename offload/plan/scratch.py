@@ -8,7 +8,7 @@ bf16 GEMM, bf16 weights are expanded to fp32 panels instead.
 
 from dataclasses import dataclass
 
-from offload.devices.base import aligned
+from offload.spec.arrays import aligned
 from offload.spec.linear import BlockFormat, WeightFormat
 
 MAX_ROWS = 8  # rows of x that our own kernels take

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from offload.devices.base import Device, DeviceArray, DeviceStream, DeviceWeight, HostArray, aligned
+from offload.devices.base import Device, DeviceArray, DeviceStream, DeviceWeight
 from offload.devices.row_scales import fp16_row_scales
 from offload.errors import PinningError
 from offload.host.cast import cast_activations
-from offload.host.kernels.compiled import FloatArray
 from offload.plan.packing import ActivationRow, ColumnMatrix, working_memory
 from offload.plan.plan import LinearPlacement, Plan
+from offload.spec.arrays import FloatArray, HostArray, aligned
 from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
 from offload.weights.column_reads import HostWeight
 from offload.weights.registered import host_pieces, pin

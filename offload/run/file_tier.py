@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload.devices.base import HostArray
 from offload.host.backend import HostBackend, HostColumns
-from offload.host.kernels.compiled import FloatArray
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import ColumnRange, Layout
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.disk_ring import PIECE_BYTES, Bytes, DiskRing, FilePart, split_rows

@@ -35,16 +35,16 @@ from mmap import PAGESIZE
 
 import numpy as np
 
-from offload.devices.base import HostArray, Span
+from offload.devices.base import Span
 from offload.devices.simulated.device import SimulatedDevice
 from offload.devices.simulated.rates import SimulatedRates
 from offload.errors import PinningError
 from offload.host.backend import HostColumns
-from offload.host.kernels.compiled import FloatArray
 from offload.machine.profile import CpuRates, DeviceProfile
 from offload.plan.cost import StepShape, Workload, host_alone, host_s
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import BlockFormat, Layout, LinearSpec
 from offload.spec.quantised import QuantisedWeight
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from offload.errors import DeviceLostError, OutOfDeviceMemoryError, OverBudgetError
-from offload.host.kernels.compiled import FloatArray
 from offload.plan.placing import PlanRequest
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import FloatArray
 from offload.spec.units import MIB, format_bytes
 
 DRIVER = "driver"  # the name of what it takes more than it was asked for, in a plan

@@ -9,11 +9,11 @@ import numpy as np
 from offload.devices.base import Device
 from offload.errors import DeviceUnavailableError
 from offload.host.backend import HostBackend, HostColumns, HostGroup
-from offload.host.kernels.compiled import FloatArray
 from offload.observe.timeline import Operator, Timeline, span
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.run.file_tier import FileTier
+from offload.spec.arrays import FloatArray
 from offload.spec.linear import Layout
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.column_reads import HostWeight

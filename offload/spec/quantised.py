@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload.devices.base import HostArray
+from offload.spec.arrays import HostArray
 from offload.spec.linear import BLOCKS, BlockFormat, WeightFormat
 
 

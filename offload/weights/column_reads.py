@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import HostArray
 from offload.plan.packing import ColumnMatrix
+from offload.spec.arrays import HostArray
 from offload.spec.linear import BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.reads import copy_part

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import HostArray
 from offload.errors import OffloadError
+from offload.spec.arrays import HostArray
 from offload.spec.units import counted
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from offload.devices.base import HostArray, aligned
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import ColumnRange, Layout
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.mapped_file import file_of

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import HostArray
 from offload.errors import OffloadError
+from offload.spec.arrays import HostArray
 from offload.weights.mapped_file import file_of, offset_in_file
 
 READERS = 4  # one alone waits between its requests, and reads virtual disks more slowly

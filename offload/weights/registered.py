@@ -11,10 +11,11 @@ from mmap import PAGESIZE
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import Device, HostArray
+from offload.devices.base import Device
 from offload.errors import PinningError
 from offload.plan.packing import ColumnMatrix, split_columns
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import HostArray
 from offload.spec.linear import ColumnRange, Layout
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.column_reads import HostWeight

@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import HostArray, aligned
 from offload.host.kernels import compiled, jobs
 from offload.host.kernels import requantise as requantise_loops
 from offload.host.team import PIECES, shared_team
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.mapped_file import file_of

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight, aligned
+from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight
 from offload.plan.packing import (
     ColumnMatrix,
     packed_stream_bytes,
@@ -19,6 +19,7 @@ from offload.plan.packing import (
     streamed_matrices,
 )
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import aligned
 from offload.spec.linear import ColumnRange, Layout, LinearSpec
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.column_reads import HostWeight, read_blocks, read_rows

@@ -9,16 +9,9 @@ Activations do not stand in line behind them: see `DeviceStream.fetch`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offload.devices.base import (
-    ALIGNMENT_BYTES,
-    Device,
-    DeviceBlocks,
-    DeviceEvent,
-    DeviceStream,
-    DeviceWeight,
-    HostArray,
-)
+from offload.devices.base import Device, DeviceBlocks, DeviceEvent, DeviceStream, DeviceWeight
 from offload.plan.packing import ColumnMatrix
+from offload.spec.arrays import ALIGNMENT_BYTES, HostArray
 
 
 @dataclass(frozen=True)

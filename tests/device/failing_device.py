@@ -8,17 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import (
-    Device,
-    DeviceAllocation,
-    DeviceArray,
-    DeviceEvent,
-    DeviceMemory,
-    DeviceWeight,
-    HostArray,
-    Span,
-)
+from offload.devices.base import Device, DeviceAllocation, DeviceArray, DeviceEvent, DeviceMemory, DeviceWeight, Span
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, Layout, LinearSpec, WeightFormat
 
 NEVER = 1 << 60

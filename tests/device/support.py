@@ -6,10 +6,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight, HostArray, aligned
+from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight
 from offload.host.backend import HostColumns
 from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.plan.scratch import scratch_bytes
+from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from tests.quantised import exact, seen

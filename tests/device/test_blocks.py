@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.devices.base import aligned
 from offload.plan.plan import LinearPlacement
 from offload.plan.scratch import MAX_ROWS
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import aligned
 from offload.spec.linear import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.column_reads import blocks_in

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.devices.base import HostArray
 from offload.errors import OffloadError
 from offload.host.backend import HostColumns, NumbaBackend
 from offload.plan.plan import HostTier, LinearPlacement
 from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
 from offload.run.file_tier import FileTier
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.disk_ring import PAGE_BYTES, DiskRing

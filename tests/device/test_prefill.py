@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.devices.base import HostArray
 from offload.devices.cuda.device import CudaDevice
 from offload.errors import PinningError
 from offload.plan.plan import HostTier, LinearPlacement
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, LinearSpec
 from offload.weights.mapped_file import map_array
 from tests.device.emulated_cupy import EmulatedCupy

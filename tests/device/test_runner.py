@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offload.devices.base import ALIGNMENT_BYTES, HostArray
 from offload.devices.simulated.device import SimulatedDevice
 from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
 from offload.observe.timeline import Timeline
 from offload.plan.packing import packed_stream_bytes, resident_bytes, working_memory
 from offload.plan.plan import LinearPlacement
 from offload.run.runner import LinearRunner
+from offload.spec.arrays import ALIGNMENT_BYTES, HostArray
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
 from tests.device.support import (
     NumpyHost,

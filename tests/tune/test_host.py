@@ -7,7 +7,7 @@ import pytest
 from offload.calibrate import host
 from offload.calibrate.host import launch_time
 from offload.host.backend import HostColumns
-from offload.host.kernels.compiled import FloatArray
+from offload.spec.arrays import FloatArray
 
 
 class BusyMachine:

@@ -5,8 +5,9 @@ from contextlib import ExitStack
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import Device, DeviceArray, HostArray
+from offload.devices.base import Device, DeviceArray
 from offload.plan.scratch import scratch_bytes
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, WeightFormat
 
 _ROWS, _INNER, _COLUMNS = (1, 16, 64), 256, 256

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from offload.devices.base import DeviceArray, DeviceBlocks, DeviceEvent, DeviceWeight, HostArray
+from offload.devices.base import DeviceArray, DeviceBlocks, DeviceEvent, DeviceWeight
 from offload.devices.cuda.compiler import BoundLaunch
 from offload.devices.cuda.multiply import CudaMultiplication, Gemm, Scratch
 from offload.devices.cuda.own_kernels import BlockWeight, FloatRows, FloatWeight, ReadyLaunch, Weight
 from offload.plan.scratch import MAX_ROWS
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, Layout, WeightFormat
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from mmap import PAGESIZE
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import DeviceArray, DeviceBlocks, HostArray
+from offload.devices.base import DeviceArray, DeviceBlocks
 from offload.devices.simulated.happens_before import AccessHistory, Clock
+from offload.spec.arrays import HostArray
 from offload.spec.linear import WeightFormat
 from offload.weights.mapped_file import file_of
 

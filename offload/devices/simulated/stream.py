@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from offload.devices.base import DeviceArray, DeviceEvent, DeviceWeight, HostArray
+from offload.devices.base import DeviceArray, DeviceEvent, DeviceWeight
 from offload.devices.simulated.clock import Operation
 from offload.devices.simulated.happens_before import Access, Clock, StreamOrderError, learn
 from offload.devices.simulated.memory import POISON, DeviceMisuseError, Place, device_bytes, device_place
 from offload.devices.simulated.multiply import Operands
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, Layout
 
 if TYPE_CHECKING:

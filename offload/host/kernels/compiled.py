@@ -7,7 +7,6 @@ from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
 from numba.core import types
 
 from offload.host.kernels import (
@@ -23,9 +22,8 @@ from offload.host.kernels import (
     team,
 )
 from offload.host.kernels.cache import kernels_kept
+from offload.spec.arrays import FloatArray
 from offload.spec.linear import WeightFormat
-
-FloatArray = npt.NDArray[np.float32]
 
 _SIGNATURES = loops.SIGNATURES | jobs.SIGNATURES | attention.SIGNATURES | softmax.SIGNATURES | team.SIGNATURES
 _QUANTISED_SIGNATURES = quant_x.SIGNATURES | quant_one.SIGNATURES | quant_few.SIGNATURES | requantise.SIGNATURES

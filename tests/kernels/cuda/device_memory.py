@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight, aligned
+from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight
 from offload.devices.cuda.device import CudaDevice
 from offload.plan.scratch import scratch_bytes
+from offload.spec.arrays import aligned
 from offload.spec.linear import Activations, Layout, WeightFormat
 from tests.device.support import download, to_stored
 from tests.kernels.cuda.operands import BlockOperands

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from offload.devices.base import HostArray
 from offload.host.backend import HostColumns, NumbaBackend
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, LinearSpec, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.mapped_file import map_array

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offload.devices.base import HostArray
 from offload.errors import OffloadError
 from offload.plan.plan import LinearPlacement
+from offload.spec.arrays import HostArray
 from offload.spec.linear import ColumnRange, Layout, LinearSpec, WeightFormat
 from offload.weights.mapped_file import file_of, map_array
 from offload.weights.ram import read_into_ram

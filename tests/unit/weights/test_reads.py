@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offload.devices.base import HostArray
 from offload.errors import OffloadError
+from offload.spec.arrays import HostArray
 from offload.weights import reads
 from offload.weights.mapped_file import map_array
 from offload.weights.reads import byte_parts, copy_part, run_parallel
