@@ -29,7 +29,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.interleave import Comparison, interleave, timed
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.spec.linear import Layout, WeightFormat
 from offload.spec.units import counted
 

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.interleave import interleave, timed
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.spec.linear import Activations, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight
 from offload.spec.units import counted

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from offload.calibrate.rounds import rounds_within
-from offload.host.backend import HostBackend, HostColumns
+from offload.host.base import HostBackend, HostColumns
 from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import REQUANTISED_BLOCK, Activations, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight

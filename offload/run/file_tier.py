@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload.host.backend import HostBackend, HostColumns
+from offload.host.base import HostBackend, HostColumns
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import ColumnRange, Layout

@@ -39,7 +39,7 @@ from offload.devices.base import Span
 from offload.devices.simulated.device import SimulatedDevice
 from offload.devices.simulated.rates import SimulatedRates
 from offload.errors import PinningError
-from offload.host.backend import HostColumns
+from offload.host.base import HostColumns
 from offload.machine.profile import CpuRates, DeviceProfile
 from offload.plan.cost import StepShape, Workload, host_alone, host_s
 from offload.plan.plan import HostTier, LinearPlacement, Plan

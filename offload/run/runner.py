@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.devices.base import Device
 from offload.errors import DeviceUnavailableError
-from offload.host.backend import HostBackend, HostColumns, HostGroup
+from offload.host.base import HostBackend, HostColumns, HostGroup
 from offload.observe.timeline import Operator, Timeline, span
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.device_work import DeviceStep, DeviceWork, GroupWork

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from offload.devices.base import DeviceArray, DeviceBlocks, DeviceWeight
-from offload.host.backend import HostColumns
+from offload.host.base import HostColumns
 from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.plan.scratch import scratch_bytes
 from offload.spec.arrays import HostArray, aligned

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from offload.errors import OffloadError
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.plan.plan import HostTier, LinearPlacement
 from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
 from offload.run.file_tier import FileTier

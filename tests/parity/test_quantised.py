@@ -15,7 +15,8 @@ from hybrid.graph.graph import Node
 from hybrid.loading.open_engine import linears_outside
 from hybrid.loading.planning import OpenedModel, open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.plan.scratch import MAX_ROWS
 from offload.spec.linear import BLOCKS, Activations, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight

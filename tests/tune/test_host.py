@@ -6,7 +6,7 @@ import pytest
 
 from offload.calibrate import host
 from offload.calibrate.host import launch_time
-from offload.host.backend import HostColumns
+from offload.host.base import HostColumns
 from offload.spec.arrays import FloatArray
 
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.host.cast import cast_activations
 from offload.host.kernels import loops
 from offload.spec.linear import Layout, WeightFormat
@@ -309,7 +310,7 @@ def test_cast_to_fp32_copies_and_bad_arrays_are_refused() -> None:
 SCRIPT = """
 import numpy as np
 from numba.core import event
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.base import HostColumns; from offload.host.backend import NumbaBackend
 from offload.spec.linear import Layout, WeightFormat
 with event.install_recorder("numba:compile") as recorder:
     columns = HostColumns(np.ones((40, 24), np.float16), WeightFormat.FP16, Layout.NK, 0, 40)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.host.quantised import QuantisedKind
 from offload.spec.linear import BLOCKS, Activations, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from offload.host.backend import HostColumns, NumbaBackend
+from offload.host.backend import NumbaBackend
+from offload.host.base import HostColumns
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, LinearSpec, WeightFormat
