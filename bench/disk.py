@@ -20,8 +20,8 @@ from hybrid.graph.graph import FileRange
 from hybrid.loading.open_engine import open_engine
 from hybrid.loading.planning import open_for_run
 from hybrid.loading.settings import RunSettings
-from offload.plan.ram_tiers import file_bytes
-from offload.weights.disk_ring import PIECE_BYTES, DiskRing, FilePart
+from offload.plan.ram_tiers import PIECE_BYTES, file_bytes
+from offload.weights.disk_ring import DiskRing, FilePart
 
 _BUFFER_BYTES = 64 << 20
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from offload.host.base import HostBackend, HostColumns
 from offload.plan.plan import LinearPlacement
+from offload.plan.ram_tiers import PIECE_BYTES
 from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import ColumnRange, Layout
 from offload.spec.quantised import QuantisedWeight
-from offload.weights.disk_ring import PIECE_BYTES, Bytes, DiskRing, FilePart, split_rows
+from offload.weights.disk_ring import Bytes, DiskRing, FilePart, split_rows
 from offload.weights.mapped_file import file_of, offset_in_file
 
 Weight = HostArray | QuantisedWeight

@@ -10,7 +10,6 @@ as those that lie where it will lie have been let go.
 
 import contextlib
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,13 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.errors import OffloadError
+from offload.plan.ram_tiers import PAGE_BYTES
 from offload.weights.mapped_file import Identity, check_same
 
 Bytes = npt.NDArray[np.uint8]
 
-PAGE_BYTES = mmap.PAGESIZE  # O_DIRECT wants memory, offsets and sizes to be multiples of a sector; a page is one
-# A virtual disk gave 1.6 GB/s for 1-4 requests of 4 MiB and 1.9 GB/s for 4 of 16 MiB; 0.8 for one of 1 MiB.
-PIECE_BYTES = 8 << 20
 READERS = 4
 _OPEN_FILES = 8  # that a reader keeps: some exports have a file for every weight
 

@@ -14,13 +14,13 @@ from offload.errors import OffloadError
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.plan.plan import HostTier, LinearPlacement
-from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
+from offload.plan.ram_tiers import PAGE_BYTES, READ_AHEAD, ram_bytes
 from offload.run.file_tier import FileTier
 from offload.run.runner import LinearRunner
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight
-from offload.weights.disk_ring import PAGE_BYTES, DiskRing
+from offload.weights.disk_ring import DiskRing
 from offload.weights.mapped_file import map_array
 from tests.device.support import NumpyHost, blocks_linear, in_one_block, make_plan, place
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps

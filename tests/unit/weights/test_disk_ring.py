@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.errors import OffloadError
+from offload.plan.ram_tiers import PAGE_BYTES
 from offload.weights import disk_ring
-from offload.weights.disk_ring import PAGE_BYTES, DiskRing, FilePart, seats, split_rows
+from offload.weights.disk_ring import DiskRing, FilePart, seats, split_rows
 
 ROUNDS = 5
 
