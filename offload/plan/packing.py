@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from offload.devices.base import DeviceAllocation, DeviceArray, DeviceBlocks, DeviceWeight
 from offload.plan.plan import LinearPlacement
 from offload.plan.scratch import scratch_bytes
 from offload.spec.arrays import aligned
@@ -77,12 +76,6 @@ class ColumnMatrix:
     def nbytes(self) -> int:
         """Bytes of the matrix."""
         return self.columns * self.column_bytes
-
-    def lying_at(self, allocation: DeviceAllocation, offset_bytes: int) -> DeviceWeight:
-        """The matrix in device memory."""
-        if self.blocks is not None:
-            return DeviceBlocks(allocation, offset_bytes, self.columns, self.in_features, self.blocks)
-        return DeviceArray(allocation, offset_bytes, self.shape, self.format)
 
     def cut(self, part: ColumnRange) -> "ColumnMatrix":
         """The matrix of columns `part.start <= column < part.stop` of this one."""

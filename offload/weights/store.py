@@ -24,7 +24,7 @@ from offload.spec.linear import ColumnRange, Layout, LinearSpec
 from offload.spec.quantised import QuantisedWeight
 from offload.weights.column_reads import HostWeight, read_blocks, read_rows
 from offload.weights.reads import READERS, run_parallel
-from offload.weights.vram_ring import Piece
+from offload.weights.vram_ring import Piece, lying_at
 
 PINNED_BLOCK_BYTES = 256 * 2**20  # the driver finds many blocks more easily than a big one
 _ONE_THREAD_BYTES = 2**20
@@ -63,7 +63,7 @@ class WeightStore:
         offset_bytes = 0
         for matrix in self.resident:
             assert self._memory is not None
-            self.weights.append(matrix.lying_at(self._memory, offset_bytes))
+            self.weights.append(lying_at(matrix, self._memory, offset_bytes))
             offset_bytes += aligned(matrix.nbytes)
 
     def load(self, weights: Mapping[str, HostWeight], on_bytes: Callable[[int], None] | None = None) -> None:

@@ -9,9 +9,24 @@ Activations do not stand in line behind them: see `DeviceStream.fetch`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offload.devices.base import Device, DeviceBlocks, DeviceEvent, DeviceStream, DeviceWeight
+from offload.devices.base import (
+    Device,
+    DeviceAllocation,
+    DeviceArray,
+    DeviceBlocks,
+    DeviceEvent,
+    DeviceStream,
+    DeviceWeight,
+)
 from offload.plan.packing import ColumnMatrix
 from offload.spec.arrays import ALIGNMENT_BYTES, HostArray
+
+
+def lying_at(matrix: ColumnMatrix, allocation: DeviceAllocation, offset_bytes: int) -> DeviceWeight:
+    """The matrix in device memory."""
+    if matrix.blocks is not None:
+        return DeviceBlocks(allocation, offset_bytes, matrix.columns, matrix.in_features, matrix.blocks)
+    return DeviceArray(allocation, offset_bytes, matrix.shape, matrix.format)
 
 
 @dataclass(frozen=True)
@@ -112,4 +127,4 @@ class WeightRing:
         self._copies.record(slot.ready)
 
     def _weight(self, slot: _Slot, piece: Piece) -> DeviceWeight:
-        return piece.matrix.lying_at(self._memory, slot.offset_bytes)
+        return lying_at(piece.matrix, self._memory, slot.offset_bytes)
