@@ -224,7 +224,7 @@ def train_json_tokenizer(folder: Path, byte_level: bool = True, begins: bool = F
 def main(folder: str, text: str, endless: bool = False, context_tokens: int = 64) -> None:
     """For tests that need a process: the `hybrid` command around an engine that says `text`."""
     from hybrid.cli import main as cli
-    from hybrid.text.tokenizer import load_tokenizer
+    from hybrid.text.open_tokenizer import load_tokenizer
 
     script = load_tokenizer(Path(folder)).encode(text, add_bos=False)
     engine = FakeEngine(script * 10_000 if endless else script, 10**6 if endless else context_tokens)

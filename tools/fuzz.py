@@ -34,7 +34,7 @@ from hybrid.loading.planning import make_plan
 from hybrid.loading.settings import RunSettings
 from hybrid.text.chat_template import Message, load_chat_template
 from hybrid.text.generation_defaults import read_generation_defaults
-from hybrid.text.tokenizer import load_tokenizer
+from hybrid.text.open_tokenizer import load_tokenizer
 from offload.errors import OffloadError
 from offload.machine.profile import load_profile
 from tools import fuzz_mutations as change

@@ -5,10 +5,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from hybrid.chat.transcript import Transcript
+from hybrid.text.detokenizer import TextStream
 from hybrid.text.generate import Generation, StopReason, TokenEngine
 from hybrid.text.sampling import Logits, SamplingSettings
 from hybrid.text.stop_words import StopWords
-from hybrid.text.tokenizer import TextStream, Tokenizer
+from hybrid.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

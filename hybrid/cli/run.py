@@ -18,11 +18,11 @@ from hybrid.show.status_line import StatusLine
 from hybrid.show.truth import compare, slow_because
 from hybrid.show.wrapping import WordWrap
 from hybrid.text.beam import beam_search
+from hybrid.text.detokenizer import TextStream
 from hybrid.text.generate import Generation, StopReason, generate_several, text_of
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
-from hybrid.text.tokenizer import TextStream
 from offload.spec.units import counted
 
 _SHORT_S = 1.0  # what is over by then needs no progress

@@ -92,7 +92,7 @@ def _context(opened: OpenedModel, plan: Plan) -> Finding:
 
 
 def _tokenizer(path: Path) -> Finding:
-    from hybrid.text.tokenizer import load_tokenizer
+    from hybrid.text.open_tokenizer import load_tokenizer
 
     try:
         load_tokenizer(path)

@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from hybrid.errors import UsageError
+from hybrid.text.detokenizer import TextStream
 from hybrid.text.sampling import Logits, Sampler, SamplingSettings
 from hybrid.text.stop_words import StopWords
-from hybrid.text.tokenizer import TextStream
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -13,9 +13,9 @@ from hybrid.errors import TokenizerError
 from hybrid.source.folder import real_file, show
 from hybrid.text.added_tokens import AddedToken
 from hybrid.text.decoding import CleanUp, StreamingDecoder
+from hybrid.text.detokenizer import check_unicode, decode_all
 from hybrid.text.json_decoder import step_makers
 from hybrid.text.special_tokens import SpecialTokens
-from hybrid.text.tokenizer import check_unicode, decode_all
 from offload.spec.units import counted
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from hybrid.errors import TokenizerError
 from hybrid.source.folder import real_file, show
 from hybrid.text.added_tokens import AddedToken, TokenFinder
 from hybrid.text.decoding import CleanUp, Step, StreamingDecoder, Utf8
+from hybrid.text.detokenizer import check_unicode, decode_all
 from hybrid.text.special_tokens import SpecialTokens
-from hybrid.text.tokenizer import check_unicode, decode_all
 from offload.spec.units import counted
 
 _MAX_BYTES = 1 << 26  # Gemma's, one of the largest, has 4 MiB

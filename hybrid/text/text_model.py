@@ -14,12 +14,14 @@ from hybrid.show.progress import Progress
 from hybrid.source.folder import find_model
 from hybrid.text.arguments import check_arguments, sampling_hints, stop_texts
 from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template, load_chat_template
+from hybrid.text.detokenizer import TextStream
 from hybrid.text.generate import Generation, GenerationStats, generate, text_of
 from hybrid.text.generation_defaults import GenerationDefaults, merge_sampling, read_generation_defaults
+from hybrid.text.open_tokenizer import load_tokenizer
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.stopping import end_ids
-from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from hybrid.text.tokenizer import Tokenizer
 from offload.observe.timeline import Timeline
 
 _TEXT_HINTS = {"prompt": str, "max_tokens": int, "raw": bool, "stop": object}

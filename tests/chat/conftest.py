@@ -7,8 +7,9 @@ import pytest
 from hybrid.chat.conversation import Conversation, Template
 from hybrid.chat.reply import ReplyRules
 from hybrid.text.chat_template import ChatTemplate, load_chat_template
+from hybrid.text.open_tokenizer import load_tokenizer
 from hybrid.text.sampling import SamplingSettings
-from hybrid.text.tokenizer import Tokenizer, load_tokenizer
+from hybrid.text.tokenizer import Tokenizer
 from tests.chat.recorder import Recorder, Talk
 from tests.fakes import EOS, train_json_tokenizer
 

@@ -36,8 +36,8 @@ def app(folder: str, text: str, history: str, endless: bool, context_tokens: int
     """The child: a chat with a model that says `text`."""
     from hybrid.chat.opening import find_template, open_conversation
     from hybrid.chat.terminal import chat
+    from hybrid.text.open_tokenizer import load_tokenizer
     from hybrid.text.sampling import SamplingSettings
-    from hybrid.text.tokenizer import load_tokenizer
 
     if os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY)  # so that Ctrl-C is a signal

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from hybrid.text.detokenizer import TextStream
 from hybrid.text.json_tokenizer import JsonTokenizer
-from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from hybrid.text.open_tokenizer import load_tokenizer
+from hybrid.text.tokenizer import Tokenizer
 from tests.fakes import train_tokenizer
 from tests.tokenizer_makes import ENDING, MAKES, TEXTS, described, write
 

@@ -17,7 +17,7 @@ from hybrid.cli import main as cli
 from hybrid.cli import run as completion
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.show import report
-from hybrid.text.tokenizer import load_tokenizer
+from hybrid.text.open_tokenizer import load_tokenizer
 from tests.fakes import FakeEngine, engine_modules, placement, small_plan, train_tokenizer
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,9 @@ from hybrid.engine.token_ids import common_prefix
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.text.builtin_templates import BUILT_IN, guess
 from hybrid.text.chat_template import ChatTemplate, Message, load_chat_template
-from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from hybrid.text.detokenizer import TextStream
+from hybrid.text.open_tokenizer import load_tokenizer
+from hybrid.text.tokenizer import Tokenizer
 from hybrid.text.turns import encode_turn
 from tests.fakes import train_json_tokenizer, train_tokenizer
 

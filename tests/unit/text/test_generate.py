@@ -8,10 +8,12 @@ import numpy.typing as npt
 import pytest
 
 from hybrid.errors import ContextFullError, ModelError, UsageError
+from hybrid.text.detokenizer import TextStream
 from hybrid.text.generate import Generation, GenerationStats, StopReason, generate, generate_several, text_of
+from hybrid.text.open_tokenizer import load_tokenizer
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
-from hybrid.text.tokenizer import TextStream, Tokenizer, load_tokenizer
+from hybrid.text.tokenizer import Tokenizer
 from tests.fakes import EOS, FakeEngine, train_tokenizer
 
 GREEDY = SamplingSettings()

@@ -10,10 +10,11 @@ from hybrid.errors import ModelConfigError
 from hybrid.text.builtin_templates import BUILT_IN
 from hybrid.text.chat_template import ChatTemplate
 from hybrid.text.generation_defaults import GenerationDefaults, read_generation_defaults
+from hybrid.text.open_tokenizer import load_tokenizer
 from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stopping import end_ids
 from hybrid.text.text_model import TextModel
-from hybrid.text.tokenizer import Tokenizer, load_tokenizer
+from hybrid.text.tokenizer import Tokenizer
 from tests.fakes import EOS, FakeEngine, train_json_tokenizer
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid.errors import ModelFileError, TokenizerError
+from hybrid.text.detokenizer import TextStream
+from hybrid.text.open_tokenizer import load_tokenizer
 from hybrid.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from hybrid.text.tokenizer import TextStream, load_tokenizer
 from tests.fakes import train_tokenizer
 
 MODELS = Path(__file__).parents[4] / "shared" / "models"
