@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import UsageError
-from hybrid.source.folder import show
+from hybrid.shown import show
 from hybrid.text.chat_template import Message
 from offload.small_files import UnreadableFileError, read_small_json
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hybrid.errors import UsageError
-from hybrid.source.folder import hub_name, show
+from hybrid.shown import show
+from hybrid.source.folder import hub_name
 from offload.small_files import UnreadableFileError, read_small_text
 
 _PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel

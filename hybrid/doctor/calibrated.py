@@ -2,7 +2,7 @@
 
 from hybrid.doctor.findings import Finding, note, ok
 from hybrid.machine.profiles import CALIBRATE, busy_warning, calibration, calibration_file, machine_name
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 
 def examine_calibration(threads: int) -> Finding:

@@ -10,7 +10,7 @@ from hybrid.engine.island import Value, array_of, value_of
 from hybrid.errors import ModelFileError
 from hybrid.graph.graph import ElementType
 from hybrid.graph.program import OutsideAttention, Program
-from hybrid.source.folder import show
+from hybrid.shown import show
 from offload.host.attention import AttentionArrays, AttentionCall, HostAttention
 
 Array = npt.NDArray[Any]

@@ -13,7 +13,7 @@ from hybrid.families.config_keys import check_keys
 from hybrid.families.config_values import ConfigValues, is_whole
 from hybrid.families.rope_config import RopeScaling, parse_rope
 from hybrid.graph.graph import ElementType
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

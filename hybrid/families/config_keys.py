@@ -6,7 +6,7 @@ A key that is in none of the tables here is told to the user by name.
 from typing import Any
 
 from hybrid.families.config_values import ConfigValues
-from hybrid.source.folder import listed
+from hybrid.shown import listed
 
 
 def _keys(text: str) -> frozenset[str]:

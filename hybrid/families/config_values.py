@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid.errors import ModelConfigError, UnsupportedModelError
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 REQUIRED: Any = object()
 

@@ -9,7 +9,8 @@ from hybrid.families.tied_head import resolve_tied_head
 from hybrid.families.weights import unused_tensors, with_usual_names
 from hybrid.formats.safetensors import StoredTensor, misplaced, read_index
 from hybrid.graph.decoder import Decoder
-from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, ModelFolder, listed, show
+from hybrid.shown import listed, show
+from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, ModelFolder
 from offload.spec.units import counted
 
 

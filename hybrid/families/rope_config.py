@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hybrid.errors import ModelConfigError
 from hybrid.families.config_values import ConfigValues
-from hybrid.source.folder import listed, show
+from hybrid.shown import listed, show
 from offload.spec.units import counted
 
 Kind = Literal["none", "linear", "llama3", "yarn", "longrope", "proportional"]

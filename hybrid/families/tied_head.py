@@ -9,7 +9,7 @@ from hybrid.families.config import DecoderConfig
 from hybrid.families.weights import EMBEDDING, HEAD
 from hybrid.formats.safetensors import StoredTensor
 from hybrid.graph.graph import FileRange
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 _CHUNK_BYTES = 4 << 20
 

@@ -7,7 +7,7 @@ from hybrid.errors import ModelConfigError, ModelFileError, UnsupportedModelErro
 from hybrid.families.config import DecoderConfig
 from hybrid.formats.safetensors import StoredTensor
 from hybrid.graph.graph import ElementType, Initializer
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 BASE = "model."
 EMBEDDING = "model.embed_tokens.weight"

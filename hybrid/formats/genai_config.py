@@ -8,7 +8,7 @@ from typing import Any
 
 from hybrid.errors import ModelConfigError
 from hybrid.graph.step_feeds import FEEDS
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 _MAX_SIZE = 1 << 31
 # Its keys for names of tensors, and our names for those that are numbered by layer.

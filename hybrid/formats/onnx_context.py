@@ -9,7 +9,7 @@ from hybrid.formats.onnx_graph import with_types_and_shapes
 from hybrid.graph.graph import Graph, Node, Shape
 from hybrid.graph.small_values import Array, small_values
 from hybrid.graph.step_feeds import FEEDS, feed
-from hybrid.source.folder import show
+from hybrid.shown import show
 from offload.spec.units import counted
 
 # The inputs of rotary operators that are tables of a row for each position.

@@ -31,7 +31,8 @@ from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, Ten
 from hybrid.graph.rename import renamed_graph
 from hybrid.graph.small_values import small_value
 from hybrid.graph.step_feeds import FEEDS, shape_of
-from hybrid.source.folder import GENAI_CONFIG, ModelFolder, show
+from hybrid.shown import show
+from hybrid.source.folder import GENAI_CONFIG, ModelFolder
 from offload.spec.units import counted
 
 LOGITS = "logits"

@@ -19,7 +19,7 @@ from hybrid.formats.onnx_validation import validate
 from hybrid.formats.onnx_weights import strip_weights
 from hybrid.graph.element_types import propagate_types
 from hybrid.graph.graph import Dim, ElementType, FileRange, Graph, Initializer, Node, Shape, TensorInfo
-from hybrid.source.folder import show
+from hybrid.shown import show
 from hybrid.source.paths import resolve_in_folder
 from offload.spec.units import counted
 

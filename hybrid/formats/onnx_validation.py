@@ -18,7 +18,7 @@ import onnx.defs
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.graph import ElementType, Graph
-from hybrid.source.folder import show
+from hybrid.shown import show
 from offload.spec.units import counted
 
 _FLOAT, _INT, _STRING, _TENSOR, _GRAPH = (

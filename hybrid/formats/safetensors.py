@@ -17,7 +17,8 @@ from typing import Any
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.graph.graph import ElementType, FileRange
-from hybrid.source.folder import real_file, show
+from hybrid.shown import show
+from hybrid.source.folder import real_file
 from offload.spec.units import counted
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader

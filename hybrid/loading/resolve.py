@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.families.config import check_class, parse_config
-from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, hub_name, is_there, read_json, shard_names, show
+from hybrid.shown import show
+from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, hub_name, is_there, read_json, shard_names
 from hybrid.source.hub_errors import Pause
 from hybrid.source.hub_files import Choice, RepositoryFile, choose_files
 from hybrid.source.hub_repository import DEFAULT_REVISION, Snapshot, fetch, look_up, look_up_in_cache

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.source.folder import show
+from hybrid.shown import show
 from offload.spec.units import counted
 
 _PROC = Path("/proc")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hybrid.errors import UsageError
 from hybrid.machine.user_folders import config_folder
-from hybrid.source.folder import show
+from hybrid.shown import show
 from offload.errors import ProfileError
 from offload.machine.profile import DeviceProfile, load_profile
 from offload.spec.units import counted

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
+from hybrid.shown import listed, show
 from hybrid.source.paths import resolve_in_folder
 from offload.small_files import UnreadableFileError, read_small_json
 
@@ -107,22 +108,6 @@ def read_json(path: Path, most_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFileError(f"{show(path)}: holds {show(value)}, must be a JSON object")
     return value
-
-
-def show(value: object, limit: int = 80) -> str:
-    """A value from a file, or a path, as short printable text on one line."""
-    if isinstance(value, Path):
-        text = str(value)
-        return text if text.isprintable() else ascii(text)
-    text = repr(value[: limit + 1] if isinstance(value, str | list) else value)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def listed(names: list[str], limit: int = 4) -> str:
-    """Names as "a, b, c and 5 more"."""
-    shown = ", ".join(show(Path(name)) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def _reason(error: BaseException) -> str:

@@ -4,16 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hybrid.errors import ModelFileError, UsageError
-from hybrid.source.folder import (
-    CONFIG,
-    GENAI_CONFIG,
-    GENERATION_CONFIG,
-    ONNX_NAMES,
-    TOKENIZERS,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    listed,
-)
+from hybrid.shown import listed
+from hybrid.source.folder import CONFIG, GENAI_CONFIG, GENERATION_CONFIG, ONNX_NAMES, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX
 from hybrid.source.part_file import Checksum
 from offload.spec.units import format_bytes
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hybrid.errors import ModelFileError
-from hybrid.source.folder import listed, show
+from hybrid.shown import listed, show
 from hybrid.source.hub_download import Download
 from hybrid.source.hub_errors import HubError, NoHub, Pause, Unreachable, explain, is_busy, reason, with_retries
 from hybrid.source.hub_files import RepositoryFile

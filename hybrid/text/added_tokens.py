@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.errors import TokenizerError
-from hybrid.source.folder import show
+from hybrid.shown import show
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 _NO_FLAGS = ("content", "id", "__type")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hybrid.errors import UsageError
-from hybrid.source.folder import show
+from hybrid.shown import show
 from hybrid.text.sampling import SamplingSettings
 
 _NAMES = {

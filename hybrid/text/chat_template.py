@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import ModelFileError, UsageError
-from hybrid.source.folder import read_json, real_file, show
+from hybrid.shown import show
+from hybrid.source.folder import read_json, real_file
 from hybrid.text.builtin_templates import BUILT_IN, TELLING_TOKENS, guess
 from hybrid.text.model_files import CONFIG, home_of
 from hybrid.text.template_errors import TemplateExceeded, TemplateFailed, TemplateRefused

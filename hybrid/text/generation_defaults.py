@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import ModelConfigError, UsageError
-from hybrid.source.folder import GENERATION_CONFIG, read_json, show
+from hybrid.shown import show
+from hybrid.source.folder import GENERATION_CONFIG, read_json
 from hybrid.text.model_files import home_of
 from hybrid.text.sampling import SamplingSettings
 

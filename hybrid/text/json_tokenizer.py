@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid.errors import TokenizerError
-from hybrid.source.folder import real_file, show
+from hybrid.shown import show
+from hybrid.source.folder import real_file
 from hybrid.text.added_tokens import AddedToken
 from hybrid.text.decoding import CleanUp, StreamingDecoder
 from hybrid.text.detokenizer import check_unicode, decode_all

@@ -4,7 +4,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from hybrid.errors import TokenizerError
-from hybrid.source.folder import listed
+from hybrid.shown import listed
 from hybrid.text.model_files import home_of
 from hybrid.text.special_tokens import read_special_tokens
 from hybrid.text.tokenizer import Tokenizer

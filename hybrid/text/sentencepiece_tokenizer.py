@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import TokenizerError
-from hybrid.source.folder import real_file, show
+from hybrid.shown import show
+from hybrid.source.folder import real_file
 from hybrid.text.added_tokens import AddedToken, TokenFinder
 from hybrid.text.decoding import CleanUp, Step, StreamingDecoder, Utf8
 from hybrid.text.detokenizer import check_unicode, decode_all

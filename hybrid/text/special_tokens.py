@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import ModelFileError, TokenizerError
-from hybrid.source.folder import read_json, show
+from hybrid.shown import show
+from hybrid.source.folder import read_json
 from hybrid.text.added_tokens import AddedToken, read_added_token
 
 MODEL_CONFIG = "config.json"

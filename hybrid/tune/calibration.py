@@ -15,7 +15,7 @@ from hybrid.machine.cgroups import read_limits
 from hybrid.machine.cpu_load import look_at_others
 from hybrid.machine.profiles import busy_warning, find_profile, machine_name
 from hybrid.machine.ram import read_ram
-from hybrid.source.folder import show
+from hybrid.shown import show
 from hybrid.tune.step_costs import StepEffort, effort_within, measure_step_costs
 from offload.calibrate.machine import Effort, calibrate
 from offload.devices.base import Device
