@@ -10,11 +10,11 @@ with load("models/mistral-7b", cuda=6) as model:
 from typing import TYPE_CHECKING, Any
 
 from hybrid.errors import HybridError, OffloadError
+from hybrid.version import __version__
 
 if TYPE_CHECKING:
     from hybrid.text.text_model import TextModel, load
 
-__version__ = "0.1.0"
 __all__ = ["HybridError", "OffloadError", "TextModel", "__version__", "load"]
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from hybrid import __version__
 from hybrid.source.hub_errors import NoHub, Refused, TooSlow, Unreachable, reason
+from hybrid.version import __version__
 
 WINDOW_S = 30.0  # for the head of an answer, and then for every LEAST_BYTES of it
 LEAST_BYTES = 1 << 16
