@@ -14,7 +14,7 @@ from bench.gpu.devices import open_device
 from bench.gpu.gemm_cases import Gemm, cases, matrices
 from bench.gpu.job import Job, Json, Save
 from bench.gpu.roof import roof_bytes_per_s
-from bench.models import DTYPES, Weights
+from bench.random_weights import DTYPES, Weights
 from offload.devices.base import Device, DeviceArray
 from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import WeightFormat

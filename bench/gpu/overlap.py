@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.gpu.devices import open_device
 from bench.gpu.job import Job, Json, Save
-from bench.models import DTYPES, Weights
+from bench.random_weights import DTYPES, Weights
 from bench.shapes import Shape
 from hybrid.machine.profiles import find_profile
 from hybrid.machine.threads import default_threads

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from bench.gpu.job import Job
-from bench.models import DTYPES, ModelError, Weights, nbytes, write_folder
+from bench.models import ModelError, nbytes, write_folder
+from bench.random_weights import DTYPES, Weights
 from bench.shapes import SHAPES
 
 _SPARE_BYTES = 2 << 30  # left free on the disk

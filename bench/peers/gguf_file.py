@@ -3,13 +3,12 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from bench.models import Array, Weights
-    from bench.shapes import Shape
+from bench.random_weights import Array, Weights
+from bench.shapes import Shape
 
 try:
     gguf: Any = importlib.import_module("gguf")
@@ -34,8 +33,8 @@ _KINDS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 def write_gguf(
     path: Path,
     name: str,
-    shape: "Shape",
-    weights: "Weights",
+    shape: Shape,
+    weights: Weights,
     advance: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
     """Write `path` with the values of the Hugging Face folder: matrices in its dtype, norms in F32.
@@ -89,7 +88,7 @@ def _gguf_name(tensor: str) -> str:
     return f"blk.{layer}.{_LAYER_NAMES[rest]}.weight"
 
 
-def _to_float32(values: "Array", kind: str) -> "Array":
+def _to_float32(values: Array, kind: str) -> Array:
     if kind == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.gpu.gemm_cases import Gemm, Matrix, OwnBlocks, OwnGemm, cases
-from bench.models import DTYPES, Weights
+from bench.random_weights import DTYPES, Weights
 from offload.spec.linear import Layout, WeightFormat
 from tests.gpu_kit.jobs import a_job
 

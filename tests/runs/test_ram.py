@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bench.models import DTYPES, Weights, write_folder
+from bench.models import write_folder
+from bench.random_weights import DTYPES, Weights
 from bench.shapes import Shape
 from hybrid.cli import main as cli
 from hybrid.errors import OffloadError, UsageError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.models import DTYPES, ModelError, Weights, main, write_folder
+from bench.models import ModelError, main, write_folder
+from bench.random_weights import DTYPES, Weights
 from bench.shapes import SHAPES
 
 TINY = SHAPES["tiny"]
