@@ -4,10 +4,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid.cli.recording import Recording
-from hybrid.engine.engine import Engine
 from hybrid.errors import UsageError
 from hybrid.machine.cpu_load import cpu_times, others_load
 from hybrid.show import report
@@ -24,6 +23,10 @@ from hybrid.text.sampling import SamplingSettings
 from hybrid.text.stop_words import StopWords
 from hybrid.text.text_model import TextModel
 from offload.spec.units import counted
+
+if TYPE_CHECKING:
+    from hybrid.engine.engine import Engine
+
 
 _SHORT_S = 1.0  # what is over by then needs no progress
 
@@ -87,7 +90,7 @@ def complete(
     return finished
 
 
-def _live(engine: Engine, generation: Generation, verbose: bool) -> AbstractContextManager[StatusLine | None]:
+def _live(engine: "Engine", generation: Generation, verbose: bool) -> AbstractContextManager[StatusLine | None]:
     """The line that shows a GPU at work."""
     monitor = engine.monitor
     if not verbose or monitor is None:
@@ -105,7 +108,7 @@ def _updating(status: StatusLine | None, pieces: Iterable[str]) -> Iterator[str]
             status.update()
 
 
-def _after_prompt(engine: Engine, pieces: Iterator[str]) -> Iterator[str]:
+def _after_prompt(engine: "Engine", pieces: Iterator[str]) -> Iterator[str]:
     """The pieces; until the first of them comes, a terminal shows how much of the prompt has been read."""
     label = "Reading the prompt"
     with _waiting(label) as progress:

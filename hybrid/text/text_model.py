@@ -4,9 +4,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from hybrid.engine.engine import Engine
 from hybrid.errors import TokenizerError
 from hybrid.loading.resolve import resolve_model
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
@@ -24,6 +23,10 @@ from hybrid.text.stopping import end_ids
 from hybrid.text.tokenizer import Tokenizer
 from offload.observe.timeline import Timeline
 
+if TYPE_CHECKING:
+    from hybrid.engine.engine import Engine
+
+
 _TEXT_HINTS = {"prompt": str, "max_tokens": int, "raw": bool, "stop": object}
 
 
@@ -39,7 +42,7 @@ class TextModel:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: "Engine",
         tokenizer: Tokenizer,
         defaults: GenerationDefaults | None = None,
         template: ChatTemplate | None = None,

@@ -7,14 +7,18 @@ import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from offload.errors import DeviceLostError, OutOfDeviceMemoryError, OverBudgetError
 from offload.plan.placing import PlanRequest
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
-from offload.run.runner import LinearRunner
 from offload.spec.arrays import FloatArray
 from offload.spec.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from offload.run.runner import LinearRunner
+
 
 DRIVER = "driver"  # the name of what it takes more than it was asked for, in a plan
 _UNKNOWN_BYTES = 32 * MIB  # what a library wanted that does not say; cuBLAS's workspace takes as much
@@ -117,7 +121,7 @@ class RecoveringLinears:
     def __init__(
         self,
         plans: ShrinkingPlan,
-        build: Callable[[Plan], LinearRunner],
+        build: "Callable[[Plan], LinearRunner]",
         check_budget: Callable[[], None] = lambda: None,
     ) -> None:
         """Load. `build` loads the Linears of a plan, and leaves nothing allocated when it raises.
