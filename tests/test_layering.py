@@ -2,12 +2,14 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "hybrid").rglob("*.py"), *(ROOT / "offload").rglob("*.py")])
+BENCH = sorted((ROOT / "bench").rglob("*.py"))
 
 # Each heavy library enters through one place.
 ENTRANCES = {
@@ -34,6 +36,8 @@ MAY_PRINT = {
     "hybrid/cli/options.py",
     "hybrid/__main__.py",
 }
+# Arithmetic on plain data: these folders may know each other and the files beside them, and no other of ours.
+PURE = ("offload/spec", "offload/machine", "offload/plan")
 
 
 def _name(path: Path) -> str:
@@ -47,6 +51,65 @@ def _imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module or ""
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only type checkers look at."""
+    yield node
+    unseen = node.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else []
+    for child in ast.iter_child_nodes(node):
+        if child not in unseen:
+            yield from _running(child)
+
+
+def _files_imported(path: Path) -> set[str]:
+    """Our files that a file needs when it runs, by name."""
+    modules = set()
+    for node in _running(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {module if _file_of(module) else node.module or "" for module in inside}
+    return {file for module in modules if (file := _file_of(module))}
+
+
+def _file_of(module: str) -> str:
+    name = module.replace(".", "/")
+    return next((file for file in (f"{name}.py", f"{name}/__init__.py") if (ROOT / file).is_file()), "")
+
+
+def _folder(name: str) -> str:
+    """The folder of a file; files directly in a package stand for themselves."""
+    folder = name.rpartition("/")[0]
+    return folder if "/" in folder else name
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Imports count at any depth of a file, but not where only type checkers look."""
+    assert not _cycle({_name(path): _files_imported(path) for path in (*SOURCES, *BENCH)})
+
+
+def test_no_folder_imports_itself_by_way_of_others() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in (*SOURCES, *BENCH):
+        folder = _folder(_name(path))
+        graph.setdefault(folder, set()).update({_folder(file) for file in _files_imported(path)} - {folder})
+    assert not _cycle(graph)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if _folder(_name(path)) in PURE], ids=_name)
+def test_plans_are_made_without_devices(path: Path) -> None:
+    beside = {file for file in _files_imported(path) if not file.startswith(tuple(f"{folder}/" for folder in PURE))}
+    assert all(file.count("/") == 1 for file in beside), f"imports {beside}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
