@@ -29,7 +29,7 @@ _STEPS = 12
 
 
 @dataclass(frozen=True)
-class Cell:
+class PredictedStep:
     """One model at one depth in one round; seconds of a decode step."""
 
     model: str
@@ -46,7 +46,7 @@ class Cell:
 
 def measure(
     model: Path, kept_as: str | None, depths: list[int], machine: Path, number: int, threads: int
-) -> list[Cell]:
+) -> list[PredictedStep]:
     """Decode steps of `--cuda 0`, and what a plan with the profile `machine` expects of them."""
     settings = RunSettings(model=model, cuda="0", machine=str(machine), threads=threads, host_dtype=kept_as)
     name = f"{model.name} {kept_as or ''}".strip()
@@ -60,7 +60,7 @@ def measure(
         limit = engine.context_tokens - _STEPS - 1
         for depth in sorted({min(depth, limit) for depth in depths}):
             expected = predict(request, plan.placements, NO_RING, depth)
-            cells.append(Cell(name, depth, number, _step_s(engine, depth), expected.decode_step_s))
+            cells.append(PredictedStep(name, depth, number, _step_s(engine, depth), expected.decode_step_s))
     return cells
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args()
-    cells: list[Cell] = []
+    cells: list[PredictedStep] = []
     runs = [(model, None) for model in flags.model] + [(flags.model[0], kept_as) for kept_as in flags.host_dtype]
     with tempfile.TemporaryDirectory() as folder:
         machine = Path(folder) / "machine.json"
