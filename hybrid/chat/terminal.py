@@ -46,7 +46,7 @@ def _default_history() -> Path | None:
 def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
     from rich.console import Console
 
-    from hybrid.chat.terminal_input import CtrlC, Prompter
+    from hybrid.chat.terminal_input import CtrlCOnEmptyInput, Prompter
     from hybrid.chat.terminal_reply import quiet_keyboard, show_reply
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -67,7 +67,7 @@ def _talk(conversation: Conversation, model: str, history: Path | None) -> int:
         console.print()
         try:
             line = prompter.read()
-        except CtrlC:
+        except CtrlCOnEmptyInput:
             notice("Ctrl-D or /exit leaves")
             continue
         except EOFError:

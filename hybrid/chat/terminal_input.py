@@ -13,7 +13,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from hybrid.chat.commands import COMMANDS
 
 
-class CtrlC(Exception):
+class CtrlCOnEmptyInput(Exception):
     """Ctrl-C with nothing typed."""
 
 
@@ -33,7 +33,7 @@ class Prompter:
         )
 
     def read(self) -> str:
-        """What was sent. Raises CtrlC, or EOFError for Ctrl-D; both only when nothing is typed."""
+        """What was sent. Raises CtrlCOnEmptyInput, or EOFError for Ctrl-D; both only when nothing is typed."""
         return self._session.prompt()
 
 
@@ -89,6 +89,6 @@ def _keys() -> KeyBindings:
         if event.current_buffer.text:
             event.current_buffer.reset()
         else:
-            event.app.exit(exception=CtrlC())
+            event.app.exit(exception=CtrlCOnEmptyInput())
 
     return keys
