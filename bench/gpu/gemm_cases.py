@@ -44,7 +44,7 @@ def matrices(shape: Shape) -> tuple[Matrix, ...]:
 
 
 @dataclass(frozen=True)
-class Gemm:
+class GemmCase:
     """A library's GEMM alone: x is stored as the weights are. `values` is what these repeat, in its storage type."""
 
     kernel: str
@@ -105,7 +105,7 @@ class Gemm:
 
 
 @dataclass(frozen=True)
-class OwnGemm(Gemm):
+class OwnGemm(GemmCase):
     """As steps multiply, where x is fp32: up to 8 rows of half weights by our CUDA C kernels."""
 
     @property
@@ -119,7 +119,7 @@ class OwnGemm(Gemm):
         return Activations.FLOAT
 
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
-        """See Gemm. The scratch memory is behind y."""
+        """See GemmCase. The scratch memory is behind y."""
         w = self.placed(bench.weights, offset)
         blocks = w.blocks if isinstance(w, DeviceBlocks) else None
         form = blocks.format if blocks else self.form
@@ -156,11 +156,11 @@ class OwnBlocks(OwnGemm):
         return Activations.INT8 if self.int8_rows else Activations.FLOAT
 
     def placed(self, allocation: DeviceAllocation, offset: int) -> DeviceWeight:
-        """See Gemm."""
+        """See GemmCase."""
         return DeviceBlocks(allocation, offset, self.matrix.columns, self.matrix.inner, self._stored)
 
     def multiplied_x(self) -> Float64:
-        """See Gemm. Quantised as the kernel does it: in fp32, to the nearest of 255 steps of each block."""
+        """See GemmCase. Quantised as the kernel does it: in fp32, to the nearest of 255 steps of each block."""
         x = super().multiplied_x()
         if not self.int8_rows:
             return x
@@ -173,7 +173,7 @@ class OwnBlocks(OwnGemm):
         return cut
 
     def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
-        """See Gemm. Numbers are unsigned around the middle, the lower half of a byte first."""
+        """See GemmCase. Numbers are unsigned around the middle, the lower half of a byte first."""
         stored = self.values.view(np.uint8)
         k = np.arange(self.matrix.inner, dtype=np.int64)[:, None]
         per_byte = 8 // self.bits
@@ -201,7 +201,7 @@ class OwnBlocks(OwnGemm):
 
 def cases(
     form: WeightFormat, library: str, own: bool, shape: Shape, rows: Sequence[int], values: HostArray
-) -> Iterator[Gemm]:
+) -> Iterator[GemmCase]:
     """Everything to measure with weights in a float format, and with the blocks that fp16 scales belong to.
 
     `library` is whose GEMM is measured alone, "" where there is none, and `own` whether the device has other kernels.
@@ -211,7 +211,7 @@ def cases(
         for count in rows:
             for layout in Layout:
                 if library:
-                    yield Gemm(library, matrix, form, layout, count, values)
+                    yield GemmCase(library, matrix, form, layout, count, values)
                 if own and not (library and form is WeightFormat.FP32):
                     yield OwnGemm(kernel, matrix, form, layout, count, values)
             if own and form is WeightFormat.FP16:

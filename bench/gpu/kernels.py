@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.gpu.device_time import Bench, as_bytes
 from bench.gpu.devices import open_device
-from bench.gpu.gemm_cases import Gemm, cases, matrices
+from bench.gpu.gemm_cases import GemmCase, cases, matrices
 from bench.gpu.job import Job, Json, Save
 from bench.gpu.roof import roof_bytes_per_s
 from bench.random_weights import DTYPES, Weights
@@ -86,7 +86,7 @@ def _readings(
         bench.close()
 
 
-def _measure(bench: Bench, case: Gemm, repetitions: int, blocker: HostArray, roof: float) -> Reading:
+def _measure(bench: Bench, case: GemmCase, repetitions: int, blocker: HostArray, roof: float) -> Reading:
     matrix, rows = case.matrix, case.rows
     stored_x = case.x()
     pinned = bench.device.allocate_pinned(stored_x.nbytes)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gpu.gemm_cases import Gemm, Matrix, OwnBlocks, OwnGemm, cases
+from bench.gpu.gemm_cases import GemmCase, Matrix, OwnBlocks, OwnGemm, cases
 from bench.random_weights import DTYPES, Weights
 from offload.spec.linear import Layout, WeightFormat
 from tests.gpu_kit.jobs import a_job
@@ -18,7 +18,7 @@ def half_values() -> Any:
 
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_wrong_column_shows(layout: Layout) -> None:
-    case = Gemm("k", Matrix("m", 96, 80), WeightFormat.FP16, layout, 3, half_values())
+    case = GemmCase("k", Matrix("m", 96, 80), WeightFormat.FP16, layout, 3, half_values())
     stored = np.tile(case.values, 2)[128 : 128 + 96 * 80].astype(np.float64)
     w = stored.reshape(96, 80) if layout is Layout.KN else stored.reshape(80, 96).T
     y = (case.x().astype(np.float64) @ w).astype(np.float32)
@@ -46,7 +46,7 @@ def test_blocks_are_read_as_their_kernels_read_them(bits: int) -> None:
 def test_our_own_kernels_are_among_the_cases_where_they_can_be_launched() -> None:
     job = a_job(Path(), "cuda")
     made = list(cases(WeightFormat.FP16, "cuBLAS", True, job.sizes.layer, (1, 2), half_values()))
-    assert {type(case) for case in made} == {Gemm, OwnGemm, OwnBlocks}
+    assert {type(case) for case in made} == {GemmCase, OwnGemm, OwnBlocks}
     blocks = {"int8, blocks of 64", "int4, blocks of 64"}
     assert {case.weights for case in made} == {
         "fp16 KN",
@@ -56,5 +56,5 @@ def test_our_own_kernels_are_among_the_cases_where_they_can_be_launched() -> Non
     }
     assert len(made) == 5 * 2 * 8
     assert {type(case) for case in cases(WeightFormat.FP32, "cuBLAS", True, job.sizes.layer, (1,), half_values())} == {
-        Gemm
+        GemmCase
     }
