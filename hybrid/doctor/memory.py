@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok
-from hybrid.machine.cgroups import Limits
+from hybrid.machine.cgroups import CgroupLimits
 from hybrid.machine.ram import Ram
 from offload.spec.units import GIB, format_bytes
 
@@ -11,7 +11,7 @@ _LITTLE_BYTES = 2 * GIB
 _HUGE_PAGES = Path("sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def examine_memory(ram: Ram | None, limits: Limits, root: Path = Path("/")) -> list[Finding]:
+def examine_memory(ram: Ram | None, limits: CgroupLimits, root: Path = Path("/")) -> list[Finding]:
     """Findings about RAM. `root` is where sys is."""
     if ram is None:
         return [note("RAM: the kernel does not tell how much there is")]

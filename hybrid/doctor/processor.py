@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hybrid.doctor.findings import Finding, note, ok
-from hybrid.machine.cgroups import Limits
+from hybrid.machine.cgroups import CgroupLimits
 from hybrid.machine.threads import default_threads
 from offload.spec.units import counted
 
@@ -28,7 +28,7 @@ _SHOWN = {
 }
 
 
-def examine_processor(limits: Limits, root: Path = Path("/")) -> list[Finding]:
+def examine_processor(limits: CgroupLimits, root: Path = Path("/")) -> list[Finding]:
     """Findings about the CPU. `root` is where proc is."""
     name, flags = read_cpuinfo(root)
     return [_features(name, flags), _cores(limits)]
@@ -61,7 +61,7 @@ def _features(name: str, flags: Collection[str]) -> Finding:
     return ok(f"{name}: {has}")
 
 
-def _cores(limits: Limits) -> Finding:
+def _cores(limits: CgroupLimits) -> Finding:
     machine, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     threads = default_threads()
     parts = [(f"{allowed} of " if allowed < machine else "") + counted(machine, "CPU")]

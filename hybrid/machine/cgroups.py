@@ -8,18 +8,18 @@ _NO_LIMIT = 1 << 60  # version 1 writes a huge number where there is none
 
 
 @dataclass(frozen=True)
-class Limits:
+class CgroupLimits:
     """What this process may use at most; None without a limit."""
 
     cpus: float | None
     memory_bytes: int | None
 
 
-def read_limits(root: Path = Path("/")) -> Limits:
+def read_limits(root: Path = Path("/")) -> CgroupLimits:
     """The tightest limits of this process's group and of those around it. `root` is where proc and sys are."""
     cpus = [*_each(root, "", _quota_v2), *_each(root, "cpu", _quota_v1)]
     memory = [*_each(root, "", _memory_v2), *_each(root, "memory", _memory_v1)]
-    return Limits(min(cpus, default=None), min((int(limit) for limit in memory), default=None))
+    return CgroupLimits(min(cpus, default=None), min((int(limit) for limit in memory), default=None))
 
 
 def _each(root: Path, controller: str, read: Callable[[Path], float | None]) -> Iterator[float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.errors import UsageError
-from hybrid.machine.cgroups import Limits
+from hybrid.machine.cgroups import CgroupLimits
 from offload.machine.budget import AUTO, parse_budget
 from offload.spec.units import format_bytes
 
@@ -54,7 +54,7 @@ def resolve_ram(asked: str | None, ram: Ram | None) -> RamBudget | None:
     )
 
 
-def read_ram(limits: Limits, root: Path = Path("/")) -> Ram | None:
+def read_ram(limits: CgroupLimits, root: Path = Path("/")) -> Ram | None:
     """What /proc/meminfo says, within the limits; None where it cannot be read."""
     try:
         lines = (root / "proc" / "meminfo").read_text().splitlines()

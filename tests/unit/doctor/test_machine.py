@@ -10,11 +10,11 @@ from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_c
 from hybrid.doctor.memory import examine_memory
 from hybrid.doctor.packages import examine_numba
 from hybrid.doctor.processor import examine_processor
-from hybrid.machine.cgroups import Limits, read_limits
+from hybrid.machine.cgroups import CgroupLimits, read_limits
 from hybrid.machine.ram import Ram, read_ram
 from offload.spec.units import GIB
 
-FREE = Limits(None, None)
+FREE = CgroupLimits(None, None)
 
 
 def write(root: Path, **files: str) -> None:
@@ -32,7 +32,7 @@ def test_no_cgroups_are_no_limits(tmp_path: Path) -> None:
 def test_cgroup_2_in_a_container_is_at_the_mount(tmp_path: Path) -> None:
     write(tmp_path, proc__self__cgroup="0::/\n")
     write(tmp_path, sys__fs__cgroup__cpu___max="150000 100000\n", sys__fs__cgroup__memory___max="2147483648\n")
-    assert read_limits(tmp_path) == Limits(1.5, 2 * GIB)
+    assert read_limits(tmp_path) == CgroupLimits(1.5, 2 * GIB)
 
 
 def test_the_tightest_group_around_a_service_counts(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_tightest_group_around_a_service_counts(tmp_path: Path) -> None:
     write(tmp_path, sys__fs__cgroup__user___slice__app__memory___max="max\n")
     write(tmp_path, sys__fs__cgroup__user___slice__memory___max=f"{GIB}\n")
     write(tmp_path, sys__fs__cgroup__user___slice__app__cpu___max="max 100000\n")
-    assert read_limits(tmp_path) == Limits(None, GIB)
+    assert read_limits(tmp_path) == CgroupLimits(None, GIB)
 
 
 def test_cgroup_1_has_its_own_names(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_cgroup_1_has_its_own_names(tmp_path: Path) -> None:
         tmp_path, sys__fs__cgroup__cpu__cpu___cfs_quota_us="200000", sys__fs__cgroup__cpu__cpu___cfs_period_us="100000"
     )
     write(tmp_path, sys__fs__cgroup__memory__memory___limit_in_bytes=f"{3 * GIB}")
-    assert read_limits(tmp_path) == Limits(2.0, 3 * GIB)
+    assert read_limits(tmp_path) == CgroupLimits(2.0, 3 * GIB)
     write(tmp_path, sys__fs__cgroup__memory__memory___limit_in_bytes="9223372036854771712")
     write(tmp_path, sys__fs__cgroup__cpu__cpu___cfs_quota_us="-1")
     assert read_limits(tmp_path) == FREE
@@ -74,7 +74,7 @@ def test_features_of_the_cpu(tmp_path: Path, flags: str, level: Level, said: str
 
 def test_a_quota_below_the_default_threads_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("hybrid.doctor.processor.default_threads", lambda: 8)
-    _, finding = examine_processor(Limits(2.5, None), tmp_path)
+    _, finding = examine_processor(CgroupLimits(2.5, None), tmp_path)
     assert finding.level is Level.NOTE
     assert finding.text.endswith("a quota of 2.5; --threads is 8 unless given, more than the quota: give --threads 2")
 
@@ -86,14 +86,14 @@ def test_ram_is_what_the_kernel_and_the_limit_leave(tmp_path: Path) -> None:
     assert read_ram(FREE, tmp_path) is None
     write(tmp_path, proc__meminfo=MEMINFO)
     assert read_ram(FREE, tmp_path) == Ram(16 * GIB, 8 * GIB)
-    assert read_ram(Limits(None, 4 * GIB), tmp_path) == Ram(4 * GIB, 4 * GIB)
+    assert read_ram(CgroupLimits(None, 4 * GIB), tmp_path) == Ram(4 * GIB, 4 * GIB)
     write(tmp_path, proc__meminfo="MemTotal: lots\n")
     assert read_ram(FREE, tmp_path) is None
 
 
 def test_little_ram_and_small_pages_are_noted(tmp_path: Path) -> None:
     write(tmp_path, sys__kernel__mm__transparent_hugepage__enabled="always madvise [never]\n")
-    ram, pages = examine_memory(Ram(GIB, GIB), Limits(None, GIB), tmp_path)
+    ram, pages = examine_memory(Ram(GIB, GIB), CgroupLimits(None, GIB), tmp_path)
     assert ram.level is Level.NOTE
     assert "which is the control group's limit: little" in ram.text
     assert pages.mend == "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
