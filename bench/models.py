@@ -23,7 +23,7 @@ from bench.shapes import SHAPES, Shape
 MAX_SHARD_BYTES = 5_000_000_000  # as Hugging Face cuts large models
 
 
-class ModelError(Exception):
+class ModelWriteError(Exception):
     """The model cannot be written; the message is one line."""
 
 
@@ -69,11 +69,11 @@ def write_folder(
 ) -> None:
     """Write the Hugging Face folder; `advance` is told the bytes of each tensor written.
 
-    config.json comes last, so a folder that has one is complete. Raises ModelError when `out` is not empty.
+    config.json comes last, so a folder that has one is complete. Raises ModelWriteError when `out` is not empty.
     """
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
-        raise ModelError(f"{out} is not empty; remove it or choose another folder")
+        raise ModelWriteError(f"{out} is not empty; remove it or choose another folder")
     shards = list(_shards(shape.tensors(), weights.dtype, max_shard_bytes))
     where: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from bench.peers.gguf_file import write_gguf
         out.mkdir(parents=True, exist_ok=True)
         if total > (free := shutil.disk_usage(out).free):
-            raise ModelError(f"the model takes {total:,} bytes and {out} has {free:,} free")
+            raise ModelWriteError(f"the model takes {total:,} bytes and {out} has {free:,} free")
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(f"{options.shape} {options.dtype}", total=total)
 
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_folder(out, shape, weights, advance=advance)
             if write_gguf is not None:
                 write_gguf(out / "model.gguf", options.shape, shape, weights, advance)
-    except (ModelError, OSError, ImportError) as error:
+    except (ModelWriteError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(out)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from bench.gpu.job import Job
-from bench.models import ModelError, nbytes, write_folder
+from bench.models import ModelWriteError, nbytes, write_folder
 from bench.random_weights import DTYPES, Weights
 from bench.shapes import SHAPES
 
@@ -12,7 +12,7 @@ _SPARE_BYTES = 2 << 30  # left free on the disk
 
 
 def model_folder(job: Job, shape: str, dtype: str) -> Path:
-    """The model's folder, written if it is not there yet. Raises ModelError when the disk is too small."""
+    """The model's folder, written if it is not there yet. Raises ModelWriteError when the disk is too small."""
     folder = job.work / f"{shape}-{dtype}"
     if (folder / "config.json").exists():  # written last
         return folder
@@ -20,7 +20,7 @@ def model_folder(job: Job, shape: str, dtype: str) -> Path:
     total_bytes = sum(nbytes(size, DTYPES[dtype]) for size in SHAPES[shape].tensors().values())
     free_bytes = shutil.disk_usage(job.work).free
     if free_bytes < total_bytes + _SPARE_BYTES:
-        raise ModelError(f"{job.work} has {free_bytes:,} bytes free; {shape} in {dtype} takes {total_bytes:,}")
+        raise ModelWriteError(f"{job.work} has {free_bytes:,} bytes free; {shape} in {dtype} takes {total_bytes:,}")
     write_folder(folder, SHAPES[shape], Weights(DTYPES[dtype]))
     return folder
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.models import ModelError, main, write_folder
+from bench.models import ModelWriteError, main, write_folder
 from bench.random_weights import DTYPES, Weights
 from bench.shapes import SHAPES
 
@@ -111,7 +111,7 @@ def test_shards_cover_every_tensor_once(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ModelError, match="not empty"):
+    with pytest.raises(ModelWriteError, match="not empty"):
         write(tmp_path)
     assert main(["--out", str(tmp_path), "--shape", "tiny"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
