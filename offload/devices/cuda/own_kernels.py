@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offload.devices.cuda.kernels import launch
-from offload.devices.cuda.kernels.launch import Launch, Multiplication, block_log2, chunk_bytes, chunk_numbers
+from offload.devices.cuda.kernels.launch import Launch, SplitLaunch, block_log2, chunk_bytes, chunk_numbers
 from offload.plan.scratch import MAX_ROWS
 from offload.spec.linear import BlockFormat, Layout, WeightFormat
 
@@ -219,12 +219,12 @@ class CudaKernels:
         arguments = [_pointer(source), _pointer(out), _int(pitch), _int(width)]
         self._launch(launch.widen_bf16(rows, width, aligned), arguments, stream)
 
-    def _float(self, rows: int, weight: FloatWeight, aligned: bool) -> Multiplication:
+    def _float(self, rows: int, weight: FloatWeight, aligned: bool) -> SplitLaunch:
         return _multiply_float(
             weight.format, weight.layout, rows, weight.columns, weight.inner, aligned, self._processors
         )
 
-    def _blocks(self, rows: int, weight: BlockWeight, int8_rows: bool, aligned: bool) -> Multiplication:
+    def _blocks(self, rows: int, weight: BlockWeight, int8_rows: bool, aligned: bool) -> SplitLaunch:
         return _multiply_blocks(weight.format, int8_rows, rows, weight.columns, weight.inner, aligned, self._processors)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from offload.devices.cuda.kernels import launch
-from offload.devices.cuda.kernels.launch import Multiplication
+from offload.devices.cuda.kernels.launch import SplitLaunch
 from offload.devices.cuda.kernels.sources import program
 from offload.plan.scratch import MAX_ROWS, most_splits, split_bytes
 from offload.spec.linear import BlockFormat, Layout, WeightFormat
@@ -16,7 +16,7 @@ SHARED_LIMIT_BYTES = 48 * 1024  # what a launch may ask for without further ado
 SIZES = ((1, 1), (3, 17), (64, 8), (256, 2048), (256, 4096), (4096, 4096), (151_936, 896), (4096, 14_336))
 
 
-def multiplications(rows: int, columns: int, inner: int, processors: int) -> list[tuple[int, Multiplication]]:
+def multiplications(rows: int, columns: int, inner: int, processors: int) -> list[tuple[int, SplitLaunch]]:
     """Each with the units that `inner` has."""
     int4, int8 = BlockFormat(4, 32, FP16), BlockFormat(8, 128, FP32)
     return [

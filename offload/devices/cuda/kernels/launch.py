@@ -32,7 +32,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Multiplication:
+class SplitLaunch:
     """The launch of a multiplication, whose inner dimension is cut into `splits` of `units_per_split`.
 
     A unit is what one thread takes at a time: a chunk of a column, or a few rows of a [K, N] weight.
@@ -64,7 +64,7 @@ def chunk_numbers(weight: BlockFormat) -> int:
 
 def multiply_float(
     weight_format: WeightFormat, layout: Layout, rows: int, columns: int, inner: int, aligned: bool, processors: int
-) -> Multiplication:
+) -> SplitLaunch:
     """y[rows, columns] = x[rows, inner] @ W for fp16 and bf16 weights.
 
     `aligned`: x and W begin at multiples of 16 bytes, and so does every 8th column and, for KN, row of them.
@@ -89,12 +89,12 @@ def multiply_float(
         warps * _WARP,
         shared_bytes=warps * rows * _TILE * 4,
     )
-    return Multiplication(launch, splits, steps)
+    return SplitLaunch(launch, splits, steps)
 
 
 def multiply_blocks(
     weight: BlockFormat, int8_rows: bool, rows: int, columns: int, inner: int, aligned: bool, processors: int
-) -> Multiplication:
+) -> SplitLaunch:
     """y[rows, columns] = x[rows, inner] @ W for block-quantised weights.
 
     `int8_rows`: x was quantised by `quantise_rows`. `aligned`: W begins at a multiple of `chunk_bytes` and,
@@ -176,14 +176,14 @@ def _row_by_row(program: str, kernel: str, rows: int, units: int) -> Launch:
 
 def _by_columns(
     program: str, kernel: str, rows: int, columns: int, inner: int, chunks: int, processors: int
-) -> Multiplication:
+) -> SplitLaunch:
     """A few columns a block, whose threads walk along the inner dimension."""
     tiles = -(-columns // _COLUMNS_PER_BLOCK)
     splits, chunks_per_split = _split(chunks, _WARP, tiles, processors, most_splits(rows, columns, inner))
     warps = min(_MAX_THREADS // _WARP, -(-chunks_per_split // _WARP))
     shared_bytes = warps * rows * _COLUMNS_PER_BLOCK * 4
     launch = Launch(program, kernel, (tiles, splits), warps * _WARP, shared_bytes)
-    return Multiplication(launch, splits, chunks_per_split)
+    return SplitLaunch(launch, splits, chunks_per_split)
 
 
 def _split(units: int, granularity: int, tiles: int, processors: int, most: int) -> tuple[int, int]:
