@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import InstallationError
-from hybrid.show.plan_picture import COLOURS, Part, PlanPicture
+from hybrid.show.plan_picture import COLOURS, ColumnShare, PlanPicture
 from hybrid.show.timeline_picture import WIDTH_IN, TimelinePicture, Track, View
 
 _DPI = 110
@@ -99,7 +99,7 @@ def _draw_view(axes: Any, view: View, tracks: tuple[Track, ...]) -> None:
     _bare(axes)
 
 
-def _stack(axes: Any, left: float, top: float, width: float, height: float, parts: tuple[Part, ...]) -> None:
+def _stack(axes: Any, left: float, top: float, width: float, height: float, parts: tuple[ColumnShare, ...]) -> None:
     """A cell cut into its parts, the first at the bottom; the axis points down."""
     from matplotlib.patches import Rectangle
 

@@ -28,7 +28,7 @@ COLOURS: Mapping[Place, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnShare:
     """A part of a Linear; `share` is of its columns, and the shares of a cell add up to 1."""
 
     place: Place
@@ -41,7 +41,7 @@ class Cell:
 
     column: int
     row: int
-    parts: tuple[Part, ...]
+    parts: tuple[ColumnShare, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Head:
     """A Linear outside the layers."""
 
     label: str  # kind and size
-    parts: tuple[Part, ...]
+    parts: tuple[ColumnShare, ...]
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ def _place_bytes(placements: Iterable[LinearPlacement]) -> dict[Place, float]:
     return held
 
 
-def _parts(placements: Iterable[LinearPlacement]) -> tuple[Part, ...]:
+def _parts(placements: Iterable[LinearPlacement]) -> tuple[ColumnShare, ...]:
     columns = dict.fromkeys(Place, 0)
     for placement in placements:
         columns[Place.RESIDENT] += len(placement.resident)
         columns[Place.STREAMED] += len(placement.streamed)
         columns[Place.FILE if placement.tier is HostTier.FILE else Place.RAM] += len(placement.host)
     total = sum(columns.values())
-    return tuple(Part(place, count / total) for place, count in columns.items() if count)
+    return tuple(ColumnShare(place, count / total) for place, count in columns.items() if count)
 
 
 def _legend(placements: Iterable[LinearPlacement]) -> tuple[LegendEntry, ...]:

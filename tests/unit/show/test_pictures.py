@@ -7,7 +7,7 @@ import pytest
 
 from hybrid.errors import UsageError
 from hybrid.show.picture_files import write_plan_picture, write_timeline_picture
-from hybrid.show.plan_picture import COLOURS, Part, Place, plan_picture
+from hybrid.show.plan_picture import COLOURS, ColumnShare, Place, plan_picture
 from hybrid.show.timeline_picture import TimelinePicture, timeline_picture
 from offload.devices.base import Span
 from offload.observe.timeline import Operator, Step
@@ -29,12 +29,12 @@ def test_a_cell_is_split_as_its_columns_are() -> None:
     assert picture.layers == ("0", "1")
     assert picture.rows == ("q_proj\n6.25 KiB", "down_proj\n6.25 KiB", "in_proj\n6.25 KiB")
     assert {(cell.column, cell.row): cell.parts for cell in picture.cells} == {
-        (0, 0): (Part(Place.RESIDENT, 0.6), Part(Place.STREAMED, 0.1), Part(Place.RAM, 0.3)),
-        (0, 1): (Part(Place.RESIDENT, 1.0),),
-        (1, 2): (Part(Place.STREAMED, 0.2), Part(Place.FILE, 0.8)),
+        (0, 0): (ColumnShare(Place.RESIDENT, 0.6), ColumnShare(Place.STREAMED, 0.1), ColumnShare(Place.RAM, 0.3)),
+        (0, 1): (ColumnShare(Place.RESIDENT, 1.0),),
+        (1, 2): (ColumnShare(Place.STREAMED, 0.2), ColumnShare(Place.FILE, 0.8)),
     }
     (head,) = picture.heads
-    assert (head.label, head.parts) == ("lm_head\n6.25 KiB", (Part(Place.RAM, 1.0),))
+    assert (head.label, head.parts) == ("lm_head\n6.25 KiB", (ColumnShare(Place.RAM, 1.0),))
 
 
 def test_the_legend_has_the_places_in_use_and_their_sums() -> None:
