@@ -122,7 +122,7 @@ class WeightStore:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ResidentPart:
     """A part of a resident matrix: how to read its bytes, and where they go, one after another."""
 
     read: Callable[[Mapping[str, HostWeight], npt.NDArray[np.uint8]], None]
@@ -133,18 +133,18 @@ class _Part:
         return sum(target.nbytes for target in self.targets)
 
 
-def _parts(matrix: ColumnMatrix, weight: DeviceWeight, most_bytes: int) -> Iterator[_Part]:
+def _parts(matrix: ColumnMatrix, weight: DeviceWeight, most_bytes: int) -> Iterator[_ResidentPart]:
     """A matrix in parts of at most so many bytes: stored rows of floats, columns of blocks."""
     if isinstance(weight, DeviceBlocks):
         most = most_bytes // matrix.column_bytes
         for start, stop in pairwise([*range(0, matrix.columns, most), matrix.columns]):
             cut = matrix.cut(ColumnRange(start, stop))
-            yield _Part(partial(read_blocks, cut), tuple(part.rows(start, stop) for part in weight.parts))
+            yield _ResidentPart(partial(read_blocks, cut), tuple(part.rows(start, stop) for part in weight.parts))
         return
     count = weight.shape[0]
     most = most_bytes // (matrix.nbytes // count)
     for start, stop in pairwise([*range(0, count, most), count]):
-        yield _Part(partial(_read_rows, matrix, start), (weight.rows(start, stop),))
+        yield _ResidentPart(partial(_read_rows, matrix, start), (weight.rows(start, stop),))
 
 
 def _read_rows(matrix: ColumnMatrix, start: int, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
