@@ -18,7 +18,7 @@ Weight = HostArray | QuantisedWeight
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _FilePiece:
     """Stored rows of one Linear: some columns of [N, K], or all columns over some of K of [K, N].
 
     `weight` is these rows where they lie, `parts` what of it is in files, array by array.
@@ -59,7 +59,7 @@ class FileTier:
         """
         pieces = [piece for group in groups.values() for p in group for piece in _pieces(p, weights[p.linear.name])]
         self._ring = DiskRing([piece.parts for piece in pieces], capacity_bytes)
-        by_group: dict[str, list[tuple[int, _Piece]]] = {name: [] for name in groups}
+        by_group: dict[str, list[tuple[int, _FilePiece]]] = {name: [] for name in groups}
         for number, piece in enumerate(pieces):
             by_group[piece.placement.linear.group].append((number, piece))
         self.groups = {
@@ -80,7 +80,7 @@ class FileGroup:
     """The pieces of the Linears of one group; a `HostGroup`."""
 
     def __init__(
-        self, ring: DiskRing, host: HostBackend, linears: Sequence[str], pieces: Sequence[tuple[int, _Piece]]
+        self, ring: DiskRing, host: HostBackend, linears: Sequence[str], pieces: Sequence[tuple[int, _FilePiece]]
     ) -> None:
         """`pieces` with their numbers in the ring."""
         self._ring = ring
@@ -94,7 +94,7 @@ class FileGroup:
             self._multiply(piece, piece.columns(self._ring.arrays(number)), x, outputs[output])
             self._ring.release()
 
-    def _multiply(self, piece: _Piece, columns: HostColumns, x: FloatArray, y: FloatArray) -> None:
+    def _multiply(self, piece: _FilePiece, columns: HostColumns, x: FloatArray, y: FloatArray) -> None:
         linear, host, rows = piece.placement.linear, piece.placement.host, piece.rows
         # Prepared anew every time, since what it keeps for the next would add up over thousands of pieces.
         work = self._host.group([columns])
@@ -117,7 +117,7 @@ def _arrays(weight: Weight) -> tuple[HostArray, ...]:
     return weight.arrays if isinstance(weight, QuantisedWeight) else (weight,)
 
 
-def _pieces(placement: LinearPlacement, weight: Weight) -> list[_Piece]:
+def _pieces(placement: LinearPlacement, weight: Weight) -> list[_FilePiece]:
     """The pieces of a Linear, each one read: stored rows, so that [K, N] is cut along K and sums are added up."""
     linear, arrays = placement.linear, _arrays(weight)
     rows = placement.host if linear.layout is Layout.NK else ColumnRange(0, linear.in_features)
@@ -126,7 +126,7 @@ def _pieces(placement: LinearPlacement, weight: Weight) -> list[_Piece]:
         first, last = rows.start + start, rows.start + stop
         stored = weight.columns(first, last) if isinstance(weight, QuantisedWeight) else weight[first:last]
         parts = tuple(_file_part(array, first, last) for array in arrays if file_of(array) is not None)
-        found.append(_Piece(placement, ColumnRange(first, last), stored, parts))
+        found.append(_FilePiece(placement, ColumnRange(first, last), stored, parts))
     return found
 
 
