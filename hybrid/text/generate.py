@@ -16,7 +16,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Pieces(Iterator[T_co], Protocol[T_co]):
+class ClosableIterator(Iterator[T_co], Protocol[T_co]):
     """What comes piece by piece, and can be left before its end."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class TokenEngine(Protocol):
     def held(self, token_ids: Sequence[int], /) -> int:
         """How many of the ids, from the first on, the cache holds from its beginning on."""
 
-    def ahead(self, steps: Generator[T, None, None], /) -> Pieces[T]:
+    def ahead(self, steps: Generator[T, None, None], /) -> ClosableIterator[T]:
         """What `steps` yields, with nobody else using the engine in between; they may run ahead of who reads."""
 
 
