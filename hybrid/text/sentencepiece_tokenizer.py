@@ -52,7 +52,7 @@ class SentencePieceTokenizer:
         self._splits_names = flags.get("split_special_tokens", False)
         if flags.get("add_eos_token"):
             self.notes += ("add_eos_token is true, but no end token is added: a prompt goes on",)
-        self._makers: list[Callable[[], Step]] = [partial(Pieces, *self._spaces_stripped())]
+        self._makers: list[Callable[[], Step]] = [partial(PieceDecoder, *self._spaces_stripped())]
         if flags.get("clean_up_tokenization_spaces") and not self._is_byte_pair():
             self._makers.append(CleanUp)
 
@@ -157,7 +157,7 @@ class SentencePieceTokenizer:
         return all(float(score).is_integer() for score in self._processor.get_score(list(range(self._trained_size))))
 
 
-class Pieces(Utf8):
+class PieceDecoder(Utf8):
     """Pieces in, text out: without the space that encoding adds at the start, single bytes as characters."""
 
     def __init__(self, strips: bool, strips_all: bool) -> None:
