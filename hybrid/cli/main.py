@@ -30,7 +30,7 @@ from hybrid.cli.flag_values import (
 from hybrid.errors import UsageError
 from hybrid.loading.settings import DEMO_MODEL
 from hybrid.show.console import check_writable, emit, note_between, prompt_text, say, tell_program, width
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 from hybrid.show.wrapping import fold
 
 PROBLEMS = 1
@@ -115,7 +115,7 @@ def run(
     stats_path = stats_file(stats)
     check_early(settings, flags, stop or (), chat_template)
 
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         from hybrid.cli.recording import start_recording, write_stats
         from hybrid.cli.run import Request, complete
         from hybrid.show import report
@@ -182,7 +182,7 @@ def plan(
         return print_settings(plan, locals())
     settings = run_settings(locals())
     check_early(settings)
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         from hybrid.loading.planning import make_plan
         from hybrid.loading.resolve import resolve_model
         from hybrid.show import report
@@ -247,7 +247,7 @@ def chat(
     flags = sampling_flags(locals())
     settings = run_settings(locals())
     check_early(settings, flags, stop or (), chat_template)
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         from hybrid.chat.opening import find_template, open_conversation
         from hybrid.chat.terminal import chat as talk
         from hybrid.show import report
@@ -280,7 +280,7 @@ def chat(
 
 def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson = False) -> int:
     """`hybrid doctor`; gives the exit code."""
-    with Progress(sys.stderr, "Examining this machine"):
+    with ProgressLine(sys.stderr, "Examining this machine"):
         from hybrid.doctor.examination import examine
         from hybrid.doctor.text import report_text
 
@@ -313,7 +313,7 @@ def tune(
     folder = calibration_file("").parent if out is None else out.absolute().parent
     for warning in threads_warning(threads):
         say(f"note: {warning}")
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         made = measure_machine(device, resolve_threads(threads), folder, progress.on_share, force=force)
     path = out or calibration_file(made.profile.name)
     save_profile(made.profile, path)

@@ -20,7 +20,7 @@ _RATE_OVER_S = 15.0  # a rate is one of the last seconds: downloads and disks ch
 _FEWEST_BAR_CELLS, _MOST_BAR_CELLS = 6, 40
 
 
-class Progress:
+class ProgressLine:
     """Shows the stage that is under way while a `with` lasts, and what is left of it.
 
     A terminal shows nothing of what lasts less than `after_s`. A thread draws, so that also a stage that tells nothing
@@ -39,7 +39,7 @@ class Progress:
         self._thread = Thread(target=self._keep_drawing, name="progress", daemon=True)
         self._stage = _Stage(label, 0.0, clock())
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressLine":
         self._show()
         self._thread.start()
         return self

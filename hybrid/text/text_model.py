@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from hybrid.errors import TokenizerError
 from hybrid.loading.resolve import resolve_model
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 from hybrid.source.folder import find_model
 from hybrid.text.arguments import check_arguments, sampling_hints, stop_texts
 from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template, load_chat_template
@@ -221,5 +221,5 @@ def load(
     )
     if not progress or sys.stderr is None:
         return open_text_model(settings)
-    with Progress(sys.stderr, "Loading") as shown:
+    with ProgressLine(sys.stderr, "Loading") as shown:
         return open_text_model(settings, on_stage=shown.on_stage, on_bytes=shown.on_bytes)

@@ -14,7 +14,7 @@ import pytest
 
 import hybrid
 from hybrid.errors import UsageError
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 from hybrid.text.text_model import TextModel
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_a_notebook_has_one_line_that_changes_and_goes(monkeypatch: pytest.Monke
 
     shell = SimpleNamespace(kernel=object(), display_pub=SimpleNamespace(publish=publish))
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
-    with Progress(io.StringIO(), "Loading") as progress:
+    with ProgressLine(io.StringIO(), "Loading") as progress:
         progress.on_stage("Loading weights", 100)
         progress.on_bytes(100)
     texts, places, updates = zip(*sent, strict=True)

@@ -7,7 +7,7 @@ import pytest
 
 from hybrid.show import progress
 from hybrid.show.console import terminal_size
-from hybrid.show.progress import Progress, duration
+from hybrid.show.progress import ProgressLine, duration
 from hybrid.show.redrawn import RedrawnLines
 from offload.spec.units import MIB
 
@@ -53,7 +53,7 @@ def test_what_matters_least_is_left_out_where_there_is_no_room(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     file, clock = Tty(), Clock()
-    with Progress(file, clock=clock) as shown:
+    with ProgressLine(file, clock=clock) as shown:
         shown.on_stage("Loading weights", 100 * MIB)
         for _ in range(5):
             clock.now_s += 1
@@ -68,7 +68,7 @@ def test_what_matters_least_is_left_out_where_there_is_no_room(
 def test_shares_of_everything_have_a_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     file, clock = Tty(), Clock()
-    with Progress(file, clock=clock) as shown:
+    with ProgressLine(file, clock=clock) as shown:
         for step in range(4):
             shown.on_share(f"stage {step}", step / 4)
             clock.now_s += 2
@@ -79,7 +79,7 @@ def test_shares_of_everything_have_a_time_left(monkeypatch: pytest.MonkeyPatch) 
 
 def test_shares_of_what_is_under_way_count_from_its_beginning() -> None:
     file, clock = Tty(), Clock()
-    with Progress(file, "Reading", clock) as shown:
+    with ProgressLine(file, "Reading", clock) as shown:
         clock.now_s = 2
         shown.on_share("Reading", 0.25)
         assert file.last_line().endswith(" 25% · 6 s left")
@@ -87,7 +87,7 @@ def test_shares_of_what_is_under_way_count_from_its_beginning() -> None:
 
 def test_nothing_is_seen_of_what_is_over_before_it_matters() -> None:
     file, clock = Tty(), Clock()
-    with Progress(file, "Reading", clock, after_s=1.0) as shown:
+    with ProgressLine(file, "Reading", clock, after_s=1.0) as shown:
         clock.now_s = 0.9
         shown.on_share("Reading", 0.5)
         assert file.getvalue() == ""
@@ -99,7 +99,7 @@ def test_nothing_is_seen_of_what_is_over_before_it_matters() -> None:
 
 def test_a_stage_of_unknown_length_tells_the_time_that_went_by() -> None:
     file, clock = Tty(), Clock()
-    with Progress(file, clock=clock) as shown:
+    with ProgressLine(file, clock=clock) as shown:
         shown.on_stage("Compiling kernels", 0)
         clock.now_s = 75
         shown._show()
@@ -109,7 +109,7 @@ def test_a_stage_of_unknown_length_tells_the_time_that_went_by() -> None:
 def test_nothing_is_written_of_a_short_while_where_nothing_can_be_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     for file, term in ((io.StringIO(), "xterm"), (Tty(), "dumb")):
         monkeypatch.setenv("TERM", term)
-        with Progress(file) as shown:
+        with ProgressLine(file) as shown:
             shown.on_stage("Loading weights", 10)
             shown.on_bytes(10)
         assert file.getvalue() == ""
@@ -118,7 +118,7 @@ def test_nothing_is_written_of_a_short_while_where_nothing_can_be_redrawn(monkey
 def test_a_long_while_is_told_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_FIRST_PLAIN_S", 0.0)
     file = io.StringIO()
-    with Progress(file, "Loading weights") as shown:
+    with ProgressLine(file, "Loading weights") as shown:
         while not file.getvalue().endswith("\n"):
             os.sched_yield()
         shown.on_stage("Preparing islands", 0)
