@@ -58,7 +58,7 @@ def beam_search(
         raise UsageError(f"max-tokens must be at least 1, not {max_tokens}")
     if not math.isfinite(length_penalty):
         raise UsageError(f"length-penalty must be a number, not {length_penalty}")
-    replay = _Replay(engine, prompt_ids)
+    replay = _ContinuationLogits(engine, prompt_ids)
     limit = min(max_tokens, replay.room + 1)  # the last token need not be run
     at_limit = StopReason.MAX_TOKENS if limit == max_tokens else StopReason.CONTEXT
     ends = frozenset(stop_ids)
@@ -75,7 +75,9 @@ def beam_search(
     return found
 
 
-def _extend(replay: "_Replay", going: list[_Open], beams: int, ends: frozenset[int]) -> tuple[list[_Open], list[_Open]]:
+def _extend(
+    replay: "_ContinuationLogits", going: list[_Open], beams: int, ends: frozenset[int]
+) -> tuple[list[_Open], list[_Open]]:
     """One more token on every beam: the likeliest `beams` that go on, and those that end while they are at it."""
     wanted = beams + len(ends)  # so many candidates of one beam can be needed: all ends may come before
     candidates = []
@@ -119,7 +121,7 @@ def _reachable(going: list[_Open], length: int, limit: int, length_penalty: floa
     return max((_score(text.log_probability, at, length_penalty) for text in going), default=-math.inf)
 
 
-class _Replay:
+class _ContinuationLogits:
     """Logits after any text that follows the prompt, from an engine that holds one sequence."""
 
     def __init__(self, engine: TokenEngine, prompt_ids: Sequence[int]) -> None:
