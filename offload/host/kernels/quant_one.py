@@ -14,7 +14,7 @@ CHAINS = 2  # sums that one row is added up in, to hide the latency of an FMA
 AHEAD = 4096  # bytes by which a row is fetched before it is read
 
 
-class _Row:
+class _WeightRow:
     """IR of a row of W: where it begins, and what its blocks are scaled by."""
 
     def __init__(self, builder: Any, bits: int, block: int, scale_kind: Any, args: Any, row: Any) -> None:
@@ -71,7 +71,7 @@ def int8_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, 
     together = max(CHAINS, 512 // (block * bits))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        stored = _Row(builder, bits, block, scales.dtype, args[:4], args[7])
+        stored = _WeightRow(builder, bits, block, scales.dtype, args[:4], args[7])
         x, xs, sums = args[4:7]
         totals = [cgutils.alloca_once_value(builder, q.zeros(q.F32, lanes)) for _ in range(CHAINS)]
         factors, starts = q.scratch(builder, q.F32, batch), q.scratch(builder, q.I32, batch)
@@ -134,7 +134,7 @@ def float_dots(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers = [builder.extract_value(args[5], i) for i in range(len(rows))]
-        stored = [_Row(builder, bits, block, scales.dtype, args[:4], number) for number in numbers]
+        stored = [_WeightRow(builder, bits, block, scales.dtype, args[:4], number) for number in numbers]
         totals = [cgutils.alloca_once_value(builder, q.zeros(q.F32, lanes)) for _ in stored]
 
         def sweep(symmetric: bool) -> None:
