@@ -11,7 +11,7 @@ _CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 _CUT = re.compile(r"(?<=[^ ']) ")
 
 
-class Step(Protocol):
+class DecodingStep(Protocol):
     """One step of decoding. Its state is immutable values, so that a shallow copy is independent."""
 
     def feed(self, token: Any, /) -> Sequence[str]:
@@ -27,7 +27,7 @@ class StreamingDecoder:
     `token_of` gives what the first step reads; None for ids that have no text.
     """
 
-    def __init__(self, token_of: Callable[[int], Any], steps: Sequence[Step]) -> None:
+    def __init__(self, token_of: Callable[[int], Any], steps: Sequence[DecodingStep]) -> None:
         self._token_of = token_of
         self._steps = steps
 

@@ -10,7 +10,7 @@ from functools import cache, lru_cache, partial
 from typing import Any, Protocol
 
 from hybrid.errors import TokenizerError
-from hybrid.text.decoding import Step, Utf8
+from hybrid.text.decoding import DecodingStep, Utf8
 
 _EACH_TOKEN = ("Replace", "Strip", "Metaspace", "WordPiece")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -25,7 +25,7 @@ class LibraryDecoder(Protocol):
 
 def step_makers(
     state: Mapping[str, Any], library_decoder: Callable[[Mapping[str, Any]], LibraryDecoder]
-) -> list[Callable[[], Step]]:
+) -> list[Callable[[], DecodingStep]]:
     """What makes the steps of a decoder that begins; `state` is the decoder as a file writes it, {} for none.
 
     Raises TokenizerError for a decoder whose text cannot be told before the last token.
@@ -33,7 +33,7 @@ def step_makers(
     if not state:
         return [Spaced]  # as the library joins tokens without a decoder
     steps = _flat(state)
-    makers: list[Callable[[], Step]] = []
+    makers: list[Callable[[], DecodingStep]] = []
     fused = False
     for index, step in enumerate(steps):
         kind, later = step.get("type"), steps[index + 1 :]
@@ -78,7 +78,7 @@ def _replaces_a_character(step: Mapping[str, Any]) -> bool:
     return step.get("type") == "Replace" and len(step["pattern"].get("String", "")) == 1
 
 
-def _text_step(step: Mapping[str, Any]) -> Callable[[], Step]:
+def _text_step(step: Mapping[str, Any]) -> Callable[[], DecodingStep]:
     """A step that comes where tokens are one text already."""
     if _replaces_a_character(step):
         return partial(Replaced, step["pattern"]["String"], step["content"])

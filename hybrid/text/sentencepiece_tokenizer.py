@@ -11,7 +11,7 @@ from hybrid.errors import TokenizerError
 from hybrid.shown import show
 from hybrid.source.folder import real_file
 from hybrid.text.added_tokens import AddedToken, TokenFinder
-from hybrid.text.decoding import CleanUp, Step, StreamingDecoder, Utf8
+from hybrid.text.decoding import CleanUp, DecodingStep, StreamingDecoder, Utf8
 from hybrid.text.detokenizer import check_unicode, decode_all
 from hybrid.text.special_tokens import SpecialTokens
 from offload.spec.units import counted
@@ -52,7 +52,7 @@ class SentencePieceTokenizer:
         self._splits_names = flags.get("split_special_tokens", False)
         if flags.get("add_eos_token"):
             self.notes += ("add_eos_token is true, but no end token is added: a prompt goes on",)
-        self._makers: list[Callable[[], Step]] = [partial(PieceDecoder, *self._spaces_stripped())]
+        self._makers: list[Callable[[], DecodingStep]] = [partial(PieceDecoder, *self._spaces_stripped())]
         if flags.get("clean_up_tokenization_spaces") and not self._is_byte_pair():
             self._makers.append(CleanUp)
 
