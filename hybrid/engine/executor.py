@@ -37,7 +37,7 @@ class Executor:
         self._attentions = attentions
         self._fixed = dict(cache) | {name: constant_value(c) for name, c in program.constants.items()}
         self._buffers = plan_buffers(program)
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, _BoundProgram] = {}
         self._timeline = timeline
 
     def run(
@@ -50,7 +50,7 @@ class Executor:
         """
         if new_tokens not in self._steps:
             self._steps = {count: step for count, step in self._steps.items() if count == 1}
-            self._steps[new_tokens] = _Step(
+            self._steps[new_tokens] = _BoundProgram(
                 self._program,
                 self._islands,
                 self._linears,
@@ -72,7 +72,7 @@ class Executor:
                 loaded.drop_mapped_pages()
 
 
-class _Step:
+class _BoundProgram:
     """The program bound for one number of new tokens."""
 
     def __init__(
