@@ -33,7 +33,7 @@ class _HostWork:
 
 
 @dataclass(frozen=True)
-class _Level:
+class _LevelWork:
     """The work of one level; a group may be in both. `kinds` names the kinds on the device, for the timeline."""
 
     kinds: str
@@ -128,7 +128,7 @@ class LinearRunner:
         self._resources.close()
 
     def _run_with_device(
-        self, level: int, work: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+        self, level: int, work: _LevelWork, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
     ) -> None:
         assert self._work is not None
         tokens = inputs[work.device[0].name].shape[0]
@@ -158,7 +158,7 @@ class LinearRunner:
                     np.multiply(values, scales.get(cast, 1), out=part)
 
     def _multiply_on_host(
-        self, level: _Level, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
+        self, level: _LevelWork, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
     ) -> None:
         for host in level.host:
             name = f"host columns of {host.group}"
@@ -211,7 +211,7 @@ def _levels(
     host_side: _HostSide,
     in_files: Mapping[str, _HostWork],
     prefill: bool,
-) -> list[_Level]:
+) -> list[_LevelWork]:
     """The work of every level in prefill or decode; `in_files` is by group, and the same in both."""
     on_device = work.groups(prefill) if work is not None else {}
     levels = []
@@ -224,7 +224,7 @@ def _levels(
             if group in in_files:
                 on_host.append(in_files[group])
         levels.append(
-            _Level(
+            _LevelWork(
                 kinds=_kinds([p for members in level.values() for p in members if p.on_device]),
                 device=tuple(on_device[group] for group in level if group in on_device),
                 host=tuple(on_host),
