@@ -27,7 +27,7 @@ _SETTLE_S = 0.1  # for the kernel to place what has just begun to compute
 
 
 @dataclass(frozen=True)
-class Reading:
+class WaitingRate:
     """Tokens a second, each round's, of one way of waiting beside a number of busy programs."""
 
     way: str
@@ -106,7 +106,7 @@ def busy_programs(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             program.wait()
 
 
-def measure(options: argparse.Namespace, arguments: list[str]) -> list[Reading]:
+def measure(options: argparse.Namespace, arguments: list[str]) -> list[WaitingRate]:
     """Every way and phase beside every number of busy programs, round by round."""
     found: dict[tuple[str, str, int], list[float]] = {}
     with ExitStack() as stack:
@@ -125,10 +125,10 @@ def measure(options: argparse.Namespace, arguments: list[str]) -> list[Reading]:
                         found.setdefault((way, phase, busy), []).append(rate)
                 for program in programs[:busy]:
                     program.send_signal(signal.SIGSTOP)
-    return [Reading(*key, tuple(rates)) for key, rates in sorted(found.items())]
+    return [WaitingRate(*key, tuple(rates)) for key, rates in sorted(found.items())]
 
 
-def show(readings: list[Reading], console: Console) -> None:
+def show(readings: list[WaitingRate], console: Console) -> None:
     """A table: each reading, beside its own quiet one and beside passive waiting."""
     medians = {(reading.way, reading.phase, reading.busy): reading.median for reading in readings}
     quietest = min(reading.busy for reading in readings)

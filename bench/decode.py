@@ -28,7 +28,7 @@ _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeTimes:
     """`step_s` is a median over steps, `decode_tokens_per_s` over all; the parts are means over traced steps.
 
     Attention inside an island counts the whole island, so `other_s` is what neither matmuls nor attention took.
@@ -48,7 +48,7 @@ class Reading:
     ram_peak_bytes: int
 
 
-def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: int) -> Reading:
+def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: int) -> DecodeTimes:
     """Load the model, run `prompt_tokens`, then decode `tokens` one by one, untraced and then traced."""
     timeline = Timeline()
     timeline.pause()
@@ -72,7 +72,7 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
         attending = [span for span in timeline.spans() if span.track == "attention"]
         attending += [span for span in islands if span.name in attention]
         attention_s = sum(span.duration_s for span in attending) / _TRACED_TOKENS
-        return Reading(
+        return DecodeTimes(
             mode=mode,
             threads=threads,
             prompt_tokens=prompt_tokens,

@@ -27,7 +27,7 @@ _BUFFER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Reading:
+class DiskRun:
     """Medians over rounds; `share_of_disk` is the median of the ratios within a round."""
 
     model: str
@@ -47,7 +47,7 @@ class Reading:
     chunk_s: float
 
 
-def measure(model: Path, ram: str, rounds: int, chunk_tokens: int) -> Reading:
+def measure(model: Path, ram: str, rounds: int, chunk_tokens: int) -> DiskRun:
     """Load under the cap, run one chunk, then rounds of the disk alone and a step."""
     files = weight_files(model)
     drop_page_cache(files)
@@ -72,7 +72,7 @@ def measure(model: Path, ram: str, rounds: int, chunk_tokens: int) -> Reading:
             engine.decode(200 + number)
             steps.append(time.perf_counter() - started)
         memory = engine.memory()
-        return Reading(
+        return DiskRun(
             model=model.name,
             ram_cap_bytes=memory["ram_cap_bytes"],
             planned_ram_bytes=engine.plan.total_ram_bytes,

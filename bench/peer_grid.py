@@ -63,7 +63,7 @@ class Grid:
         return ["--threads", str(self.threads), "--tokens", str(self.tokens)]
 
     def _llama_cpp(self, model: Path) -> Reading:
-        def run(n_prompt: int, depth: int) -> llama_bench.Reading:
+        def run(n_prompt: int, depth: int) -> llama_bench.LlamaBenchResult:
             asked = llama_bench.Settings(
                 self.llama_bench, model, self.threads, n_prompt, self.tokens, depth, repetitions=1
             )

@@ -26,7 +26,7 @@ _SCRATCH_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
-class Reading:
+class KernelRate:
     """One multiplication; rates and shares count the bytes of the weight alone."""
 
     kernel: str
@@ -61,7 +61,7 @@ def run(job: Job, save: Save) -> Json:
 
 def _readings(
     device: Device, job: Job, form: WeightFormat, roof: float, not_measured: dict[str, str]
-) -> Iterator[Reading]:
+) -> Iterator[KernelRate]:
     """Everything with weights in one format. A kernel that fails is named in `not_measured`."""
     values = Weights(DTYPES[str(form)]).tensor("w", (job.sizes.copy_bytes // form.itemsize_bytes, 1)).reshape(-1)
     pinned = device.allocate_pinned(values.nbytes)
@@ -86,7 +86,7 @@ def _readings(
         bench.close()
 
 
-def _measure(bench: Bench, case: GemmCase, repetitions: int, blocker: HostArray, roof: float) -> Reading:
+def _measure(bench: Bench, case: GemmCase, repetitions: int, blocker: HostArray, roof: float) -> KernelRate:
     matrix, rows = case.matrix, case.rows
     stored_x = case.x()
     pinned = bench.device.allocate_pinned(stored_x.nbytes)
@@ -109,7 +109,7 @@ def _measure(bench: Bench, case: GemmCase, repetitions: int, blocker: HostArray,
     bench.stream.synchronize()
     rate = case.weight_bytes / seconds
     error = case.error(back.view(np.float32).reshape(y.shape), offsets[-1])
-    return Reading(
+    return KernelRate(
         kernel=case.kernel,
         weights=case.weights,
         matrix=matrix.name,

@@ -46,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LlamaBenchResult:
     """Medians over the repetitions, in tokens/s (None: not run), and the peak memory of the whole process."""
 
     prefill_tokens_per_s: float | None
@@ -57,7 +57,7 @@ class Reading:
     commit: str  # of llama.cpp
 
 
-def run(settings: Settings, timeout_s: float | None = None) -> Reading:
+def run(settings: Settings, timeout_s: float | None = None) -> LlamaBenchResult:
     """Run llama-bench once. Raises PeerError, and subprocess.TimeoutExpired after `timeout_s` seconds."""
     if not settings.model.is_file():
         raise PeerError(f"no model file {settings.model}")
@@ -73,13 +73,13 @@ def run(settings: Settings, timeout_s: float | None = None) -> Reading:
     return parse(done.stdout, done.peak_rss_bytes)
 
 
-def parse(text: str, peak_rss_bytes: int) -> Reading:
+def parse(text: str, peak_rss_bytes: int) -> LlamaBenchResult:
     """Read the JSON of one llama-bench run with one prefill test, one decode test, or one of each."""
     try:
         tests: list[dict[str, Any]] = json.loads(text)
         speeds = {bool(test["n_prompt"]): statistics.median(test["samples_ts"]) for test in tests}
         first = tests[0]
-        return Reading(
+        return LlamaBenchResult(
             prefill_tokens_per_s=speeds.get(True),
             decode_tokens_per_s=speeds.get(False),
             peak_rss_bytes=peak_rss_bytes,
