@@ -39,7 +39,7 @@ SETTLE_S = 0.1  # idle threads of one pool spin on for a while, to the cost of t
 
 
 @dataclass(frozen=True)
-class Row:
+class AttentionTimes:
     """One case: seconds a layer (the fastest), and how many times as long onnxruntime takes as ours, caches in fp32."""
 
     shape: str
@@ -166,7 +166,7 @@ def a_layer(run: Callable[[], object]) -> Callable[[], float]:
     return contestant
 
 
-def measure(name: str, depth: int, new_tokens: int, attention: HostAttention, rounds: int) -> Row:
+def measure(name: str, depth: int, new_tokens: int, attention: HostAttention, rounds: int) -> AttentionTimes:
     """All contestants of one case by turns."""
     case = Case(SHAPES[name], depth, new_tokens)
     runs = {
@@ -177,7 +177,7 @@ def measure(name: str, depth: int, new_tokens: int, attention: HostAttention, ro
     }
     result = interleave({label: a_layer(run) for label, run in runs.items()}, rounds, warmup=1)
     best = {label: min(result.readings(label)) for label in runs}
-    return Row(
+    return AttentionTimes(
         name,
         depth,
         new_tokens,
@@ -189,7 +189,7 @@ def measure(name: str, depth: int, new_tokens: int, attention: HostAttention, ro
     )
 
 
-def show(console: Console, rows: Sequence[Row]) -> None:
+def show(console: Console, rows: Sequence[AttentionTimes]) -> None:
     """Print the table."""
     table = Table(title="milliseconds a layer, and onnxruntime / ours")
     for name in (

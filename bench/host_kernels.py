@@ -45,7 +45,7 @@ SETTLE_S = 0.1  # idle threads of one pool spin on for a while, to the cost of t
 
 
 @dataclass(frozen=True)
-class Row:
+class RooflineRow:
     """One line of a table: `rate` is GB/s or GFLOP/s, `of_roof` a median of ratios, `best` the fastest's."""
 
     table: str
@@ -115,17 +115,17 @@ def row(
     roof: str,
     work: float,
     roof_work: float | None = None,
-) -> Row:
+) -> RooflineRow:
     """The line of contestant `name`, which does `work` (bytes, operations) to the roof's `roof_work`."""
     seconds, share = result.median(name), work / (roof_work or work)
     best = share * min(result.readings(roof)) / min(result.readings(name))
     ratio = share * result.ratio(roof, name)
-    return Row(table, str(weight_format), str(layout), rows, seconds, work / seconds / 1e9, ratio, best)
+    return RooflineRow(table, str(weight_format), str(layout), rows, seconds, work / seconds / 1e9, ratio, best)
 
 
 def bench_decode(
     backend: NumbaBackend, halves: Array, k: int, n: int, all_rows: Sequence[int], rounds: int
-) -> list[Row]:
+) -> list[RooflineRow]:
     """GB/s of weights [k, n] for a few rows of x, beside a plain read of as many bytes."""
     found = []
     pool = ThreadPoolExecutor(backend.threads)
@@ -145,7 +145,7 @@ def bench_decode(
     return found
 
 
-def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[Row]:
+def bench_prefill(backend: NumbaBackend, halves: Array, all_rows: Sequence[int], rounds: int) -> list[RooflineRow]:
     """GFLOP/s for many rows of x, beside numpy's sgemm of 128 rows with fp32 weights [N, K]."""
     found, flops, turn = [], 2 * K * N * SGEMM_ROWS, itertools.count()
     x, y = np.ones((SGEMM_ROWS, K), np.float32), np.empty((SGEMM_ROWS, N), np.float32)
@@ -211,7 +211,7 @@ def bench_group(backend: NumbaBackend, halves: Array, rounds: int) -> tuple[floa
     return result.median("one"), result.median("three"), result.ratio("three", "one")
 
 
-def show(console: Console, title: str, unit: str, rows: Sequence[Row]) -> None:
+def show(console: Console, title: str, unit: str, rows: Sequence[RooflineRow]) -> None:
     """Print one table."""
     table = Table(title=escape(title))
     for name in ("format", "layout", "rows", "ms", unit, "of roof", "best"):

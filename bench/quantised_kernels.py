@@ -40,7 +40,7 @@ _BITS = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedupRow:
     """One line: `gain` is onnxruntime's time over ours, a median of ratios; rates are ours."""
 
     format: str
@@ -94,7 +94,7 @@ def settled(actions: list[Callable[[], object]], calls: int) -> Callable[[], flo
     return contestant
 
 
-def bench_kind(backend: NumbaBackend, weight_format: WeightFormat, block: int, rows: int, rounds: int) -> Row:
+def bench_kind(backend: NumbaBackend, weight_format: WeightFormat, block: int, rows: int, rounds: int) -> SpeedupRow:
     """One kind of weight and one number of rows."""
     nbytes = N * K * _BITS[weight_format] // 8
     weights = [random_weight(weight_format, block, seed) for seed in range(-(-TURNS_BYTES // nbytes))]
@@ -114,7 +114,7 @@ def bench_kind(backend: NumbaBackend, weight_format: WeightFormat, block: int, r
     }
     result = interleave(contestants, rounds, warmup=1)
     ours_s = result.median("ours")
-    return Row(
+    return SpeedupRow(
         str(weight_format),
         block,
         rows,
