@@ -21,7 +21,7 @@ from offload.spec.units import counted
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """What to measure with."""
 
     models: Path
@@ -38,7 +38,7 @@ class _Readings:
     def __init__(self) -> None:
         self.kept: dict[str, list[dict[str, Any]]] = {}
 
-    def ours(self, name: str, model: Path, mode: str, settings: Settings) -> Callable[[], float]:
+    def ours(self, name: str, model: Path, mode: str, settings: ComparisonSettings) -> Callable[[], float]:
         arguments = ["--model", str(model), "--mode", mode, "--threads", str(settings.threads)]
         arguments += ["--tokens", str(settings.tokens)]
 
@@ -52,8 +52,8 @@ class _Readings:
 
         return run
 
-    def llama_cpp(self, name: str, model: Path, settings: Settings) -> Callable[[], float]:
-        asked = llama_bench.Settings(
+    def llama_cpp(self, name: str, model: Path, settings: ComparisonSettings) -> Callable[[], float]:
+        asked = llama_bench.LlamaBenchSettings(
             settings.llama_bench, model, settings.threads, n_gen=settings.tokens, depth=16, repetitions=1
         )
 
@@ -71,7 +71,7 @@ class _Readings:
         return statistics.median(float(reading[key]) for reading in self.kept[name])
 
 
-def compare(settings: Settings) -> dict[str, Any]:
+def compare(settings: ComparisonSettings) -> dict[str, Any]:
     """Both comparisons, with all readings."""
     half, single = settings.models / "tinyllama-1.1b-fp16", settings.models / "tinyllama-1.1b-fp32"
     readings = _Readings()
@@ -113,13 +113,13 @@ def compare(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _command(settings: Settings) -> str:
+def _command(settings: ComparisonSettings) -> str:
     """The command line without the paths, which differ from machine to machine."""
     only = f" --only {settings.only}" if settings.only else ""
     return f"python -m bench.compare{only} --rounds {settings.rounds} --tokens {settings.tokens}"
 
 
-def _take_turns(contestants: Mapping[str, Callable[[], float]], settings: Settings) -> Comparison:
+def _take_turns(contestants: Mapping[str, Callable[[], float]], settings: ComparisonSettings) -> Comparison:
     def tell(index: int, name: str, reading: float) -> None:
         print(f"round {index + 1}: {name} {reading:.2f} tokens/s", file=sys.stderr, flush=True)
 
@@ -152,7 +152,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("fp16", "fp32"), help="one of the two comparisons")
     parser.add_argument("--out", type=Path, required=True)
     flags = parser.parse_args()
-    result = compare(Settings(flags.models, flags.llama_bench, flags.threads, flags.rounds, flags.tokens, flags.only))
+    result = compare(
+        ComparisonSettings(flags.models, flags.llama_bench, flags.threads, flags.rounds, flags.tokens, flags.only)
+    )
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
     (flags.out / "compare.md").write_text(as_markdown(result))

@@ -64,7 +64,7 @@ class Grid:
 
     def _llama_cpp(self, model: Path) -> Reading:
         def run(n_prompt: int, depth: int) -> llama_bench.LlamaBenchResult:
-            asked = llama_bench.Settings(
+            asked = llama_bench.LlamaBenchSettings(
                 self.llama_bench, model, self.threads, n_prompt, self.tokens, depth, repetitions=1
             )
             return llama_bench.run(asked)

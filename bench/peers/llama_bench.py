@@ -24,7 +24,7 @@ class PeerError(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
+class LlamaBenchSettings:
     """What to run. Counts are in tokens; a count of 0 leaves that test out, but not both."""
 
     binary: Path
@@ -57,7 +57,7 @@ class LlamaBenchResult:
     commit: str  # of llama.cpp
 
 
-def run(settings: Settings, timeout_s: float | None = None) -> LlamaBenchResult:
+def run(settings: LlamaBenchSettings, timeout_s: float | None = None) -> LlamaBenchResult:
     """Run llama-bench once. Raises PeerError, and subprocess.TimeoutExpired after `timeout_s` seconds."""
     if not settings.model.is_file():
         raise PeerError(f"no model file {settings.model}")
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", type=int, default=0, help="tokens in the cache before either test")
     parser.add_argument("--repetitions", type=int, default=3)
     given = parser.parse_args(arguments)
-    settings = Settings(
+    settings = LlamaBenchSettings(
         given.binary, given.model, given.threads, given.prompt, given.gen, given.depth, given.repetitions
     )
     try:
