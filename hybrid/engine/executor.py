@@ -10,7 +10,7 @@ from hybrid.engine.attention import AttentionBinder, StationAttention
 from hybrid.engine.buffers import BufferPlan, plan_buffers
 from hybrid.engine.island import IslandBinding, LoadedIsland, Value, array_of, constant_value, value_of
 from hybrid.graph.graph import ElementType
-from hybrid.graph.program import Level, OutsideAttention, OutsideLinear, Program
+from hybrid.graph.program import OutsideAttention, OutsideLinear, Program, ProgramLevel
 from offload.observe.timeline import Operator, Timeline, span
 from offload.run.recovery import RecoveringLinears
 
@@ -123,7 +123,7 @@ class _Station:
     def __init__(
         self,
         number: int,
-        level: Level,
+        level: ProgramLevel,
         loaded: LoadedIsland | None,
         linears: RecoveringLinears,
         attentions: AttentionBinder | None,

@@ -11,7 +11,7 @@ from hybrid.errors import UnsupportedModelError
 from hybrid.graph.attention import Attention
 from hybrid.graph.find import Linear
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
-from hybrid.graph.program import Island, Level, OutsideAttention, OutsideLinear, Program
+from hybrid.graph.program import Island, OutsideAttention, OutsideLinear, Program, ProgramLevel
 
 _LINEAR = "hybrid.Linear"  # the op types that stand for outside operators while the graph is cut
 _ATTENTION = "hybrid.Attention"
@@ -54,7 +54,7 @@ def cut(graph: Graph, outside: Sequence[Linear], outside_attentions: Sequence[At
     return Program(
         graph=graph,
         levels=tuple(
-            Level(
+            ProgramLevel(
                 _island(graph, f"island {level}", islands[level], constant, shared, read_later)
                 if level in islands
                 else None,

@@ -75,7 +75,7 @@ class OutsideAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
+class ProgramLevel:
     """One station of the step: the island first, then the attentions and Linears that read what it wrote."""
 
     island: Island | None
@@ -88,7 +88,7 @@ class Program:
     """The cut graph, in running order. `constants` are initializers that several islands read, fed to each."""
 
     graph: Graph
-    levels: tuple[Level, ...]
+    levels: tuple[ProgramLevel, ...]
     constants: Mapping[str, Initializer]
 
     @property

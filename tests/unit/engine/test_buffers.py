@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hybrid.engine.buffers import BufferPlan, plan_buffers
 from hybrid.graph.graph import ElementType, Graph, Shape, TensorInfo
-from hybrid.graph.program import Island, Level, OutsideLinear, Program
+from hybrid.graph.program import Island, OutsideLinear, Program, ProgramLevel
 
 FP32, FP16, INT64 = ElementType.FLOAT, ElementType.FLOAT16, ElementType.INT64
 
@@ -40,7 +40,7 @@ def program_of(made: list[Made], outputs: tuple[str, ...] = ()) -> Program:
             dequantises=False,
         )
         linears = tuple(OutsideLinear(m.name, "", "x", m.name, 8) for m in made if m.level == number and m.by_linear)
-        levels.append(Level(island, linears))
+        levels.append(ProgramLevel(island, linears))
     given_out = tuple(TensorInfo(name, FP32, None) for name in outputs)
     shapes = {m.name: m.shape for m in made if m.shape is not None}
     types = {m.name: m.element_type for m in made}
