@@ -137,6 +137,17 @@ def test_only_the_command_line_prints_parses_and_reads_the_environment(path: Pat
     assert not {"argparse", "typer"}.intersection(_imports(path))
 
 
+def test_no_two_classes_share_a_name() -> None:
+    """A leading underscore makes no other name."""
+    files: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                files.setdefault(node.name.lstrip("_"), []).append(_name(path))
+    shared = {name: found for name, found in files.items() if len(found) > 1}
+    assert not shared, f"these want names of their own: {shared}"
+
+
 def test_every_file_is_short_enough_to_read_at_once() -> None:
     long = {_name(path): lines for path in SOURCES if (lines := len(path.read_text().splitlines())) > 400}
     assert not long, f"these want to be two files: {long}"
