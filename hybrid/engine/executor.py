@@ -131,7 +131,7 @@ class _Station:
         arrays: Mapping[str, npt.NDArray[Any]],
         keeps_inputs: bool,
     ) -> None:
-        """Inputs of one token are small, and `keeps_inputs` saves letting go of them after every run."""
+        """Inputs of one token are small, and `keeps_inputs` saves releasing them after every run."""
         self._keeps_inputs = keeps_inputs
         self._number = number
         self._linears = linears
@@ -165,7 +165,7 @@ class _Station:
             with span(timeline, "islands", f"island {self._number}", self._operator, self._what):
                 passing |= self._binding.run()
             if not self._keeps_inputs:
-                self._binding.let_go(self._passed)
+                self._binding.release(self._passed)
         for attention in self._attentions:
             with span(timeline, "attention", f"attention {self._number}", Operator.ATTENTION, "GroupQueryAttention"):
                 attention.run(passing)

@@ -111,7 +111,7 @@ class IslandBinding:
             self._binding.bind_output(self._names[name])
         return {name: values[name] for name in self._allocated}
 
-    def let_go(self, names: Iterable[str]) -> None:
+    def release(self, names: Iterable[str]) -> None:
         """Keep inputs alive no longer; they have to be fed again before the next run."""
         for name in names:
             self._binding.bind_ortvalue_input(self._names[name], _nothing())

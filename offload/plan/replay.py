@@ -1,6 +1,6 @@
 """The replay: one walk over a step's levels with a finite ring of slots, as the runner queues them.
 
-Weights do not depend on activations, so a piece is copied as soon as the bus is free and its slot has been let go:
+Weights do not depend on activations, so a piece is copied as soon as the bus is free and its slot has been released:
 
     arrive[n]  = max(arrive[n - 1], released[n - slots]) + copy
     released[n] = max(arrive[n], the GEMM before it) + GEMM

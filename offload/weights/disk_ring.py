@@ -3,9 +3,9 @@
 Pieces are used in one fixed order, step after step, and weights do not depend on activations. So threads read
 ahead, round and round across steps, as far as the buffer reaches; the disk and the processor work at once.
 
-A piece is some parts of files that are read, used and let go together. Every piece has one place in the buffer for
+A piece is some parts of files that are read, used and released together. Every piece has one place in the buffer for
 good. Pieces lie there one after another, and again from the front when the end is reached; a piece may be read as soon
-as those that lie where it will lie have been let go.
+as those that lie where it will lie have been released.
 """
 
 import contextlib
@@ -114,7 +114,7 @@ class DiskRing:
         ]
 
     def acquire(self, piece: int) -> None:
-        """Wait until piece number `piece` is there. Pieces that come before it are let go unused.
+        """Wait until piece number `piece` is there. Pieces that come before it are released unused.
 
         Raises OffloadError when it cannot be read, now and at every later call.
         """
@@ -124,7 +124,7 @@ class DiskRing:
         self._wait_for(self._released)
 
     def release(self) -> None:
-        """Let the acquired piece go, so that its memory is filled anew."""
+        """Release the acquired piece, so that its memory is filled anew."""
         with self._changed:
             self._released += 1
             self._changed.notify_all()
@@ -170,7 +170,7 @@ class DiskRing:
         with self._changed:
             number = self._taken
             self._taken += 1
-            # The memory may be overwritten only when every piece that lay there has been let go.
+            # The memory may be overwritten only when every piece that lay there has been released.
             needed = number - self._seats[number % len(self._pieces)].behind + 1
             self._changed.wait_for(lambda: self._released >= needed or self._error or self._closed)
             return None if self._error or self._closed else number

@@ -1,7 +1,7 @@
 """The ring: streamed weights on their way from pinned RAM through a few slots of device memory.
 
 Pieces are used in one fixed order, step after step, and weights do not depend on activations. So whenever a
-slot is let go, the next piece that needs one is queued at once, be it of the next level or the next step.
+slot is released, the next piece that needs one is queued at once, be it of the next level or the next step.
 
 Activations do not stand in line behind them: see `DeviceStream.fetch`.
 """
@@ -81,13 +81,13 @@ class WeightRing:
         # What lies in the slots or is on its way there is dropped. New copies come after the old ones, on the same
         # stream; but work that was interrupted may still read a slot that it never released.
         for slot in self._slots if pieces else ():
-            self._let_go(slot)
+            self._release_slot(slot)
             self._queue_copy()
 
     def acquire(self, piece: int) -> DeviceWeight:
         """Where piece number `piece` is for work that is queued on the compute stream from here on.
 
-        Pieces that come before it are let go unused, so that a level may be left out.
+        Pieces that come before it are released unused, so that a level may be left out.
         """
         while self._released % len(self._pieces) != piece:
             self.release()
@@ -97,10 +97,10 @@ class WeightRing:
         return self._weight(slot, self._pieces[piece])
 
     def release(self) -> None:
-        """Let the slot of the acquired piece go after the work queued so far, and refill it."""
+        """Release the slot of the acquired piece after the work queued so far, and refill it."""
         slot = self._slots[self._released % len(self._slots)]
         self._released += 1
-        self._let_go(slot)
+        self._release_slot(slot)
         self._queue_copy()
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class WeightRing:
         self._copies.synchronize()
         self._device.free(self._memory)
 
-    def _let_go(self, slot: _Slot) -> None:
+    def _release_slot(self, slot: _Slot) -> None:
         # The copy stream may overwrite the slot only when the compute stream has read it.
         self._compute.record(slot.free)
         self._copies.wait(slot.free)

@@ -137,12 +137,12 @@ def change_phase(rates: SimulatedRates, break_it: Callable[[Stage], None]) -> No
 
 
 def aim_without_waiting_for_readers(stage: Stage) -> None:
-    aim, let_go = stage.ring.aim, stage.ring._let_go
+    aim, release = stage.ring.aim, stage.ring._release_slot
 
     def unguarded(pieces: Any) -> None:
-        stage.ring._let_go = ignore  # type: ignore[method-assign]
+        stage.ring._release_slot = ignore  # type: ignore[method-assign]
         aim(pieces)
-        stage.ring._let_go = let_go  # type: ignore[method-assign]
+        stage.ring._release_slot = release  # type: ignore[method-assign]
 
     stage.ring.aim = unguarded  # type: ignore[method-assign]
 

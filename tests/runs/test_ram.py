@@ -223,7 +223,7 @@ def test_the_plan_shows_the_cap_and_what_is_on_disk(folder: Path, capsys: pytest
     assert text.count("read from the disk at every step") == 1
 
 
-def test_tables_in_files_are_let_go_after_every_step_under_a_cap() -> None:
+def test_tables_in_files_are_released_after_every_step_under_a_cap() -> None:
     with closing(open_engine(RunSettings(cuda="0", ram="1"))) as engine:
         dropped: list[None] = []
         engine._executor.drop_mapped_pages = lambda: dropped.append(None)  # type: ignore[method-assign]

@@ -53,7 +53,7 @@ def expected(content: np.ndarray, part: FilePart) -> bytes:  # type: ignore[type
     extra=st.integers(0, 20),
 )
 def test_no_seat_is_taken_before_it_is_free(spans: list[int], extra: int) -> None:
-    """In units of a byte: played for several rounds, a piece overlaps only pieces that were let go."""
+    """In units of a byte: played for several rounds, a piece overlaps only pieces that were released."""
     capacity = max(spans) + extra
     found, count = seats(spans, capacity), len(spans)
     for number in range(4 * count):
@@ -87,7 +87,7 @@ def test_every_piece_has_its_bytes_in_every_round(
     ring.start()
     try:
         for _ in range(ROUNDS):
-            for piece in range(0, len(parts), 1 + skip):  # those between are let go unused
+            for piece in range(0, len(parts), 1 + skip):  # those between are released unused
                 ring.acquire(piece)
                 (array,) = ring.arrays(piece)
                 assert array.tobytes() == expected(content, parts[piece])
@@ -124,7 +124,7 @@ def test_all_parts_of_a_piece_come_together(
         ring.close()
 
 
-def test_an_acquired_piece_stays_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_acquired_piece_stays_until_it_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for two pieces, the readers get exactly one ahead, however long the first is held."""
     read: list[int] = []
     real, two = disk_ring._Files.read, threading.Event()
