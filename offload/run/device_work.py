@@ -119,7 +119,7 @@ class DeviceWork:
         """Load the weights and begin to stream."""
         self.store.load(weights, on_bytes)
         if self._ring is not None:
-            self._ring.aim(self._pieces[False])
+            self._ring.retarget(self._pieces[False])
 
     def groups(self, prefill: bool) -> dict[str, GroupWork]:
         """The groups with device columns in prefill or decode, by name."""
@@ -199,7 +199,7 @@ class DeviceWork:
             cast_activations(x, pinned, weight_format)
         compute.fetch(step.x_device, step.x_pinned)
         if self._ring is not None:
-            self._ring.aim(self._pieces[step.prefill])
+            self._ring.retarget(self._pieces[step.prefill])
         for one in step.multiplications:
             if isinstance(one.weights, int):
                 assert self._ring is not None

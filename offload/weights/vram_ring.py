@@ -54,7 +54,7 @@ class WeightRing:
     """
 
     def __init__(self, device: Device, compute: DeviceStream, slots: int, slot_bytes: int) -> None:
-        """Allocate the slots; `aim` begins the copies. Raises OutOfDeviceMemoryError."""
+        """Allocate the slots; `retarget` begins the copies. Raises OutOfDeviceMemoryError."""
         if slots < 1:
             raise ValueError(f"streaming needs at least one slot, not {slots}")
         if slot_bytes % ALIGNMENT_BYTES:
@@ -65,11 +65,11 @@ class WeightRing:
         self._pieces: Sequence[Piece] = ()
         self._memory = device.allocate(slots * slot_bytes)
         self._slots = [_Slot(i * slot_bytes, device.event(), device.event()) for i in range(slots)]
-        # Both count pieces since the ring was aimed: number n is pieces[n % len(pieces)] in slot n % slots.
+        # Both count pieces since the last `retarget`: number n is pieces[n % len(pieces)] in slot n % slots.
         self._queued = 0
         self._released = 0
 
-    def aim(self, pieces: Sequence[Piece]) -> None:
+    def retarget(self, pieces: Sequence[Piece]) -> None:
         """Fill the slots with `pieces` from here on, instead of those before; nothing if it does so already.
 
         The pieces' bytes must stay as they are from here on.

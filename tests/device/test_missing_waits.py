@@ -129,34 +129,34 @@ def change_phase(rates: SimulatedRates, break_it: Callable[[Stage], None]) -> No
     y = DeviceArray(stage.memory, 1024 + 4 * 64, (2, COLUMNS), WeightFormat.FP32)
     stage.multiply(stage.ring.acquire(2), y)  # and never released
     break_it(stage)
-    stage.ring.aim(stage.pieces[3:])
+    stage.ring.retarget(stage.pieces[3:])
     stage.use(3, shift=3)
     stage.use(4, shift=3)
     stage.results.append((2, y))
     stage.check()
 
 
-def aim_without_waiting_for_readers(stage: Stage) -> None:
-    aim, release = stage.ring.aim, stage.ring._release_slot
+def retarget_without_waiting_for_readers(stage: Stage) -> None:
+    retarget, release_slot = stage.ring.retarget, stage.ring._release_slot
 
     def unguarded(pieces: Any) -> None:
         stage.ring._release_slot = ignore  # type: ignore[method-assign]
-        aim(pieces)
-        stage.ring._release_slot = release  # type: ignore[method-assign]
+        retarget(pieces)
+        stage.ring._release_slot = release_slot  # type: ignore[method-assign]
 
-    stage.ring.aim = unguarded  # type: ignore[method-assign]
+    stage.ring.retarget = unguarded  # type: ignore[method-assign]
 
 
-def aim_without_ready_records(stage: Stage) -> None:
+def retarget_without_ready_records(stage: Stage) -> None:
     """The compute stream waits for the copies of the old phase."""
-    aim, record = stage.ring.aim, stage.ring._copies.record
+    retarget, record = stage.ring.retarget, stage.ring._copies.record
 
     def unrecorded(pieces: Any) -> None:
         stage.ring._copies.record = ignore  # type: ignore[method-assign]
-        aim(pieces)
+        retarget(pieces)
         stage.ring._copies.record = record  # type: ignore[method-assign]
 
-    stage.ring.aim = unrecorded  # type: ignore[method-assign]
+    stage.ring.retarget = unrecorded  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("rates", [FAST_COPIES, SLOW_COPIES, SimulatedRates()])
@@ -168,8 +168,8 @@ def test_a_change_of_phase_is_ordered(rates: SimulatedRates) -> None:
     ("break_it", "hiding", "showing"),
     [
         (no_ready_wait, FAST_COPIES, SLOW_COPIES),
-        (aim_without_waiting_for_readers, SLOW_COPIES, FAST_COPIES),
-        (aim_without_ready_records, FAST_COPIES, SLOW_COPIES),
+        (retarget_without_waiting_for_readers, SLOW_COPIES, FAST_COPIES),
+        (retarget_without_ready_records, FAST_COPIES, SLOW_COPIES),
     ],
 )
 def test_a_missing_wait_of_a_change_of_phase_is_found(

@@ -35,7 +35,7 @@ class Stage:
             pinned[:] = weight.reshape(-1).view(np.uint8)
         self.pieces = [Piece(MATRIX, (pinned,)) for pinned in packed]
         self.ring = WeightRing(device, self.compute, slots, SLOT_BYTES)
-        self.ring.aim(self.pieces)
+        self.ring.retarget(self.pieces)
 
     def use(self, piece: int, shift: int = 0) -> None:
         y = DeviceArray(self.memory, 1024 + len(self.results) * 64, (2, COLUMNS), FP32)
@@ -86,17 +86,17 @@ def test_an_unreleased_piece_does_no_harm(device: Any) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_the_ring_may_be_aimed_at_other_pieces(device: Any, slots: int) -> None:
+def test_the_ring_may_be_retargeted_to_other_pieces(device: Any, slots: int) -> None:
     stage = Stage(device, pieces=5, uses=12, slots=slots)
     both = stage.pieces
     orders = {"some": both[3:], "all": both}
-    for aim, uses in (("some", [3, 4, 3]), ("all", [0, 1, 2]), ("some", [3]), ("all", [0, 1, 2, 3, 4])):
-        stage.ring.aim(orders[aim])
+    for order, uses in (("some", [3, 4, 3]), ("all", [0, 1, 2]), ("some", [3]), ("all", [0, 1, 2, 3, 4])):
+        stage.ring.retarget(orders[order])
         for piece in uses:
-            stage.use(piece, shift=3 if aim == "some" else 0)
+            stage.use(piece, shift=3 if order == "some" else 0)
     stage.check()
-    stage.ring.aim([])
-    stage.ring.aim(orders["some"])
+    stage.ring.retarget([])
+    stage.ring.retarget(orders["some"])
     stage.close()
 
 
@@ -104,7 +104,7 @@ def test_an_aim_kept_goes_on_where_it_was(device: Any, monkeypatch: pytest.Monke
     stage = Stage(device, pieces=3, uses=2, slots=2)
     copied: list[int] = []
     monkeypatch.setattr(stage.ring._copies, "copy_to_device", lambda dst, src: copied.append(src.ctypes.data))
-    stage.ring.aim(stage.pieces)
+    stage.ring.retarget(stage.pieces)
     assert copied == []
     stage.ring.release()
     assert copied == [stage.pieces[2].pinned[0].ctypes.data]
