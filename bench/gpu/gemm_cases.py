@@ -1,7 +1,7 @@
 """The multiplications that the part "kernels" measures, and what they should give in float64.
 
 The device's weights are a block of random halves over and over, so any offset in it holds a weight: as halves, or as
-the bytes of quantised numbers with scales behind them.
+the bytes of codes with scales behind them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -131,7 +131,7 @@ class OwnGemm(GemmCase):
 
 @dataclass(frozen=True)
 class OwnBlocks(OwnGemm):
-    """Weights in blocks of `block` numbers of `bits`, each with an fp16 scale.
+    """Weights in blocks of `block` codes of `bits`, each with an fp16 scale.
 
     With `int8_rows`, up to 8 rows of x are rounded to int8 first, which takes a part of the time.
     """
@@ -147,7 +147,7 @@ class OwnBlocks(OwnGemm):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of numbers and scales."""
+        """Bytes of codes and scales."""
         return self.matrix.columns * self._stored.column_bytes(self.matrix.inner)
 
     @property
@@ -173,17 +173,17 @@ class OwnBlocks(OwnGemm):
         return cut
 
     def weight(self, columns: npt.NDArray[np.int64], offset: int) -> Float64:
-        """See GemmCase. Numbers are unsigned around the middle, the lower half of a byte first."""
+        """See GemmCase. Codes are unsigned around the middle, the lower half of a byte first."""
         stored = self.values.view(np.uint8)
         k = np.arange(self.matrix.inner, dtype=np.int64)[:, None]
         per_byte = 8 // self.bits
-        places = offset + columns * (self._number_bytes // self.matrix.columns) + k // per_byte
+        places = offset + columns * (self._code_bytes // self.matrix.columns) + k // per_byte
         packed = stored[places % stored.size].astype(np.int64)
-        numbers = packed if self.bits == 8 else (packed >> (4 * (k % 2))) & 15
-        begin = (offset + self._number_bytes) // 2
+        codes = packed if self.bits == 8 else (packed >> (4 * (k % 2))) & 15
+        begin = (offset + self._code_bytes) // 2
         scale_places = begin + columns * self._blocks + k // self.block
         scales = to_float64(stored.view(np.float16)[scale_places % (stored.size // 2)], WeightFormat.FP16)
-        weight: Float64 = (numbers - (1 << self.bits - 1)) * scales
+        weight: Float64 = (codes - (1 << self.bits - 1)) * scales
         return weight
 
     @property
@@ -195,8 +195,8 @@ class OwnBlocks(OwnGemm):
         return self._stored.blocks(self.matrix.inner)
 
     @property
-    def _number_bytes(self) -> int:
-        return self.matrix.columns * self._stored.number_bytes(self.matrix.inner)
+    def _code_bytes(self) -> int:
+        return self.matrix.columns * self._stored.code_bytes(self.matrix.inner)
 
 
 def cases(

@@ -68,9 +68,9 @@ def _block_columns(block: HostArray, weight_format: WeightFormat, in_features: i
     """A weight as `--host-dtype` makes it, which meets activations that are rounded to int8."""
     blocks = in_features // REQUANTISED_BLOCK
     block_bytes = REQUANTISED_BLOCK * (8 if weight_format is WeightFormat.INT8 else 4) // 8
-    numbers = block.view(np.uint8)
-    columns = numbers.size // (blocks * block_bytes)
-    packed = numbers[: columns * blocks * block_bytes].reshape(columns, blocks, block_bytes)
+    codes = block.view(np.uint8)
+    columns = codes.size // (blocks * block_bytes)
+    packed = codes[: columns * blocks * block_bytes].reshape(columns, blocks, block_bytes)
     scales = np.full((columns, blocks), 0.01, np.float16)
     weight = QuantisedWeight(packed, scales, None, weight_format, in_features)
     return HostColumns(weight, weight_format, Layout.NK, 0, columns, Activations.INT8)

@@ -59,7 +59,7 @@ class DeviceArray:
 class DeviceBlocks:
     """Columns of a weight in blocks, inside a device allocation.
 
-    First the numbers of all columns, then their scales, then their zero points where there are any, as QuantisedWeight
+    First the codes of all columns, then their scales, then their zero points where there are any, as QuantisedWeight
     has them, with nothing in between.
     """
 
@@ -75,14 +75,14 @@ class DeviceBlocks:
         return self.columns * self.blocks.column_bytes(self.in_features)
 
     @property
-    def numbers(self) -> DeviceArray:
+    def codes(self) -> DeviceArray:
         """uint8 [columns, bytes]."""
-        return self._part(0, self.blocks.number_bytes(self.in_features), WeightFormat.INT8)
+        return self._part(0, self.blocks.code_bytes(self.in_features), WeightFormat.INT8)
 
     @property
     def scales(self) -> DeviceArray:
         """fp16 or fp32 [columns, blocks]."""
-        before = self.columns * self.blocks.number_bytes(self.in_features)
+        before = self.columns * self.blocks.code_bytes(self.in_features)
         return self._part(before, self.blocks.blocks(self.in_features), self.blocks.scales)
 
     @property
@@ -93,8 +93,8 @@ class DeviceBlocks:
 
     @property
     def parts(self) -> tuple[DeviceArray, ...]:
-        """Numbers, scales and zero points where there are any."""
-        return (self.numbers, self.scales, self.zeros) if self.zeros else (self.numbers, self.scales)
+        """Codes, scales and zero points where there are any."""
+        return (self.codes, self.scales, self.zeros) if self.zeros else (self.codes, self.scales)
 
     @property
     def whole(self) -> DeviceArray:

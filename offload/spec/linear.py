@@ -83,8 +83,8 @@ class BlockFormat:
         """Blocks of one column; the last is padded."""
         return -(-in_features // self.block)
 
-    def number_bytes(self, in_features: int) -> int:
-        """Bytes of one column's numbers."""
+    def code_bytes(self, in_features: int) -> int:
+        """Bytes of one column's codes."""
         return self.blocks(in_features) * self.block * self.bits // 8
 
     def scale_bytes(self, in_features: int) -> int:
@@ -97,7 +97,7 @@ class BlockFormat:
 
     def column_bytes(self, in_features: int) -> int:
         """Bytes of one column, all included."""
-        return self.number_bytes(in_features) + self.scale_bytes(in_features) + self.zero_bytes(in_features)
+        return self.code_bytes(in_features) + self.scale_bytes(in_features) + self.zero_bytes(in_features)
 
 
 class Layout(StrEnum):

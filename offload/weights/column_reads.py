@@ -58,12 +58,12 @@ def _targets(
 def blocks_in(memory: npt.NDArray[np.uint8], blocks: BlockFormat, columns: int, in_features: int) -> QuantisedWeight:
     """A weight over contiguous bytes, which has its arrays as DeviceBlocks has them."""
     count = blocks.blocks(in_features)
-    number_bytes = columns * blocks.number_bytes(in_features)
-    scales_end = number_bytes + columns * blocks.scale_bytes(in_features)
+    code_bytes = columns * blocks.code_bytes(in_features)
+    scales_end = code_bytes + columns * blocks.scale_bytes(in_features)
     scale_type = np.float16 if blocks.scales is WeightFormat.FP16 else np.float32
     return QuantisedWeight(
-        memory[:number_bytes].reshape(columns, count, -1),
-        memory[number_bytes:scales_end].view(scale_type).reshape(columns, count),
+        memory[:code_bytes].reshape(columns, count, -1),
+        memory[code_bytes:scales_end].view(scale_type).reshape(columns, count),
         memory[scales_end:].reshape(columns, -1) if blocks.zeros else None,
         blocks.format,
         in_features,

@@ -121,7 +121,7 @@ def _sizes(placement: LinearPlacement) -> tuple[int, int]:
     """Bytes of the packed weight and of its scales."""
     linear, blocks = placement.linear, BlockFormat.made_on_load(placement.host_format)
     return (
-        linear.out_features * blocks.number_bytes(linear.in_features),
+        linear.out_features * blocks.code_bytes(linear.in_features),
         linear.out_features * blocks.scale_bytes(linear.in_features),
     )
 

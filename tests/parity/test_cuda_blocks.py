@@ -20,7 +20,7 @@ FP32_LEVEL, INT8_LEVEL = 1, 4  # MatMulNBits' accuracy_level
 def by_onnxruntime(operands: BlockOperands, accuracy_level: int) -> Any:
     weight, form = operands.weight, operands.weight.format
     parts = {
-        "B": operands.numbers.reshape(weight.columns, operands.blocks, -1),
+        "B": operands.codes.reshape(weight.columns, operands.blocks, -1),
         "scales": operands.scales.reshape(-1),
         "zeros": operands.zeros.reshape(-1) if operands.zeros is not None else None,
     }

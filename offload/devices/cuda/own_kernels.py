@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offload.devices.cuda.kernels import launch
-from offload.devices.cuda.kernels.launch import Launch, SplitLaunch, block_log2, chunk_bytes, chunk_numbers
+from offload.devices.cuda.kernels.launch import Launch, SplitLaunch, block_log2, chunk_bytes, chunk_codes
 from offload.plan.scratch import MAX_ROWS
 from offload.spec.linear import BlockFormat, Layout, WeightFormat
 
@@ -41,7 +41,7 @@ class BlockWeight:
     `zeros` is the address of the packed zero points, 0 where there are none.
     """
 
-    numbers: int
+    codes: int
     scales: int
     zeros: int
     format: BlockFormat
@@ -53,10 +53,10 @@ class BlockWeight:
 class Int8Rows:
     """Rows of x quantised in blocks: int8[rows, blocks * block], padded, and fp32 scales[rows, blocks].
 
-    `numbers` is a multiple of 16: a kernel that read elsewhere would take the whole CUDA context down.
+    `codes` is a multiple of 16: a kernel that read elsewhere would take the whole CUDA context down.
     """
 
-    numbers: int
+    codes: int
     scales: int
     rows: int
     block: int
@@ -64,8 +64,8 @@ class Int8Rows:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an address that is not aligned."""
-        if self.numbers % 16:
-            raise ValueError(f"int8 rows begin at a multiple of 16 bytes, not at {self.numbers:#x}")
+        if self.codes % 16:
+            raise ValueError(f"int8 rows begin at a multiple of 16 bytes, not at {self.codes:#x}")
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class CudaKernels:
             if isinstance(x, Int8Rows) and x.block != weight.format.block:
                 raise ValueError(f"x is in blocks of {x.block} and the weight in blocks of {weight.format.block}")
             made = self._blocks(rows, weight, isinstance(x, Int8Rows), _blocks_aligned(x, weight))
-            before = [_pointer(weight.numbers), _pointer(weight.scales), _pointer(weight.zeros)]
-            before += [_pointer(x.numbers), _pointer(x.scales)] if isinstance(x, Int8Rows) else [_pointer(x.address)]
+            before = [_pointer(weight.codes), _pointer(weight.scales), _pointer(weight.zeros)]
+            before += [_pointer(x.codes), _pointer(x.scales)] if isinstance(x, Int8Rows) else [_pointer(x.address)]
             blocks = weight.format.blocks(x.inner)
             sizes = [_int(columns), _int(x.inner), _int(blocks), _int(block_log2(weight.format))]
         if made.splits == 1:
@@ -162,7 +162,7 @@ class CudaKernels:
             raise ValueError(f"x is [{x.rows}, {x.inner}] and its int8 rows [{into.rows}, {into.inner}]")
         blocks = -(-x.inner // into.block)
         sizes = [_int(x.inner), _int(blocks), _int(into.block.bit_length() - 1), _int(x.rows * blocks)]
-        pointers = [_pointer(x.address), _pointer(into.numbers), _pointer(into.scales)]
+        pointers = [_pointer(x.address), _pointer(into.codes), _pointer(into.scales)]
         return launch.quantise_rows(x.rows, blocks), [*pointers, *sizes]
 
     def dequantise(
@@ -172,11 +172,11 @@ class CudaKernels:
         if not 0 <= start < stop <= weight.columns:
             raise ValueError(f"columns {start}:{stop} are not among {weight.columns}")
         form, inner = weight.format, weight.inner
-        numbers = weight.numbers + start * form.number_bytes(inner)
+        codes = weight.codes + start * form.code_bytes(inner)
         scales = weight.scales + start * form.blocks(inner) * form.scales.itemsize_bytes
         zeros = weight.zeros + start * form.zero_bytes(inner) if weight.zeros else 0
-        aligned = numbers % 4 == 0 and out % 16 == 0 and inner % 8 == 0
-        pointers = [_pointer(numbers), _pointer(scales), _pointer(zeros), _pointer(out)]
+        aligned = codes % 4 == 0 and out % 16 == 0 and inner % 8 == 0
+        pointers = [_pointer(codes), _pointer(scales), _pointer(zeros), _pointer(out)]
         sizes = [_int(inner), _int(form.blocks(inner)), _int(block_log2(form))]
         self._launch(launch.dequantise(form, panel, stop - start, inner, aligned), [*pointers, *sizes], stream)
 
@@ -242,6 +242,6 @@ def _float_aligned(x: FloatRows, weight: FloatWeight) -> bool:
 
 
 def _blocks_aligned(x: Rows, weight: BlockWeight) -> bool:
-    if weight.numbers % chunk_bytes(weight.format):
+    if weight.codes % chunk_bytes(weight.format):
         return False
-    return isinstance(x, Int8Rows) or (x.address % 16 == 0 and x.inner % chunk_numbers(weight.format) == 0)
+    return isinstance(x, Int8Rows) or (x.address % 16 == 0 and x.inner % chunk_codes(weight.format) == 0)

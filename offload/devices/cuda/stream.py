@@ -235,7 +235,7 @@ def _weight(w: DeviceWeight, layout: Layout) -> Weight:
         return FloatWeight(_address(w), w.format, layout, columns, inner)
     zeros = w.zeros
     return BlockWeight(
-        _address(w.numbers),
+        _address(w.codes),
         _address(w.scales),
         _address(zeros) if zeros is not None else 0,
         w.blocks,

@@ -120,8 +120,8 @@ def rounded_to_int8(x: Float32, block: int) -> Float32:
     blocks.reshape(rows, -1)[:, :inner] = x
     scales = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
-    numbers = np.nan_to_num(np.clip(np.rint(blocks * inverse), -128, 127), nan=0)
-    rounded: Float32 = (numbers * scales).reshape(rows, -1)[:, :inner]
+    codes = np.nan_to_num(np.clip(np.rint(blocks * inverse), -128, 127), nan=0)
+    rounded: Float32 = (codes * scales).reshape(rows, -1)[:, :inner]
     return rounded
 
 
@@ -130,19 +130,19 @@ def _whole(w: DeviceWeight) -> DeviceArray:
 
 
 def _dequantised(w: DeviceBlocks) -> Float32:
-    """[N, K] in fp32: (number - zero point) * scale."""
+    """[N, K] in fp32: (code - zero point) * scale."""
     bits, shape = w.blocks.bits, (w.columns, w.blocks.blocks(w.in_features), w.blocks.block)
-    numbers = _unpacked(w.numbers, bits).reshape(shape)
+    codes = _unpacked(w.codes, bits).reshape(shape)
     if w.zeros is None:
-        numbers -= 1 << (bits - 1)
+        codes -= 1 << (bits - 1)
     else:
-        numbers -= _unpacked(w.zeros, bits)[:, : shape[1], None]
-    values: Float32 = numbers * as_float32(w.scales)[:, :, None]
+        codes -= _unpacked(w.zeros, bits)[:, : shape[1], None]
+    values: Float32 = codes * as_float32(w.scales)[:, :, None]
     return values.reshape(w.columns, -1)[:, : w.in_features]
 
 
 def _unpacked(packed: DeviceArray, bits: int) -> Float32:
-    """[rows, numbers] of bytes, of which each has one number or two, the low half first."""
+    """[rows, codes] of bytes, of which each has one code or two, the low half first."""
     stored = device_bytes(packed).reshape(packed.shape)
     if bits == 4:
         stored = np.stack([stored & 15, stored >> 4], -1).reshape(len(stored), -1)

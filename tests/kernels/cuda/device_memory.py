@@ -49,7 +49,7 @@ class Memory:
     def blocks(self, operands: BlockOperands) -> DeviceBlocks:
         form, columns, inner = operands.weight.format, operands.weight.columns, operands.weight.inner
         made = DeviceBlocks(*self.place(columns * form.column_bytes(inner)), columns, inner, form)
-        parts = [operands.numbers, operands.scales, *([] if operands.zeros is None else [operands.zeros])]
+        parts = [operands.codes, operands.scales, *([] if operands.zeros is None else [operands.zeros])]
         self.put(made.whole, np.concatenate([part.reshape(-1).view(np.uint8) for part in parts]))
         return made
 

@@ -48,7 +48,7 @@ class BlockOperands:
     """x and a block-quantised W."""
 
     x: Any
-    numbers: Any
+    codes: Any
     scales: Any
     zeros: Any
     bias: Any
@@ -59,28 +59,28 @@ class BlockOperands:
         form: BlockFormat, has_zeros: bool, rows: int, columns: int, inner: int, slack_bytes: int = 0, **place: Any
     ) -> "BlockOperands":
         rng, form = np.random.default_rng([rows, columns, inner]), replace(form, zeros=has_zeros)
-        packed = (columns, form.number_bytes(inner))
-        numbers = guarded(rng.integers(0, 256, packed, np.uint8), slack_bytes, **place)
+        packed = (columns, form.code_bytes(inner))
+        codes = guarded(rng.integers(0, 256, packed, np.uint8), slack_bytes, **place)
         scales = rng.uniform(0.01, 0.1, (columns, form.blocks(inner))) * rng.choice([-1, 1], (columns, 1))
         scales = guarded(scales.astype(form.scales.storage_dtype))
         zeros = guarded(rng.integers(0, 256, (columns, form.zero_bytes(inner)), np.uint8)) if has_zeros else None
         x = guarded(rng.standard_normal((rows, inner)).astype(np.float32), 4 * slack_bytes, **place)
         bias = guarded(rng.standard_normal(columns).astype(np.float32))
         zeros_address = address(zeros) if has_zeros else 0
-        weight = BlockWeight(address(numbers), address(scales), zeros_address, form, columns, inner)
-        return BlockOperands(x, numbers, scales, zeros, bias, weight)
+        weight = BlockWeight(address(codes), address(scales), zeros_address, form, columns, inner)
+        return BlockOperands(x, codes, scales, zeros, bias, weight)
 
     @property
     def blocks(self) -> int:
         return self.weight.format.blocks(self.weight.inner)
 
     def centred(self) -> Any:
-        """Numbers less their zero points: int32[columns, blocks, block]."""
+        """Codes less their zero points: int32[columns, blocks, block]."""
         form, columns = self.weight.format, self.weight.columns
-        numbers = unpack(self.numbers, form.bits).reshape(columns, self.blocks, form.block)
+        codes = unpack(self.codes, form.bits).reshape(columns, self.blocks, form.block)
         if self.zeros is None:
-            return numbers - (1 << form.bits - 1)
-        return numbers - unpack(self.zeros, form.bits)[:, : self.blocks, None]
+            return codes - (1 << form.bits - 1)
+        return codes - unpack(self.zeros, form.bits)[:, : self.blocks, None]
 
     def dequantised(self) -> Any:
         """fp32[columns, inner], as DequantizeLinear gives it."""
@@ -96,8 +96,8 @@ class BlockOperands:
         return quantised(np.pad(self.x, ((0, 0), (0, self.blocks * block - self.weight.inner))), rows, block)
 
     def check_int8(self, y: Any, with_bias: bool) -> None:
-        numbers, scales = self.quantised_x()
-        x = numbers * scales[:, :, None].astype(np.float64)
+        codes, scales = self.quantised_x()
+        x = codes * scales[:, :, None].astype(np.float64)
         w = self.centred() * self.scales[:, :, None].astype(np.float64)
         bias = self.bias if with_bias else None
         check(y, x.reshape(len(x), -1), w.reshape(self.weight.columns, -1).T, bias)
@@ -113,8 +113,8 @@ def multiply_int8(kernels: CudaKernels, operands: BlockOperands, with_bias: bool
     """y by the kernels, from x that they have quantised."""
     (rows, inner), block = operands.x.shape, operands.weight.format.block
     blocks = -(-inner // block)
-    numbers, scales = (guarded(np.full(rows * blocks * size, 0xFF, np.uint8)) for size in (block, 4))
-    quantised_rows = Int8Rows(address(numbers), address(scales), rows, block, inner)
+    codes, scales = (guarded(np.full(rows * blocks * size, 0xFF, np.uint8)) for size in (block, 4))
+    quantised_rows = Int8Rows(address(codes), address(scales), rows, block, inner)
     kernels.quantise(FloatRows(address(operands.x), rows, inner), quantised_rows, 1)
     return run(kernels, quantised_rows, operands, with_bias)
 
@@ -137,7 +137,7 @@ def check(y: Any, x: Any, w: Any, bias: Any) -> None:
 
 
 def unpack(packed: Any, bits: int) -> Any:
-    """int32[columns, numbers] of uint8[columns, bytes], the low nibble first."""
+    """int32[columns, codes] of uint8[columns, bytes], the low nibble first."""
     if bits == 8:
         return packed.astype(np.int32)
     return np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1).astype(np.int32)

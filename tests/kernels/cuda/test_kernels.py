@@ -161,12 +161,12 @@ def test_quantised_rows(kernels: CudaKernels) -> None:
     x[2, :32] = np.linspace(-127, 127, 32)
     x[2, 1:5] = [0.5, 1.5, 2.5, -0.5]
     x = guarded(x)
-    numbers, scales = guarded(np.full((3, 4, 32), 99, np.int8)), guarded(np.full((3, 4), np.nan, np.float32))
-    kernels.quantise(FloatRows(address(x), 3, 100), Int8Rows(address(numbers), address(scales), 3, 32, 100), 1)
+    codes, scales = guarded(np.full((3, 4, 32), 99, np.int8)), guarded(np.full((3, 4), np.nan, np.float32))
+    kernels.quantise(FloatRows(address(x), 3, 100), Int8Rows(address(codes), address(scales), 3, 32, 100), 1)
     expected = quantised(np.pad(x, ((0, 0), (0, 28))), 3, 32)
-    assert np.array_equal(numbers, expected[0])
+    assert np.array_equal(codes, expected[0])
     assert np.array_equal(scales, expected[1])
-    assert list(numbers[2, 0, 1:5]) == [0, 2, 2, 0]
+    assert list(codes[2, 0, 1:5]) == [0, 2, 2, 0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -280,7 +280,7 @@ def test_all_halves_widen_exactly(kernels: CudaKernels) -> None:
     form = BlockFormat(8, 16, WeightFormat.FP16)
     operands = BlockOperands.random(form, False, 1, 64, 1024 * 16)
     operands.scales[:] = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(64, 1024)
-    operands.numbers[:] = 129
+    operands.codes[:] = 129
     out = guarded(np.zeros((64, 1024 * 16), np.float32))
     kernels.dequantise(operands.weight, 0, 64, address(out), WeightFormat.FP32, 1)
     expected = operands.scales.astype(np.float32)
@@ -294,7 +294,7 @@ def test_rounding_to_half_is_to_nearest_even(kernels: CudaKernels) -> None:
     values = np.concatenate([hard, np.exp2(rng.uniform(-27, 17, 500))]).astype(np.float32)
     operands = BlockOperands.random(BlockFormat(8, 16, WeightFormat.FP32), False, 1, len(values), 16)
     operands.scales[:, 0] = values
-    operands.numbers[:] = [129, 127] * 8
+    operands.codes[:] = [129, 127] * 8
     out = guarded(np.zeros((len(values), 16), np.float16))
     kernels.dequantise(operands.weight, 0, len(values), address(out), WeightFormat.FP16, 1)
     with np.errstate(over="ignore"):

@@ -90,9 +90,9 @@ def test_kernels_are_named_for_what_they_take() -> None:
 def test_sizes_of_packed_weights() -> None:
     """3 blocks of 32, the last padded: 48 bytes of nibbles, 6 of scales, 2 of zero points."""
     form = BlockFormat(4, 32, FP16, zeros=True)
-    assert (form.blocks(70), form.number_bytes(70), form.zero_bytes(70), form.column_bytes(70)) == (3, 48, 2, 56)
+    assert (form.blocks(70), form.code_bytes(70), form.zero_bytes(70), form.column_bytes(70)) == (3, 48, 2, 56)
     form = BlockFormat(8, 32, FP32, zeros=True)
-    assert (form.blocks(70), form.number_bytes(70), form.zero_bytes(70), form.column_bytes(70)) == (3, 96, 3, 111)
+    assert (form.blocks(70), form.code_bytes(70), form.zero_bytes(70), form.column_bytes(70)) == (3, 96, 3, 111)
 
 
 @pytest.mark.parametrize(("bits", "block", "scales"), [(2, 32, FP16), (4, 32, BF16), (4, 8, FP16), (8, 48, FP16)])

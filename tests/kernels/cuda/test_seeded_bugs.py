@@ -145,7 +145,7 @@ BUGS = (
     Bug("wrong default zero point", int4_without_zeros, "1 << (BITS - 1)", "(1 << (BITS - 1)) - 1"),
     Bug("nibbles swapped (int8 x)", int4_int8, "0x6420", "0x7531"),
     Bug("zero point without the sum of x", int4_int8, "-zero[c] * total", "-zero[c]"),
-    Bug("unsigned numbers as signed", int8_int8, " ^ 0x80808080u", ""),
+    Bug("unsigned codes as signed", int8_int8, " ^ 0x80808080u", ""),
     Bug("x is cut off, not rounded", int8_int8, "__float2int_rn(value * inverse)", "(int)(value * inverse)"),
     Bug("the padding of x is not zero", int8_int8, "i < valid ? __ldg(from + i) : 0.0f", "__ldg(from + i)"),
     Bug("a panel's rows overlap", panel, "k + i < inner", "k + i <= inner"),

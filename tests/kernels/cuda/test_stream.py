@@ -95,8 +95,8 @@ def values_of_blocks(operands: BlockOperands, rows: int, activations: Activation
     if rows > MAX_ROWS:
         return rounded(x, FP16), rounded(w, FP16).T
     if activations is Activations.INT8:
-        numbers, scales = operands.quantised_x()
-        x = (numbers * scales[:, :, None].astype(np.float64)).reshape(len(x), -1)[:, : x.shape[1]]
+        codes, scales = operands.quantised_x()
+        x = (codes * scales[:, :, None].astype(np.float64)).reshape(len(x), -1)[:, : x.shape[1]]
     return x, w.T
 
 

@@ -11,7 +11,7 @@ multiply_blocks_float(const Byte *__restrict__ w, const typename Scale::Stored *
                       const Byte *__restrict__ zeros, const float *__restrict__ x, const float *__restrict__ bias,
                       float *__restrict__ y, int columns, int inner, int blocks, int block_log2,
                       int chunks_per_split) {
-    constexpr int WORD = PER_WORD<BITS>, CHUNK = WORDS * WORD; // numbers
+    constexpr int WORD = PER_WORD<BITS>, CHUNK = WORDS * WORD; // codes
     const int first = blockIdx.x * COLUMNS_PER_BLOCK;
     float sums[COLUMNS_PER_BLOCK][ROWS] = {};
     const int begin = blockIdx.y * chunks_per_split;

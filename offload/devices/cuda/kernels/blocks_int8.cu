@@ -18,7 +18,7 @@ multiply_blocks_int8(const Byte *__restrict__ w, const typename Scale::Stored *_
     const int end = min(begin + chunks_per_split, (inner + CHUNK - 1) / CHUNK);
     for (int chunk = begin + threadIdx.x; chunk < end; chunk += blockDim.x) {
         const int block = chunk * CHUNK >> block_log2;
-        // Four signed bytes to a word. Of int4 the even numbers of 8 come first, then the odd ones.
+        // Four signed bytes to a word. Of int4 the even codes of 8 come first, then the odd ones.
         int values[COLUMNS_PER_BLOCK][X_WORDS], zero[COLUMNS_PER_BLOCK];
         float scale[COLUMNS_PER_BLOCK];
 #pragma unroll

@@ -1,6 +1,6 @@
 // Block-quantised columns to a dense panel, out[columns, inner], for a library's GEMM: many rows of x.
 //
-// blockIdx.x is the column, a thread has one word of numbers.
+// blockIdx.x is the column, a thread has one word of codes.
 
 #include "blocks.cuh"
 

@@ -57,8 +57,8 @@ def chunk_bytes(weight: BlockFormat) -> int:
     return min(_CHUNK_BYTES, weight.block * weight.bits // 8)
 
 
-def chunk_numbers(weight: BlockFormat) -> int:
-    """Numbers in such a chunk."""
+def chunk_codes(weight: BlockFormat) -> int:
+    """Codes in such a chunk."""
     return chunk_bytes(weight) * 8 // weight.bits
 
 
@@ -98,7 +98,7 @@ def multiply_blocks(
     """y[rows, columns] = x[rows, inner] @ W for block-quantised weights.
 
     `int8_rows`: x was quantised by `quantise_rows`. `aligned`: W begins at a multiple of `chunk_bytes` and,
-    unless x is int8, x at one of 16 bytes and `inner` is a multiple of `chunk_numbers`.
+    unless x is int8, x at one of 16 bytes and `inner` is a multiple of `chunk_codes`.
     """
     _check_rows(rows)
     # Unpacked weights and fp32 rows side by side take registers: the more rows, the less of a weight at a time.
