@@ -1,4 +1,4 @@
-"""A large decoder whose Linears are in blocks of int4: all zero, in sparse files that take no disk."""
+"""A large decoder whose Linears are block-quantised to int4: all zero, in sparse files that take no disk."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Random weights in blocks, and what they are worth in float64."""
+"""Random block-quantised weights, and what they are worth in float64."""
 
 import numpy as np
 import numpy.typing as npt

@@ -131,7 +131,7 @@ class OwnGemm(GemmCase):
 
 @dataclass(frozen=True)
 class OwnBlocks(OwnGemm):
-    """Weights in blocks of `block` codes of `bits`, each with an fp16 scale.
+    """Block-quantised weights: blocks of `block` codes of `bits` bits, each with an fp16 scale.
 
     With `int8_rows`, up to 8 rows of x are rounded to int8 first, which takes a part of the time.
     """

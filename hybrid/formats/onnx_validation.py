@@ -42,7 +42,7 @@ _MAX_DIM = 1 << 40
 _MAX_TENSOR_BYTES = 1 << 44
 _MAX_MADE_BYTES = 1 << 28
 _MAX_OPSET = 1 << 16
-_MAX_WIDTH = 1 << 31  # rows and columns of a weight in blocks
+_MAX_WIDTH = 1 << 31  # rows and columns of a block-quantised weight
 _MAX_HEADS = 1 << 14
 _MAX_TOKENS = 1 << 31
 

@@ -1,4 +1,4 @@
-"""Host columns in blocks of int8 and int4: those a model comes with, and those made of float weights on load."""
+"""Host columns block-quantised to int8 or int4: those a model comes with, and those quantised on load."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ def without_effect(
 
 
 class HostQuantisation:
-    """The Linears outside onnxruntime whose host or streamed columns are in blocks."""
+    """Give the Linears outside onnxruntime whose host or streamed columns are block-quantised."""
 
     def __init__(
         self,

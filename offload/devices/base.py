@@ -57,7 +57,7 @@ class DeviceArray:
 
 @dataclass(frozen=True)
 class DeviceBlocks:
-    """Columns of a weight in blocks, inside a device allocation.
+    """Columns of a block-quantised weight, inside a device allocation.
 
     First the codes of all columns, then their scales, then their zero points where there are any, as QuantisedWeight
     has them, with nothing in between.
@@ -165,13 +165,13 @@ class DeviceStream(Protocol):
     ) -> None:
         """Queue y[M, N] = x[M, K] @ W; `x` is as `Device.input_format` says, `y` is fp32, accumulation is fp32.
 
-        `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`, as weights in blocks always are. `scratch` has at
-        least `scratch_bytes` of `offload/plan/scratch.py`, and is written to.
-        Up to MAX_ROWS rows of fp32 x are multiplied as they are, or with weights in blocks as `activations` says.
-        Of more rows, x and weights in blocks are rounded to 16 bits. (Rounding x to int8 first would bring it no closer
-        to what the host gives: whatever differs in the last bits tips such roundings, and what comes of them.) Rows of
-        fp32 x that would not fit fp16, too large or very small, are divided by `fp16_row_scales` before, and their y is
-        multiplied by them.
+        `w` is [K, N] for `Layout.KN` and [N, K] for `Layout.NK`, as block-quantised weights always are. `scratch` has
+        at least `scratch_bytes` of `offload/plan/scratch.py`, and is written to.
+        Up to MAX_ROWS rows of fp32 x are multiplied as they are, or with block-quantised weights as `activations` says.
+        Of more rows, x and block-quantised weights are rounded to 16 bits. (Rounding x to int8 first would bring it no
+        closer to what the host gives: what differs in the last bits tips such roundings, and what comes of them.) Rows
+        of fp32 x that would not fit fp16, too large or very small, are divided by `fp16_row_scales` before, and their y
+        is multiplied by them.
         """
 
     def record(self, event: DeviceEvent) -> None:

@@ -81,7 +81,7 @@ class NumbaBackend:
                 self.kernel(path, weight_format, layout)
 
     def warm_up_quantised(self, kinds: Iterable[QuantisedKind]) -> None:
-        """As `warm_up`, for weights in blocks."""
+        """As `warm_up`, for block-quantised weights."""
         for kind in kinds:
             warm_up(kind)
 
@@ -222,7 +222,7 @@ def _check_weight(column: HostColumns) -> None:
     weight = column.weight
     if isinstance(weight, QuantisedWeight):
         if weight.format is not column.format or column.layout is not Layout.NK:
-            raise ValueError(f"a weight in blocks of {weight.format} is no {column.format} {column.layout} weight")
+            raise ValueError(f"a block-quantised {weight.format} weight is no {column.format} {column.layout} weight")
     else:
         _check_float(weight, column.format)
     if not 0 <= column.start <= column.stop <= column.out_features:

@@ -1,4 +1,4 @@
-"""Linears with weights in blocks of int8 or int4, multiplied on the CPU."""
+"""Linears with weights block-quantised to int8 or int4, multiplied on the CPU."""
 
 import operator
 from collections.abc import Callable, Sequence

@@ -22,7 +22,7 @@ def multiply_s(
 ) -> float:
     """Seconds to multiply `rows` rows of x with columns in device memory, without launches: to read W, or to add up.
 
-    More than MAX_ROWS rows meet weights in blocks as fp16 panels, which are written before they are read.
+    More than MAX_ROWS rows meet block-quantised weights as fp16 panels, which are written before they are read.
     """
     elements = columns * in_features
     computed = WeightFormat.FP16 if isinstance(stored, BlockFormat) else stored

@@ -49,7 +49,7 @@ class LinearPlacement:
 
     @property
     def host_blocks(self) -> BlockFormat | None:
-        """How streamed and host columns are kept in blocks; None where they are not."""
+        """Say how streamed and host columns are block-quantised; None where they are not."""
         if self.host_format is self.linear.format:
             return self.linear.blocks
         return BlockFormat.made_on_load(self.host_format)

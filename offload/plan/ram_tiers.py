@@ -16,7 +16,7 @@ PIECE_BYTES = 8 << 20
 
 HOST_WEIGHTS, READ_AHEAD = "host weights", "read-ahead buffers"
 _RING_PIECES = 8  # one being multiplied, four being read, the others there for when the processor is ahead
-_BLOCK_PARTS = 3  # weights in blocks, their scales and their zero points lie in three places
+_BLOCK_PARTS = 3  # block-quantised weights, their scales and their zero points lie in three places
 
 
 def host_ram_bytes(placement: LinearPlacement) -> int:

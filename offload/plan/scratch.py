@@ -2,8 +2,8 @@
 
 Up to MAX_ROWS rows are multiplied by our own kernels: they read fp32 x, or x in int8 blocks, and may split the inner
 dimension, each split with its own sums. More rows are multiplied by a GEMM of 16-bit operands: x is rounded to them, in
-fp16 with a scale for each row, and weights in blocks are expanded to panels of some of their columns. On GPUs without a
-bf16 GEMM, bf16 weights are expanded to fp32 panels instead.
+fp16 with a scale for each row, and block-quantised weights are expanded to panels of some of their columns. On GPUs
+without a bf16 GEMM, bf16 weights are expanded to fp32 panels instead.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def scratch_parts(
     blocks: BlockFormat | None,
     int8_rows: bool,
 ) -> ScratchParts:
-    """Where everything is for weights that are not fp32; `int8_rows` says whether few rows of x are put in blocks."""
+    """Where everything is for weights that are not fp32; `int8_rows` says whether few rows of x are block-quantised."""
     if rows <= MAX_ROWS:
         x_scales = sums = 0
         if int8_rows and blocks is not None:

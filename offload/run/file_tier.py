@@ -54,7 +54,7 @@ class FileTier:
     ) -> None:
         """Allocate the ring.
 
-        `groups` are in running order; `weights` whole ones mapped from files: of those in blocks the packed codes
+        `groups` are in running order; `weights` whole ones mapped from files: of block-quantised ones the packed codes
         are, the rest may be.
         """
         pieces = [piece for group in groups.values() for p in group for piece in _pieces(p, weights[p.linear.name])]

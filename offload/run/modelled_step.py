@@ -162,7 +162,7 @@ def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArra
 
 
 def _untouched(linear: LinearSpec, blocks: BlockFormat | None) -> HostArray | QuantisedWeight:
-    """A weight as it is stored, or in blocks, on pages that are never written to, and so never there."""
+    """A weight as it is stored, or block-quantised, on pages that are never written to, and so never there."""
     if blocks is None:
         shape = (linear.in_features, linear.out_features)
         dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)

@@ -1,1 +1,1 @@
-"""The nouns of placement: Linears, attentions, weights in blocks, sizes. Pure."""
+"""The nouns of placement: Linears, attentions, block-quantised weights, sizes. Pure."""

@@ -41,7 +41,7 @@ _DTYPES: dict[WeightFormat, np.dtype[np.generic]] = {
 
 
 class Activations(StrEnum):
-    """What x is when it meets weights in blocks."""
+    """What x is when it meets block-quantised weights."""
 
     INT8 = "int8"  # rounded to int8 block by block, as accuracy_level 4 of MatMulNBits has it: fast
     FLOAT = "float"  # as it is
@@ -53,7 +53,7 @@ REQUANTISED_BLOCK = 64  # those that do in weights that are quantised on load
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """How a weight in blocks of int8 or int4 is stored: see QuantisedWeight, whose arrays it gives the sizes of."""
+    """Describes how a block-quantised weight is stored: see QuantisedWeight, whose arrays it gives the sizes of."""
 
     bits: int
     block: int  # elements of K that share a scale

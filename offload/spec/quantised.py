@@ -1,4 +1,4 @@
-"""Weights in blocks of int8 or int4, as ONNX's MatMulNBits stores them and as we quantise on load."""
+"""Weights block-quantised to int8 or int4, as ONNX's MatMulNBits stores them and as we quantise on load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

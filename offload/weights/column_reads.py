@@ -33,7 +33,7 @@ def read_rows(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], start: in
 
 
 def read_blocks(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
-    """Write a matrix in blocks into `out`, its bytes as DeviceBlocks has them; float weights are quantised."""
+    """Write a block-quantised matrix into `out`, its bytes as DeviceBlocks has them; float weights are quantised."""
     for linear, columns, target in _targets(matrix, out):
         weight = weights[linear.name]
         if isinstance(weight, QuantisedWeight):

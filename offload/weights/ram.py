@@ -57,7 +57,7 @@ def read_into_ram(
 def quantised_into_ram(
     weights: Mapping[str, QuantisedWeight], columns: Mapping[str, ColumnRange], on_bytes: Callable[[int], None]
 ) -> dict[str, QuantisedWeight]:
-    """Weights in blocks in RAM: those of which there are `columns`, and of each only these; see `read_into_ram`."""
+    """Read block-quantised weights into RAM: those that have `columns`, and of each only these; see `read_into_ram`."""
     arrays = [array for name in columns for array in weights[name].arrays]
     block = np.empty(sum(aligned(array.nbytes) for array in arrays), np.uint8)
     jobs, position = [], 0

@@ -33,7 +33,7 @@ def lying_at(matrix: ColumnMatrix, allocation: DeviceAllocation, offset_bytes: i
 class Piece:
     """A weight matrix in pinned memory, small enough for a slot.
 
-    `pinned` is all its bytes, or a matrix of floats whose rows lie apart, or the arrays of a weight in blocks.
+    `pinned` is all its bytes, or a matrix of floats whose rows lie apart, or the arrays of a block-quantised weight.
     """
 
     matrix: ColumnMatrix

@@ -54,7 +54,7 @@ def download(device: Any, stream: Any, array: DeviceArray) -> HostArray:
 def upload_blocks(
     device: Any, stream: Any, allocation: Any, offset_bytes: int, weight: QuantisedWeight
 ) -> DeviceBlocks:
-    """Copy a weight in blocks to a place on the device."""
+    """Copy a block-quantised weight to a place on the device."""
     arrays = [weight.packed, weight.scales, *([] if weight.zero_points is None else [weight.zero_points])]
     stored = np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
     w = DeviceBlocks(allocation, offset_bytes, weight.out_features, weight.in_features, weight.blocked)
@@ -134,7 +134,7 @@ def blocks_linear(
     blocks: BlockFormat,
     activations: Activations = Activations.FLOAT,
 ) -> LinearSpec:
-    """A LinearSpec whose weight is stored in blocks."""
+    """A LinearSpec whose weight is block-quantised."""
     weight_bytes = out_features * blocks.column_bytes(in_features)
     return LinearSpec(
         name,

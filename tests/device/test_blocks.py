@@ -1,4 +1,4 @@
-"""LinearRunner with weights in blocks, stored or made on load, against float64, on every device."""
+"""LinearRunner with block-quantised weights, stored or made on load, against float64, on every device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def stored(specs: Sequence[LinearSpec]) -> dict[str, QuantisedWeight]:
 def check(
     runner: LinearRunner, placements: Sequence[LinearPlacement], values: dict[str, Array], tokens: int, block: int
 ) -> None:
-    """Run one step of `tokens` tokens; `values` has W[N, K] as streamed and host columns are kept in blocks, and as
+    """Run one step of `tokens` tokens; `values` has W[N, K] as streamed and host columns are block-quantised, and as
     resident ones are under the name of the Linear and "resident".
     """
     first = placements[0].linear

@@ -43,7 +43,7 @@ class Scratch:
 
 
 class CudaMultiplication:
-    """Multiplications of fp32 rows with 16-bit weights and weights in blocks on one stream."""
+    """Multiplications of fp32 rows with 16-bit weights and block-quantised weights on one stream."""
 
     def __init__(self, kernels: CudaKernels, gemm: Callable[[Gemm], None], stream: int, fp32_panels: bool) -> None:
         """`fp32_panels` says that bf16 weights are to be expanded to fp32, for want of a fast GEMM."""

@@ -36,7 +36,7 @@ class FloatWeight:
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A weight in blocks on the device, packed as blocks.cuh says.
+    """A block-quantised weight on the device, packed as blocks.cuh says.
 
     `zeros` is the address of the packed zero points, 0 where there are none.
     """
@@ -51,7 +51,7 @@ class BlockWeight:
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """Rows of x quantised in blocks: int8[rows, blocks * block], padded, and fp32 scales[rows, blocks].
+    """Rows of x, block-quantised: int8[rows, blocks * block], padded, and fp32 scales[rows, blocks].
 
     `codes` is a multiple of 16: a kernel that read elsewhere would take the whole CUDA context down.
     """

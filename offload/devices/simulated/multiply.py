@@ -35,7 +35,7 @@ class Operands:
 
     @property
     def blocks(self) -> BlockFormat | None:
-        """How W is stored in blocks, if it is."""
+        """Say how W is block-quantised; None where it is not."""
         return self.w.blocks if isinstance(self.w, DeviceBlocks) else None
 
     @property

@@ -40,7 +40,7 @@ def kernel_address(function: Callable[..., None], weight_format: WeightFormat | 
 
 
 def quantised_kernel_address(function: Callable[..., None], bits: int, block: int, stored: WeightFormat) -> int:
-    """The address of a function for weights in blocks, compiled (0.1 to 0.5 s) unless it is cached.
+    """The address of a function for block-quantised weights, compiled (0.1 to 0.5 s) unless it is cached.
 
     `stored` is the format of the scales, or of the weights that are to be put into blocks.
     """

@@ -14,7 +14,7 @@ from numba.core import cgutils
 UNIT = 32  # columns that are not divided between threads; one cache line of a half format
 PANEL_COLUMNS, PANEL_K = 256, 512  # a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
 HEADER, ROW = 8, 8  # words of a task's header and of its row for each Linear
-BLOCK_HEADER, BLOCK_ROW = 12, 10  # likewise, for weights in blocks of int8 or int4
+BLOCK_HEADER, BLOCK_ROW = 12, 10  # likewise, for weights block-quantised to int8 or int4
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
@@ -168,7 +168,7 @@ def gemm(
 
 
 def ready_x(task: Any, thread: int, pieces: Any) -> None:
-    """Make rows of x ready for weights in blocks. Task: see `blocks`."""
+    """Make rows of x ready for block-quantised weights. Task: see `blocks`."""
     rows, piece = task[2], take(pieces, thread)
     while piece < pieces[0]:
         first, last = rows * piece // pieces[0], rows * (piece + 1) // pieces[0]
@@ -178,7 +178,7 @@ def ready_x(task: Any, thread: int, pieces: Any) -> None:
 
 @helper
 def blocks_piece(task: Any, first: int, last: int, values: int, scales: int, sums: int) -> None:
-    """Units [first, last) of a group of Linears whose weights are in blocks; x is ready at three addresses."""
+    """Multiply units [first, last) of a group of block-quantised Linears; x is ready at three addresses."""
     for i in range(task[3]):
         r = BLOCK_HEADER + i * BLOCK_ROW
         start, stop, units = task[r + 4], task[r + 5], task[r + 8]
@@ -191,7 +191,7 @@ def blocks_piece(task: Any, first: int, last: int, values: int, scales: int, sum
 
 
 def blocks(task: Any, thread: int, pieces: Any) -> None:
-    """Multiply a group whose weights are in blocks of int8 or int4.
+    """Multiply a group whose weights are block-quantised to int8 or int4.
 
     Header: x, k, m, Linears, units of all of them, blocks in a row; what x is made ready into: values, scales, sums,
     and the bytes from one thread's copy to the next, or 0 when there is one for all, which is ready; the kernel that

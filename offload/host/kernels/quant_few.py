@@ -1,4 +1,4 @@
-"""Several rows of x by a weight in blocks: a panel of W is put in order, then multiplied by four rows of x at a time.
+"""Several rows of x by a block-quantised weight: a panel of W is put in order, then multiplied by four rows at a time.
 
 In a panel, lanes are output columns: COLUMNS of them, four bytes of K each (or one fp32), then the next four of K.
 """

@@ -1,4 +1,4 @@
-"""LLVM IR that the kernels for weights in blocks are made of: vectors, dot products of bytes, stored weights as bytes.
+"""LLVM IR that kernels for block-quantised weights are made of: vectors, dot products of bytes, weights as bytes.
 
 A pointer's type carries the bits and the block of a weight. It carries a mark of this file too: numba's cache looks at
 the date of a function's own file only, and would not see a change here.
@@ -41,8 +41,8 @@ KINDS = {types.Opaque(f"int{bits}x{block} {_MARK:08x}"): (bits, block) for bits 
 
 _FLOAT_POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}  # as in `host_loops`
 
-# What the functions take. Two placeholders stand for pointers to weights (or x) in blocks, and to scales or weights
-# in some float format.
+# What the functions take. Two placeholders stand for pointers to block-quantised weights (or x), and to scales or
+# weights in some float format.
 BLOCKED, STORED = "blocked", "stored"
 _FLOATS = Pointer(float32)
 READY = (_FLOATS, int64, int64, int64, int64, BLOCKED, _FLOATS, _FLOATS)

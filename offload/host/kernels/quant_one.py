@@ -1,4 +1,4 @@
-"""One row of x by a weight in blocks: dot products along the rows of W as it is stored."""
+"""One row of x by a block-quantised weight: dot products along the rows of W as it is stored."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""x made ready for weights in blocks: in the order of the kernels, block by block, padded with zeros.
+"""x made ready for block-quantised weights: in the order of the kernels, block by block, padded with zeros.
 
 As int8 every block has a scale and the sum of its int8; as fp32 it is only put in order. Where weights are int4, a
 span of x has its even elements first, then the odd ones, as the low and the high halves of the bytes have them.

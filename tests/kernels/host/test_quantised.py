@@ -1,4 +1,4 @@
-"""Weights in blocks of int8 and int4 against float64: every block, zero point, range, address and number of rows."""
+"""Weights block-quantised to int8 and int4 against float64: blocks, zero points, ranges, addresses, numbers of rows."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-// Weights in blocks along `inner`, as ONNX MatMulNBits stores them: value = (code - zero point) * scale.
+// Block-quantised weights along `inner`, as ONNX MatMulNBits stores them: value = (code - zero point) * scale.
 //
 // codes: Byte[columns, blocks, block * BITS / 8], the low nibble first; scales: [columns, blocks]; zero points:
 // Byte[columns, ceil(blocks * BITS / 8)] packed likewise, or null, which means 8 or 128. Blocks hold

@@ -53,7 +53,7 @@ def block_log2(weight: BlockFormat) -> int:
 
 
 def chunk_bytes(weight: BlockFormat) -> int:
-    """Bytes of a weight in blocks that a thread reads at a time at most, all of one block."""
+    """Bytes of a block-quantised weight that a thread reads at a time at most, all of one block."""
     return min(_CHUNK_BYTES, weight.block * weight.bits // 8)
 
 
