@@ -1,4 +1,4 @@
-"""What begins with a slash: commands, and what they answer."""
+"""Answers what begins with a slash: commands."""
 
 import difflib
 import re
@@ -37,7 +37,7 @@ _STOPPED = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did: a text for people, a reply to show, or the wish to leave."""
+    """The result of a command: a text for people, a reply to show, or the wish to leave."""
 
     text: str = ""
     reply: Reply | None = None
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is for us and not for the model; a path such as /etc/hosts is not."""
+    """Tell whether a line is for us and not for the model; a path such as /etc/hosts is not."""
     return re.match(r"/\w*(\s|$)", line) is not None
 
 
@@ -88,7 +88,7 @@ def run_command(conversation: Conversation, line: str, model: str = "") -> Outco
 
 
 def status_line(stats: ReplyStats) -> str:
-    """What a reply took: speed, tokens reused and run, how full the context is."""
+    """Describe what a reply took: speed, tokens reused and run, how full the context is."""
     from hybrid.show.report import rate
 
     used = f"context {stats.context_used} of {stats.context_tokens}"

@@ -62,7 +62,7 @@ class Conversation:
 
     @property
     def left_out(self) -> int:
-        """How many of the oldest messages the model no longer sees."""
+        """Count the oldest messages that the model no longer sees."""
         return self._left_out
 
     def send(self, text: str) -> Reply:

@@ -14,7 +14,7 @@ from hybrid.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a reply answers. `left_out` is how many of the oldest messages are not in it."""
+    """The messages that a reply answers. `left_out` is how many of the oldest are not among them."""
 
     rendered: str
     ids: list[int]
@@ -23,7 +23,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ReplyRules:
-    """How replies are made, the same for all of a conversation."""
+    """The rules of making replies, the same for all of a conversation."""
 
     sampling: SamplingSettings
     max_tokens: int
@@ -34,7 +34,7 @@ class ReplyRules:
 
 @dataclass(frozen=True)
 class ReplyStats:
-    """What a reply took so far."""
+    """The counts and times of a reply so far."""
 
     reused_tokens: int  # of the prompt, found in the cache
     prefilled_tokens: int  # of the prompt, run
@@ -78,14 +78,14 @@ class Reply(Iterator[str]):
 
     @property
     def said_something(self) -> bool:
-        """Whether the model chose anything, be it the end at once."""
+        """Tell whether the model chose anything, be it the end at once."""
         return self._generation is not None and (
             self._generation.stats.generated_tokens > 0 or self._stop_reason is StopReason.END
         )
 
     @property
     def stats(self) -> ReplyStats:
-        """What was measured so far."""
+        """Sum up the reply so far."""
         made = self._generation.stats if self._generation else None
         return ReplyStats(
             reused_tokens=self._reused,

@@ -1,4 +1,4 @@
-"""What `/set` changes: how the replies of a conversation are made from now on."""
+"""The rules that `/set` changes: how the replies of a conversation are made from now on."""
 
 import difflib
 from dataclasses import replace
@@ -41,7 +41,7 @@ def changed(rules: ReplyRules, name: str, text: str) -> ReplyRules:
 
 
 def shown(rules: ReplyRules) -> str:
-    """What is in force, as it would be set."""
+    """Give the rules in force, as they would be set."""
     values = {name: getattr(rules.sampling, name.replace("-", "_"), None) for name in _TYPES}
     values[MAX_TOKENS] = rules.max_tokens
     return "\n".join(f"{name} {'a new one each time' if value is None else value}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""Where the user types: several lines, history, completion of commands (the only importer of prompt_toolkit)."""
+"""Reads what the user types: several lines, history, completion of commands (the only importer of prompt_toolkit)."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -33,7 +33,7 @@ class Prompter:
         )
 
     def read(self) -> str:
-        """What was sent. Raises CtrlCOnEmptyInput, or EOFError for Ctrl-D; both only when nothing is typed."""
+        """Read a text. Raises CtrlCOnEmptyInput, or EOFError for Ctrl-D; both only when nothing is typed."""
         return self._session.prompt()
 
 

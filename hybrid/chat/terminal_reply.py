@@ -61,14 +61,14 @@ def _show_markdown(console: Console, reply: Reply) -> None:
 
 
 def _as_text(console: Console, shown: RenderableType) -> str:
-    """What the console would write, a column narrower than it is: a full row may or may not move the cursor on."""
+    """Render as the console would, a column narrower: a full row may or may not move the cursor on."""
     with console.capture() as capture:
         console.print(shown, end="", width=max(console.width - 1, 1))
     return capture.get()
 
 
 def complete_blocks(text: str) -> int:
-    """How many characters at the beginning are markdown blocks that nothing further can change."""
+    """Count the characters at the beginning that are markdown blocks which nothing further can change."""
     end = text.rfind("\n") + 1  # a line that is not at its end may yet become anything
     starts = [token.map[0] for token in _parser().parse(text[:end]) if token.level == 0 and token.map]
     if len(set(starts)) < 2:
@@ -133,7 +133,7 @@ def _end_of(lines: list[list[Segment]], rows: int) -> list[list[Segment]]:
 
 
 def _is_empty(line: list[Segment]) -> bool:
-    """Whether nothing is seen of a line; a background is."""
+    """Tell whether nothing is seen of a line; a background is."""
     return not any(segment.text.strip() or (segment.style and segment.style.bgcolor) for segment in line)
 
 

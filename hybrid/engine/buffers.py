@@ -18,7 +18,7 @@ _PASSED_TYPES = (
 
 @dataclass(frozen=True)
 class TensorBuffer:
-    """Where a tensor lies: the buffer's number, and the tensor's type and shape in numbers and "S"."""
+    """The place of a tensor: the buffer's number, and the tensor's type and shape in numbers and "S"."""
 
     slot: int
     element_type: ElementType

@@ -1,4 +1,4 @@
-"""How large the KV cache of a graph is, what it is kept in, and what a token does with it."""
+"""Sizes the KV cache of a graph: its shape, its type, and what a token does with it."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ def attention_flops(graph: Graph, pairs: Sequence[CachePair]) -> int:
 
 
 def cache_types(decoder: Decoder) -> set[str]:
-    """What the cache is kept in, "fp16" or "fp32"; both where a graph mixes them."""
+    """Name the types of the cache, "fp16" or "fp32"; both where a graph mixes them."""
     names = {element_type: name for name, element_type in _TYPES.items()}
     pasts = {pair.past for pair in decoder.cache}
     return {names[info.element_type] for info in decoder.graph.inputs if info.name in pasts}

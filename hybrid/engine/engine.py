@@ -91,20 +91,20 @@ class Engine:
 
     @property
     def position(self) -> int:
-        """How many tokens the cache holds."""
+        """Give the number of tokens that the cache holds."""
         return len(self._held)
 
     @property
     def context_may_grow(self) -> bool:
-        """Whether a larger --context would be taken: the model was made for more."""
+        """Tell whether a larger --context would be taken: the model was made for more."""
         return self.context_tokens < self.decoder.most_context_tokens
 
     def held(self, token_ids: Sequence[int]) -> int:
-        """How many of `token_ids`, from the first on, the cache holds from its beginning on."""
+        """Count the ids of `token_ids`, from the first on, that the cache holds from its beginning on."""
         return common_prefix(self._held, token_ids)
 
     def ahead(self, steps: Generator[T, None, None]) -> Text[T] | Generator[T, None, None]:
-        """What `steps` yields, made on the engine's thread as one text, a little ahead of who reads it.
+        """Give what `steps` yields, made on the engine's thread as one text, a little ahead of who reads it.
 
         A text that is half read while another caller begins one is made to its end at once; one that was superseded
         by its own reader raises SupersededError.

@@ -58,12 +58,12 @@ class EngineThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether this is the thread that asks."""
+        """Tell whether this is the thread that asks."""
         return threading.get_ident() == self._thread.ident
 
     @property
     def is_foreign(self) -> bool:
-        """Whether this process is a fork of the one that the thread is in."""
+        """Tell whether this process is a fork of the one that the thread is in."""
         return os.getpid() != self._process
 
     def run(self, function: Callable[[], T]) -> T:

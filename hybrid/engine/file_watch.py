@@ -60,7 +60,7 @@ class FileWatch:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a file looks like."""
+    """The marks by which a changed file is known."""
 
     file: tuple[int, int]  # its device and number
     nbytes: int

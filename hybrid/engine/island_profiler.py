@@ -1,4 +1,4 @@
-"""What onnxruntime's own profiler saw inside islands, as spans of a timeline."""
+"""Reads onnxruntime's own profiles of islands, as spans of a timeline."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ class IslandProfiler:
 
     @property
     def file_prefix(self) -> str:
-        """Where the next session is to write: a file of its own."""
+        """Name the file for the next session's profile: one of its own."""
         return str(self._folder / str(len(self._sessions)))
 
     def add(self, session: Any) -> None:

@@ -12,7 +12,7 @@ from hybrid.graph.graph import Graph
 
 
 class KvCache(Protocol):
-    """What the engine needs of a cache."""
+    """The part of a cache that the engine needs."""
 
     @property
     def fixed(self) -> Mapping[str, Value]:

@@ -1,4 +1,4 @@
-"""What a step is fed besides the cache: ids, positions, masks and lengths, by the name of the input."""
+"""Feeds a step besides the cache: ids, positions, masks and lengths, by the name of the input."""
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences have in common from their beginning."""
+    """Count the ids that two sequences have in common from their beginning."""
     for index, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return index

@@ -49,7 +49,7 @@ class Turns:
 
 
 class Text(Iterator[T], Generic[T]):
-    """What a generator yields on the engine's thread, for whoever iterates, in any thread."""
+    """Iterates, in any thread, over what a generator yields on the engine's thread."""
 
     def __init__(self, turns: Turns, steps: Generator[T, None, None]) -> None:
         self.caller = this_caller()

@@ -62,7 +62,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a Llama-like decoder looks like. Sizes are in elements.
+    """The shape of a Llama-like decoder. Sizes are in elements.
 
     `max_positions` are the tokens that a context may have; `notes` is what the user has to know.
     """

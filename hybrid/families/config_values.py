@@ -75,7 +75,7 @@ class ConfigValues:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a JSON value is a whole number; true and false are not."""
+    """Tell whether a JSON value is a whole number; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

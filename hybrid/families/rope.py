@@ -38,7 +38,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> npt.NDArra
 
 
 def _stretched_share(head_dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.float64]:
-    """How much of each pair's frequency YaRN divides by its factor, 0 to 1, (head_dim / 2,).
+    """Give the share of each pair's frequency that YaRN divides by its factor, 0 to 1, (head_dim / 2,).
 
     The ramp runs from the pair that turns `beta_fast` times within the original context to the one that turns
     `beta_slow` times.

@@ -34,7 +34,7 @@ _OTHER_ROTATIONS = ("mrope_section", "mrope_interleaved", "interleaved", "llama_
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched; what a kind does not use is left at its default."""
+    """The stretching of rotary frequencies; what a kind does not use is left at its default."""
 
     kind: Kind = "none"
     factor: float = 1.0

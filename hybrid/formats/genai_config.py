@@ -24,7 +24,7 @@ _NUMBERED = {
 
 @dataclass(frozen=True)
 class GenaiConfig:
-    """What genai_config.json says; 0 and empty for what it does not."""
+    """The contents of genai_config.json that matter; 0 and empty for what it does not say."""
 
     head_size: int = 0
     num_key_value_heads: int = 0

@@ -40,7 +40,7 @@ class _Need:
 
 
 def graph_limits(graph: Graph) -> tuple[ContextLimit, ...]:
-    """What bounds the tokens of a text in a graph whose types and shapes are known; nothing where nothing does."""
+    """Find what bounds the tokens of a text in a graph whose types and shapes are known; nothing where nothing does."""
     rotary = [
         ContextLimit(rows, f"{show(name)} has {counted(rows, 'row')}")
         for node in graph.nodes
@@ -83,7 +83,7 @@ def _reads_table(graph: Graph, node: Node) -> bool:
 
 
 def _needs(graph: Graph, readers: list[Node], tokens: int) -> dict[str, _Need]:
-    """What the readers need in a step of one token, the last of `tokens`, by what they write."""
+    """Give what the readers need in a step of one token, the last of `tokens`, by what they write."""
     dims = {"S": 1, "T": tokens, "P": tokens - 1, "C": tokens}
     shapes = {info.name: _concrete(info.shape, dims) for info in graph.inputs}
     try:

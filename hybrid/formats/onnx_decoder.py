@@ -197,7 +197,7 @@ def _with_branches_taken(graph: Graph, cache: Sequence[CachePair]) -> Graph:
 
 
 def _decided(graph: Graph, condition: str) -> bool | None:
-    """What a condition of constants is."""
+    """Evaluate a condition of constants."""
     value = small_value(graph, condition, {})
     return None if value is None or value.size != 1 else bool(value.reshape(-1)[0])
 
@@ -248,7 +248,7 @@ class _CacheSizes:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What contradicts the graph, after all shapes have been asked for."""
+        """List what contradicts the graph, after all shapes have been asked for."""
         return tuple(self._notes)
 
     def shape(self, info: TensorInfo, tokens: str) -> Shape:

@@ -50,7 +50,7 @@ def with_switches(graph: Graph, context_tokens: int) -> tuple[Graph, tuple[Switc
 
 
 def _by_length(graph: Graph, condition: str, context_tokens: int) -> int | bool | None:
-    """What a condition is: one value for all texts, or the shortest text that it changes for; None where it depends
+    """Evaluate a condition: one value for all texts, or the shortest text that it changes for; None where it depends
     on anything else than the length, or changes more than once.
     """
     first, last = _at(graph, condition, 1), _at(graph, condition, context_tokens)
@@ -72,7 +72,7 @@ def _by_length(graph: Graph, condition: str, context_tokens: int) -> int | bool 
 
 
 def _at(graph: Graph, condition: str, total: int) -> bool | None:
-    """What a condition is in a text of `total` tokens; None where it depends on how the text is read, or unknown."""
+    """Evaluate a condition in a text of `total` tokens; None where it depends on how the text is read, or unknown."""
     values = {_in_step(graph, condition, total, new) for new in (1, total)}
     return values.pop() if len(values) == 1 else None
 

@@ -59,7 +59,7 @@ class _Number:
 
 @dataclass(frozen=True)
 class _Needs:
-    """What an operator outside the standard needs: how many inputs and outputs, and which numbers."""
+    """The needs of an operator outside the standard: how many inputs and outputs, and which numbers."""
 
     inputs: int
     attributes: Mapping[str, _Number]
@@ -331,7 +331,7 @@ def _put_in_order(graph: onnx.GraphProto, reads: Sequence[Iterable[str]], made: 
 
 @functools.cache
 def _schema(op_type: str, opset: int) -> Any:
-    """What onnx says of a standard operator, or None: onnxruntime has a few of its own there."""
+    """Find onnx's definition of a standard operator, or None: onnxruntime has a few of its own there."""
     try:
         return onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:

@@ -1,4 +1,4 @@
-"""Where the weights lie inside an .onnx file: the file without its weights, and the byte range of each.
+"""Locates the weights inside an .onnx file: the file without its weights, and the byte range of each.
 
 An .onnx file is one protobuf message (https://protobuf.dev/programming-guides/encoding/), and a weight stored
 inline is a plain run of bytes in it. Parsing the whole file would put every weight in RAM twice; so the file is

@@ -38,7 +38,7 @@ class Attention:
 
     @property
     def output(self) -> str:
-        """What is attended, [1, S, num_heads * head_dim]."""
+        """Name the attended values, [1, S, num_heads * head_dim]."""
         return self.node.outputs[0]
 
 
@@ -85,7 +85,7 @@ def _is_plain(node: Node) -> bool:
 
 
 def _spec(graph: Graph, node: Node, past_key: str, past_value: str, cos: str) -> AttentionSpec | None:
-    """What the node computes; None when its caches are of unequal or unknown sizes."""
+    """Describe the node's attention; None when its caches are of unequal or unknown sizes."""
     heads, kv_heads = int(node.attributes["num_heads"]), int(node.attributes["kv_num_heads"])
     types = [graph.types.get(name) for name in (past_key, past_value)]
     shapes = [graph.shapes.get(name) for name in (past_key, past_value)]

@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class StoredBlocks:
-    """What goes with the weight of a MatMulNBits that our own kernels can multiply; no zero points is ""."""
+    """The companions of a MatMulNBits weight that our own kernels can multiply; no zero points is ""."""
 
     scales: str
     zero_points: str
@@ -133,7 +133,7 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
 
 
 def _stored_blocks(graph: Graph, node: Node, bits: int) -> BlockFormat | None:
-    """How the weight of a MatMulNBits is stored; None where our kernels cannot multiply it."""
+    """Give the block format of a MatMulNBits weight; None where our kernels cannot multiply it."""
     weight, scales, zero_points, order = (*node.inputs[1:], "", "", "")[:4]
     block, columns = int(node.attributes.get("block_size", 0)), int(node.attributes["N"])
     if bits not in (4, 8) or block not in BLOCKS or order or node.attributes.get("weight_prepacked", 0):

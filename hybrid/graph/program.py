@@ -28,7 +28,7 @@ class Island:
 
     @property
     def op_types(self) -> tuple[str, ...]:
-        """What its nodes do, each once, in running order."""
+        """List the operators of its nodes, each once, in running order."""
         return tuple(dict.fromkeys(node.op_type for node in self.nodes))
 
     @property
@@ -70,7 +70,7 @@ class OutsideAttention:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What it reads of this step."""
+        """List the tensors of this step that it reads."""
         return tuple(name for name in (self.query, self.key, self.value, self.lengths) if name)
 
 
@@ -93,12 +93,12 @@ class Program:
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
-        """What a step is fed."""
+        """List the tensors that a step is fed."""
         return self.graph.inputs
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
-        """What a step gives."""
+        """List the tensors that a step gives."""
         return self.graph.outputs
 
     @cached_property
@@ -113,7 +113,7 @@ class Program:
         return last | {info.name: len(self.levels) for info in self.outputs}
 
     def shape(self, name: str) -> Shape | None:
-        """What is known of a tensor's shape."""
+        """Give the known shape of a tensor."""
         return self.graph.shapes.get(name)
 
     def element_type(self, name: str) -> ElementType:

@@ -1,4 +1,4 @@
-"""What the inputs of an ONNX decoder are fed besides the cache, by their names."""
+"""Feeds the inputs of an ONNX decoder besides the cache, by their names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ _STREAMS = 3  # of positions in models that see images: time, height, width, all
 
 
 def feed(name: str, shape: Shape | None, ids: Sequence[int], past: int) -> Array:
-    """What the input `name` of this shape is fed."""
+    """Make the array that the input `name` of this shape is fed."""
     array = FEEDS[name](ids, past)
     if shape is None or len(shape) == array.ndim:
         return array

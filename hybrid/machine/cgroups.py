@@ -9,7 +9,7 @@ _NO_LIMIT = 1 << 60  # version 1 writes a huge number where there is none
 
 @dataclass(frozen=True)
 class CgroupLimits:
-    """What this process may use at most; None without a limit."""
+    """The most that this process may use; None without a limit."""
 
     cpus: float | None
     memory_bytes: int | None
@@ -23,7 +23,7 @@ def read_limits(root: Path = Path("/")) -> CgroupLimits:
 
 
 def _each(root: Path, controller: str, read: Callable[[Path], float | None]) -> Iterator[float]:
-    """What `read` finds in the folders of the process's group; the empty controller is version 2."""
+    """Yield what `read` finds in the folders of the process's group; the empty controller is version 2."""
     for folder in _folders(root, controller):
         try:
             limit = read(folder)

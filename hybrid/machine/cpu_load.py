@@ -1,4 +1,4 @@
-"""What other processes take of the CPUs that this one may run on, as the kernel counts it in /proc."""
+"""Measures the load of other processes on the CPUs that this one may run on, as the kernel counts it in /proc."""
 
 import os
 import time
@@ -29,7 +29,7 @@ class CpuTimes:
 
 @dataclass(frozen=True)
 class OthersLoad:
-    """How many of `cpus` CPUs other processes kept busy, a mean, and who they were where that was looked at."""
+    """The number of `cpus` CPUs that other processes kept busy, a mean, and who they were where that was looked at."""
 
     busy_cpus: float
     cpus: int
@@ -37,7 +37,7 @@ class OthersLoad:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether what is measured or run meanwhile is slower for it."""
+        """Tell whether measurements or runs meanwhile are slower for it."""
         return self.busy_cpus > max(0.25, 0.1 * self.cpus)
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ def cpu_times(proc: Path = _PROC) -> CpuTimes | None:
 
 
 def others_load(before: CpuTimes | None, after: CpuTimes | None) -> OthersLoad | None:
-    """What others took between two moments; None where that is too short or not known."""
+    """Measure the load of others between two moments; None where that is too short or not known."""
     if before is None or after is None or after.at_s - before.at_s < _FEWEST_S or before.cpus != after.cpus:
         return None
     others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
@@ -72,7 +72,7 @@ def others_load(before: CpuTimes | None, after: CpuTimes | None) -> OthersLoad |
 
 
 def look_at_others(wait: Callable[[float], None] = time.sleep) -> OthersLoad | None:
-    """What others take right now, for half a second, with the names of those that take the most."""
+    """Measure the load of others right now, for half a second, with the names of those that take the most."""
     before, processes = cpu_times(), _process_ticks(_PROC)
     wait(_LOOK_S)
     load = others_load(before, cpu_times())

@@ -37,7 +37,7 @@ class MemoryUse(TypedDict, total=False):
 
 
 class MemoryWatch:
-    """What this process takes, and the most it has taken; Linux only, elsewhere only the peak of all RAM is known.
+    """Watches what this process takes, and the most of it; Linux only, elsewhere only the peak of all RAM is known.
 
     The peaks of the two kinds of RAM are those of the moments when `sample` was called; the peak of both together
     is the kernel's own.
@@ -56,7 +56,7 @@ class MemoryWatch:
             self._next_s = monotonic() + _SAMPLE_S
 
     def read(self, plans: ShrinkingPlan, modelled: bool = False) -> MemoryUse:
-        """What is in use; `modelled` where the plans are for a simulated device."""
+        """Read the memory in use; `modelled` where the plans are for a simulated device."""
         status = _status()
         self._update(status)
         plan = plans.plan

@@ -22,7 +22,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on this machine, if it can be used for a run; else `why_not`, which is one clause.
+    """The rates measured on this machine, if they can be used for a run; else `why_not`, which is one clause.
 
     `broken` is True when there is a file that cannot be read: that is worth a word in any run.
     """
@@ -38,7 +38,7 @@ def machine_name() -> str:
 
 
 def calibration_file(name: str) -> Path:
-    """Where the profile that was measured on the machine `name` is kept."""
+    """Locate the profile that was measured on the machine `name`."""
     return config_folder() / "machines" / f"{name}.json"
 
 
@@ -81,7 +81,7 @@ def save_profile(profile: DeviceProfile, path: Path) -> None:
 
 
 def calibration(threads: int, gpu_name: str | None = None) -> Calibration:
-    """What was measured here, when it was with as many threads and, if there is a `gpu_name`, with that GPU."""
+    """Find the rates measured here with as many threads and, if there is a `gpu_name`, with that GPU."""
     path = calibration_file(machine_name())
     if not path.exists():
         return Calibration(None, f"{CALIBRATE} measures it")

@@ -55,7 +55,7 @@ def resolve_ram(asked: str | None, ram: Ram | None) -> RamBudget | None:
 
 
 def read_ram(limits: CgroupLimits, root: Path = Path("/")) -> Ram | None:
-    """What /proc/meminfo says, within the limits; None where it cannot be read."""
+    """Read /proc/meminfo, within the limits; None where it cannot be read."""
     try:
         lines = (root / "proc" / "meminfo").read_text().splitlines()
         sizes = {key: int(value.split()[0]) * 1024 for key, _, value in (line.partition(":") for line in lines)}

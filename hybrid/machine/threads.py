@@ -1,4 +1,4 @@
-"""How many threads this process may keep busy."""
+"""Counts the threads that this process may keep busy."""
 
 import os
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Where this user's files are; with the command line, the only place that reads the environment."""
+"""Finds this user's files; with the command line, the only place that reads the environment."""
 
 import os
 from pathlib import Path
 
 
 def loader_environment() -> dict[str, str]:
-    """What a Python of this installation needs of the environment to start, and nothing else of it: no secrets."""
+    """Give the environment that a Python of this installation needs to start, and nothing else of it: no secrets."""
     return {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "TZ")}
 
 

@@ -1,4 +1,4 @@
-"""What was measured, for people: every rate beside the estimate that it takes the place of."""
+"""Tabulates measured rates for people, each beside the estimate that it takes the place of."""
 
 import io
 from collections.abc import Iterator

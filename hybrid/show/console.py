@@ -65,7 +65,7 @@ def terminal_size(file: TextIO) -> tuple[int, int]:
 
 
 def can_redraw(file: TextIO) -> bool:
-    """Whether `file` is a terminal with a cursor that can be moved."""
+    """Tell whether `file` is a terminal with a cursor that can be moved."""
     return file.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 

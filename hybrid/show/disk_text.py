@@ -1,4 +1,4 @@
-"""What people read first of a plan that reads weights from the disk at every step."""
+"""Warns people first of a plan that reads weights from the disk at every step."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from offload.plan.ram_tiers import file_warnings
 
 
 def disk_text(plan: Plan) -> str:
-    """How much is read, and what would keep it in RAM; empty where nothing is read."""
+    """Say how much is read, and what would keep it in RAM; empty where nothing is read."""
     warnings = file_warnings(plan.placements)
     best = next((advice for advice in plan.advice if advice.fits_ram), None)
     if not warnings or best is None:

@@ -1,4 +1,4 @@
-"""What people and programs read of a GPU that was watched while it worked."""
+"""Describes a GPU that was watched while it worked, for people and programs."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any

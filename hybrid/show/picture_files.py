@@ -13,7 +13,7 @@ from offload.plan.plan import Plan
 
 
 def is_picture(file: Path) -> bool:
-    """Whether a file is to be a picture, by its name."""
+    """Tell whether a file is to be a picture, by its name."""
     return file.suffix.lower() == ".png"
 
 

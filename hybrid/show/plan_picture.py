@@ -1,4 +1,4 @@
-"""What is on the picture of a plan: a column for each layer, a row for each kind of Linear, coloured by place."""
+"""Lays out the picture of a plan: a column for each layer, a row for each kind of Linear, coloured by place."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from offload.spec.units import counted, format_bytes
 
 
 class Place(StrEnum):
-    """Where columns are, in the order in which a cell shows them from the bottom up."""
+    """The places of columns, in the order in which a cell shows them from the bottom up."""
 
     RESIDENT = "resident in VRAM"
     STREAMED = "streamed from RAM at every step"
@@ -54,7 +54,7 @@ class Head:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """What a colour stands for, and how much of the weights it is."""
+    """The meaning of a colour, and how much of the weights it is."""
 
     place: Place
     text: str
@@ -74,7 +74,7 @@ class PlanPicture:
 
 
 def plan_picture(plan: Plan) -> PlanPicture:
-    """What is on the picture of `plan`."""
+    """Lay out the picture of `plan`."""
     by_cell: dict[tuple[str, str], list[LinearPlacement]] = {}
     for placement in plan.placements:
         by_cell.setdefault((placement.linear.layer, placement.linear.kind), []).append(placement)

@@ -1,4 +1,4 @@
-"""How far something is that takes longer than a moment: one line on terminals, in notebooks, else one now and then."""
+"""Shows progress of what lasts longer than a moment: one line on terminals, in notebooks, else one now and then."""
 
 from collections import deque
 from collections.abc import Callable
@@ -101,7 +101,7 @@ class ProgressLine:
 
 
 class _Stage:
-    """What is done of a stage, and since when."""
+    """The part of a stage that is done, and since when."""
 
     def __init__(self, label: str, total: float, now_s: float, is_share: bool = False) -> None:
         self.label = printable(label)

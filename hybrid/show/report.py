@@ -1,4 +1,4 @@
-"""What people read beside the text: status lines and tables."""
+"""Writes status lines and tables, which people read beside the text."""
 
 import io
 from collections.abc import Collection, Iterable, Sequence
@@ -51,7 +51,7 @@ def rate(tokens_per_s: float | None) -> str:
 
 
 def budget_text(plan: Plan, asked: str | None, why: str) -> str:
-    """What the plan takes of its VRAM budget, who chose that budget, and what for."""
+    """Say what the plan takes of its VRAM budget, who chose that budget, and what for."""
     if plan.budget_bytes == 0:
         return f"CPU only ({why})"
     chosen = "budget chosen automatically" if asked in (None, "auto") else f"--cuda {asked}"
@@ -59,7 +59,7 @@ def budget_text(plan: Plan, asked: str | None, why: str) -> str:
 
 
 def opening_lines(engine: "Engine", asked: str | None) -> str:
-    """What is about to run: model, budget, context and the speed that is expected; before it, what slows it most."""
+    """Say what is about to run: model, budget, context, expected speed; before it, what slows it most."""
     plan = engine.plan
     weights = sum(placement.linear.weight_bytes for placement in plan.placements)
     parts = [
@@ -73,7 +73,7 @@ def opening_lines(engine: "Engine", asked: str | None) -> str:
 
 
 def model_text(engine: "Engine") -> str:
-    """What a loaded model is, how large, and where it runs."""
+    """Say what a loaded model is, how large, and where it runs."""
     plan = engine.plan
     weights = sum(placement.linear.weight_bytes for placement in plan.placements)
     where = "CPU only"
@@ -89,7 +89,7 @@ def model_text(engine: "Engine") -> str:
 
 
 def closing_line(stats: "GenerationStats", memory: "MemoryUse", truth: "Truth | None", why_slow: str = "") -> str:
-    """What the run took, and why it was slower than predicted where that is known."""
+    """Say what the run took, and why it was slower than predicted where that is known."""
     decode = f"decode {_work(stats.generated_tokens, stats.decode_tokens_per_s)}"
     if truth is not None:
         decode += f" (predicted {rate(truth.predicted.decode_tokens_per_s).removesuffix(' tokens/s')})"
@@ -114,7 +114,7 @@ def _work(tokens: int, tokens_per_s: float | None) -> str:
 def stats_json(
     generation: "Generation", engine: "Engine", memory: "MemoryUse", truth: "Truth | None", times: OpTimes | None
 ) -> dict[str, Any]:
-    """What the run took, for programs. What was not measured is null.
+    """Give what the run took, for programs. What was not measured is null.
 
     `decode_depth` is how many tokens the cache held in a decode step, a mean, and `predicted_depth` how many the
     prediction is for; `measured_over_predicted` is of the median step, where enough of them ran on no simulated device.
@@ -183,7 +183,7 @@ def layer_rows(plan: Plan) -> list[LayerRow]:
 
 
 def cell_text(columns: Columns) -> str:
-    """Where the columns are, a place a line: "62% VRAM", "38% host"; just "host" when all are there."""
+    """List the places of the columns, one a line: "62% VRAM", "38% host"; just "host" when all are there."""
     total = sum(columns)
     lines = []
     for place, count in zip(PLACES, columns, strict=True):
@@ -213,7 +213,7 @@ def plan_text(plan: Plan, asked: str | None, width: int, each_linear: bool = Fal
 
 
 def op_times_text(times: OpTimes | None, width: int) -> str:
-    """Where the decode steps went, for people."""
+    """Tabulate where the decode steps went, for people."""
     if times is None:
         return "no decode step was recorded\n"
     lines = [
@@ -324,7 +324,7 @@ def _add(one: Columns, other: Columns) -> Columns:
 
 
 def _alike(one: dict[str, Columns], other: dict[str, Columns]) -> bool:
-    """Whether two layers have the same kinds of Linears in about the same places."""
+    """Tell whether two layers have the same kinds of Linears in about the same places."""
     if one.keys() != other.keys():
         return False
     return all(

@@ -75,7 +75,7 @@ class StatusLine:
 
 
 def _is_dumb(file: TextIO) -> bool:
-    """Whether a terminal has no cursor to be moved."""
+    """Tell whether a terminal has no cursor to be moved."""
     from rich.console import Console
 
     return Console(file=file).is_dumb_terminal

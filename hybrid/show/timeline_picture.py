@@ -1,4 +1,4 @@
-"""What is on the picture of a timeline: one step, its spans as bars on a few tracks."""
+"""Lays out the picture of a timeline: one step, its spans as bars on a few tracks."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -82,7 +82,7 @@ class TimelinePicture:
 
 
 def timeline_picture(steps: Sequence[Step], model: str, modelled: bool) -> TimelinePicture:
-    """What is on the picture: the decode step of the middle duration, else the last step there is.
+    """Lay out the picture: the decode step of the middle duration, else the last step there is.
 
     The times of a `modelled` device are a simulated one's. Raises UsageError where there is no step.
     """

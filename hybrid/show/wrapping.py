@@ -42,7 +42,7 @@ def _fold(line: str, width: int, indent: str) -> str:
 
 
 def _units(line: str, width: int) -> Iterator[tuple[str, bool]]:
-    """What is not broken, and whether it must begin a line: parts that fit, and the words of those that do not."""
+    """Yield what is not broken, and whether it must begin a line: parts that fit, the words of those that do not."""
     parts = line.split(PART)
     for number, part in enumerate(parts):
         unit = part + PART.rstrip() * (number + 1 < len(parts))

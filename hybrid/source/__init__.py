@@ -1,1 +1,1 @@
-"""What a path or a name on the hub is, and how its files get here."""
+"""Tells what a path or a name on the hub is, and gets its files here."""

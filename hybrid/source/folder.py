@@ -1,4 +1,4 @@
-"""What a path is: a Hugging Face folder, an ONNX file, or neither; and which of its files to open."""
+"""Tells a Hugging Face folder, an ONNX file and neither apart, and which of its files to open."""
 
 import os
 import re
@@ -84,7 +84,7 @@ def hub_name(text: str) -> tuple[str, str | None] | None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is something at a path, be it a broken link. Raises ModelFileError for what is no path."""
+    """Tell whether something is at a path, be it a broken link. Raises ModelFileError for what is no path."""
     try:
         return path.exists() or path.is_symlink()
     except (OSError, ValueError) as error:

@@ -48,7 +48,7 @@ class Download:
 
     @property
     def bytes_to_fetch(self) -> int:
-        """How many bytes are missing."""
+        """Count the missing bytes."""
         return self.file.nbytes - self._seen_bytes
 
     def run(self, pause: Pause) -> None:
@@ -56,7 +56,7 @@ class Download:
         with_retries(self._attempt, _is_passing, pause, self._has_advanced)
 
     def _has_advanced(self) -> bool:
-        """Whether so many bytes have come since this was asked last that the connection is worth another attempt."""
+        """Tell whether enough bytes came since the last call that the connection is worth another attempt."""
         before, self._checked_bytes = self._checked_bytes, self._seen_bytes
         return self._seen_bytes - before >= LEAST_BYTES
 
@@ -155,5 +155,5 @@ def _checksum_of(answer: Answer) -> Checksum:
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether another attempt may go better."""
+    """Tell whether another attempt may go better."""
     return isinstance(error, Unreachable) or is_busy(error) or (isinstance(error, WrongBytes) and error.continued)

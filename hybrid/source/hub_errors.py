@@ -1,4 +1,4 @@
-"""What goes wrong between us and a hub: whether to try again, and one line that says what to do.
+"""Judges failures between us and a hub: whether to try again, and one line that says what to do.
 
 HubError
 ├── Unreachable     the network failed, or the connection broke; another attempt may go better
@@ -75,7 +75,7 @@ def explain(error: HubError | OSError, endpoint: str, repository: str, revision:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether the hub answered that it cannot answer now."""
+    """Tell whether the hub answered that it cannot answer now."""
     return isinstance(error, Refused) and error.status in _BUSY_STATUSES
 
 

@@ -35,7 +35,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 class Pace:
-    """How long to wait for the bytes of one answer, and how many of them to take in all.
+    """The patience with one answer's bytes, and the most of them to take in all.
 
     Each LEAST_BYTES have WINDOW_S to arrive in; all have `total_s` where that is given.
     """
@@ -53,7 +53,7 @@ class Pace:
         self._end_s = self._end_s if total_s is None else self._clock() + total_s
 
     def seconds_left(self) -> float:
-        """How long to wait for the next byte. Raises TooSlow."""
+        """Give the seconds to wait for the next byte. Raises TooSlow."""
         left = min(self._window_end_s, self._end_s) - self._clock()
         if left <= 0:
             raise TooSlow(f"less than {LEAST_BYTES >> 10} KiB in {WINDOW_S:g} s")
@@ -97,7 +97,7 @@ class PacedReader(io.RawIOBase):
 
 
 class _PacedSocket:
-    """What http.client needs of a socket."""
+    """The part of a socket that http.client needs."""
 
     def __init__(self, connection: socket.socket, pace: Pace) -> None:
         self._connection = connection
@@ -121,7 +121,7 @@ class Answer:
 
     @property
     def nbytes(self) -> int | None:
-        """How many bytes are to come, where the answer says it."""
+        """Give the number of bytes to come, where the answer says it."""
         return self._response.length
 
     @property

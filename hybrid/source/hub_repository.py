@@ -52,7 +52,7 @@ class Snapshot:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie by their names."""
+        """Give the folder in which the files lie by their names."""
         return self.cache / "snapshots" / self.commit
 
     @property
@@ -194,7 +194,7 @@ def _cached_snapshot(repository: str, revision: str, cache: Path, offline: str) 
 
 
 def _read_listing(listing: bytes, repository: str, revision: str, cache: Path) -> Snapshot:
-    """What the hub answers about a repository. Raises NoHub for what is none of its answers."""
+    """Read the hub's answer about a repository. Raises NoHub for what is none of its answers."""
     if len(listing) > _LISTING_BYTES:
         raise NoHub(f"its listing has more than {_LISTING_BYTES} bytes")
     try:
@@ -233,14 +233,14 @@ def _without_false_ids(files: dict[str, RepositoryFile]) -> dict[str, Repository
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name from a listing stays in its folder and can be shown."""
+    """Tell whether a name from a listing stays in its folder and can be shown."""
     path = PurePosixPath(name)
     inside = bool(path.name) and not path.is_absolute() and ".." not in path.parts
     return inside and "\\" not in name and name.isprintable()
 
 
 def _free_bytes(folder: Path) -> int:
-    """What the disk has left that a folder, there or not yet, lies on."""
+    """Measure the free bytes of the disk that a folder, there or not yet, lies on."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

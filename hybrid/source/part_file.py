@@ -14,7 +14,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a hub says that bytes come to: SHA-256, Git's hash of a file ("git"), or either that or SHA-1 ("sha1")."""
+    """A hub's checksum of bytes: SHA-256, Git's hash of a file ("git"), or either that or SHA-1 ("sha1")."""
 
     kind: str
     hex: str
@@ -36,13 +36,13 @@ class Hashes:
             self._sha1.update(data)
 
     def agree(self, checksum: Checksum) -> bool:
-        """Whether the bytes are those that the checksum is of."""
+        """Tell whether the bytes are those that the checksum is of."""
         kinds = {"sha256": (self._sha256,), "git": (self._git,), "sha1": (self._git, self._sha1)}
         return checksum.hex in [each.hexdigest() for each in kinds[checksum.kind] if each is not None]
 
     @property
     def blob_name(self) -> str:
-        """What the cache calls the file: its SHA-256 in large-file storage, else Git's name."""
+        """Give the cache's name of the file: its SHA-256 in large-file storage, else Git's name."""
         return (self._git or self._sha256).hexdigest()
 
 

@@ -27,7 +27,7 @@ def resolve_in_folder(folder: Path, name: str, where: str) -> Path:
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Where the cache keeps the files of the hub repository that `folder` is a snapshot of, if it is one."""
+    """Find the cache's files of the hub repository that `folder` is a snapshot of, if it is one."""
     for parent in folder.parents:
         if parent.name == "snapshots":
             repository = parent.parent

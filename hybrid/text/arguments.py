@@ -60,7 +60,7 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value can stand for a type; numbers of NumPy can, and truth values for no numbers."""
+    """Tell whether a value can stand for a type; numbers of NumPy can, and truth values for no numbers."""
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -95,7 +95,7 @@ class ChatTemplate:
         self._takes_system = self._writes([Message("system", _PROBE), Message("user", "?")])
 
     def _writes(self, messages: Sequence[Message]) -> bool:
-        """Whether the probe comes out of the template; some refuse, some are silent."""
+        """Tell whether the probe comes out of the template; some refuse, some are silent."""
         try:
             return _PROBE in self._render(messages, True, {})
         except (TemplateRefused, TemplateFailed):
@@ -103,7 +103,7 @@ class ChatTemplate:
 
 
 def _renderer(source: str) -> Callable[[Mapping[str, Any] | None], str]:
-    """What makes the text of a template from variables; without any it only looks whether the template can be read.
+    """Make a renderer of a template; without variables it only looks whether the template can be read.
 
     Our own templates are rendered here, others in a process of their own.
     """

@@ -18,7 +18,7 @@ class DecodingStep(Protocol):
         """The tokens, or pieces of text, that are certain after one more."""
 
     def flush(self) -> Sequence[str]:
-        """What was held back, at the end of the text."""
+        """Give the text that was held back, at its end."""
 
 
 class StreamingDecoder:
@@ -41,7 +41,7 @@ class StreamingDecoder:
         return "".join([self._pass_on(step.flush(), index) for index, step in enumerate(self._steps, 1)])
 
     def pending(self) -> str:
-        """What `flush` would give now; nothing changes."""
+        """Give the text that `flush` would give now; nothing changes."""
         return StreamingDecoder(self._token_of, [copy.copy(step) for step in self._steps]).flush()
 
     def _pass_on(self, tokens: Sequence[Any], first_step: int) -> str:
@@ -65,7 +65,7 @@ class Utf8:
         return self._decode(self._data + data, final=False)
 
     def flush(self) -> Sequence[str]:
-        """What is shown for bytes of a character that never became whole."""
+        """Show bytes of a character that never became whole."""
         return self._decode(self._data, final=True)
 
     def _decode(self, data: bytes, final: bool) -> Sequence[str]:

@@ -17,26 +17,26 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ClosableIterator(Iterator[T_co], Protocol[T_co]):
-    """What comes piece by piece, and can be left before its end."""
+    """An iterator that can be left before its end."""
 
     def close(self) -> None:
         """Leave it where it is."""
 
 
 class TokenEngine(Protocol):
-    """What the loop needs of an engine (see `hybrid.engine.engine.Engine`)."""
+    """The part of an engine that the loop needs (see `hybrid.engine.engine.Engine`)."""
 
     @property
     def context_tokens(self) -> int:
-        """How many tokens the cache can hold."""
+        """Give the number of tokens that the cache can hold."""
 
     @property
     def context_may_grow(self) -> bool:
-        """Whether the model could be loaded with room for more."""
+        """Tell whether the model could be loaded with room for more."""
 
     @property
     def position(self) -> int:
-        """How many tokens it holds."""
+        """Give the number of tokens in the cache."""
 
     def prefill(self, token_ids: Sequence[int], /) -> Logits:
         """Logits [vocab] after the last of many ids."""
@@ -48,10 +48,10 @@ class TokenEngine(Protocol):
         """Forget all but the first `length` tokens."""
 
     def held(self, token_ids: Sequence[int], /) -> int:
-        """How many of the ids, from the first on, the cache holds from its beginning on."""
+        """Count the ids, from the first on, that the cache holds from its beginning on."""
 
     def ahead(self, steps: Generator[T, None, None], /) -> ClosableIterator[T]:
-        """What `steps` yields, with nobody else using the engine in between; they may run ahead of who reads."""
+        """Give what `steps` yields, with nobody else using the engine in between; they may run ahead of who reads."""
 
 
 class StopReason(StrEnum):
@@ -66,7 +66,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """What a generation took so far. Times are those of the engine's calls, on the wall clock.
+    """The counts and times of a generation so far. Times are those of the engine's calls, on the wall clock.
 
     The end token is not counted as generated. A text that reached its limit does not decode its last token,
     so there can be one step less than there are tokens.
@@ -152,7 +152,7 @@ class Generation(Iterator[int]):
 
     @property
     def stats(self) -> GenerationStats:
-        """What was measured so far, for the tokens that were given out."""
+        """Sum up the generation so far, for the tokens that were given out."""
         is_whole = self._stop_reason is not None and self._stop_reason is self._loop_reason
         return GenerationStats(
             prompt_tokens=len(self._prompt_ids),

@@ -1,4 +1,4 @@
-"""What generation_config.json or genai_config.json recommends, and how flags go before it."""
+"""The recommendations of generation_config.json or genai_config.json, which flags go before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

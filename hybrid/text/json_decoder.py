@@ -26,7 +26,7 @@ class LibraryDecoder(Protocol):
 def step_makers(
     state: Mapping[str, Any], library_decoder: Callable[[Mapping[str, Any]], LibraryDecoder]
 ) -> list[Callable[[], DecodingStep]]:
-    """What makes the steps of a decoder that begins; `state` is the decoder as a file writes it, {} for none.
+    """Give the makers of a decoder's steps; `state` is the decoder as a file writes it, {} for none.
 
     Raises TokenizerError for a decoder whose text cannot be told before the last token.
     """
@@ -65,7 +65,7 @@ def _flat(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _is_any_split(steps: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether steps give the same text wherever text is cut into tokens before them."""
+    """Tell whether steps give the same text wherever text is cut into tokens before them."""
     for step in steps:
         if step.get("type") == "Fuse":
             return True
@@ -108,7 +108,7 @@ class Spaced:
 
 
 class EachToken:
-    """What the library does with each token by itself; the first can differ from the others."""
+    """Decodes each token by itself with the library; the first can differ from the others."""
 
     def __init__(self, part: LibraryDecoder, later: Callable[[str], str]) -> None:
         self._part = part
@@ -126,7 +126,7 @@ class EachToken:
 
 
 def _later(part: LibraryDecoder, token: str) -> str:
-    """What a token becomes that is not the first."""
+    """Decode a token that is not the first."""
     return part.decode(["", token]).removeprefix(part.decode([""]))
 
 

@@ -177,7 +177,7 @@ def _spaced_as_llama(backend: "Backend", special: SpecialTokens) -> list[str]:
 
 
 def _space_scheme(parts: Iterable[Mapping[str, Any]]) -> str:
-    """Where parts of a tokenizer put a leading space: "always" (after special tokens), "first" or "never"."""
+    """Find where parts of a tokenizer put a leading space: "always" (after special tokens), "first" or "never"."""
     for part in parts:
         inner = [*part.get("normalizers", ()), *part.get("pretokenizers", ())]
         kind = "always" if part.get("type") == "Prepend" else part.get("prepend_scheme") or _space_scheme(inner)
@@ -187,7 +187,7 @@ def _space_scheme(parts: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _growth(state: Mapping[str, Any]) -> int:
-    """How many characters the steps of a normaliser or decoder may write for one, at most."""
+    """Bound the characters that the steps of a normaliser or decoder may write for one."""
     if state.get("type") == "Replace":
         per_match = max(1, len(state["pattern"].get("String", "")))
         return max(1, -(-len(state["content"]) // per_match)) + ("Regex" in state["pattern"])

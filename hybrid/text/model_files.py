@@ -1,4 +1,4 @@
-"""Where a model's small files lie."""
+"""Finds a model's small files."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ class Occurrences:
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """How often each of `ids` has come up."""
+        """Give the number of times that each of `ids` has come up."""
         return self._counts[: len(self._index)]
 
     def add(self, token_id: int) -> None:

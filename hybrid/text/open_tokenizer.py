@@ -41,7 +41,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _other_files(home: Path) -> str:
-    """What to do about a folder with neither file, by the files of other kinds that it has."""
+    """Advise on a folder with neither file, by the files of other kinds that it has."""
     found = sorted(name for kind in _OTHER_FILES for name in map(attrgetter("name"), home.glob(kind)))
     if not found:
         return "a tokenizer is needed there"

@@ -31,7 +31,7 @@ _MAX_FACTOR, _MAX_PENALTY = 1e3, 1e6  # beyond these logits overflow; nobody mea
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the next token is chosen. Temperature 0 is greedy: the likeliest token after bias and penalties.
+    """The rules by which a token is chosen. Temperature 0 is greedy: the likeliest token after bias and penalties.
 
     The rules apply in this order, which is that of transformers; each sees what the one before it left:
 

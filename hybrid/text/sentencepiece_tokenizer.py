@@ -88,7 +88,7 @@ class SentencePieceTokenizer:
         return _processor(self._data + _NO_PREFIX)
 
     def _piece(self, token_id: int) -> str | bytes:
-        """What an id stands for: text with its spaces as "▁", or a byte; "" for what is never shown."""
+        """Give the piece of an id: text with its spaces as "▁", or a byte; "" for what is never shown."""
         known = self._pieces.get(token_id)
         if known is None:
             known = self._pieces[token_id] = self._read_piece(token_id)
@@ -142,7 +142,7 @@ class SentencePieceTokenizer:
         return trained_id if trained_id >= 0 else None
 
     def _spaces_stripped(self) -> tuple[bool, bool]:
-        """Whether a text loses a leading space, and whether it loses several: read off what the model does."""
+        """Tell whether a text loses a leading space, and whether several: read off the model's own encoding."""
         processor = self._processor
         space = processor.piece_to_id(_SPACE)
         several = not processor.is_unknown(space) and processor.decode([space, space]) == ""
@@ -153,7 +153,7 @@ class SentencePieceTokenizer:
         return one or several, several
 
     def _is_byte_pair(self) -> bool:
-        """Whether the model merges pairs: it scores its pieces by rank, others by logarithms."""
+        """Tell whether the model merges pairs: it scores its pieces by rank, others by logarithms."""
         return all(float(score).is_integer() for score in self._processor.get_score(list(range(self._trained_size))))
 
 

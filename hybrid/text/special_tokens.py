@@ -1,4 +1,4 @@
-"""What the small JSON files of a model folder say about tokens: roles, added ones, and how texts are read."""
+"""Reads the small JSON files of a model folder on tokens: roles, added ones, and how texts are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -150,7 +150,7 @@ def _checked(folder: Path, found: Mapping[int, AddedToken]) -> tuple[AddedToken,
 
 
 def _notes(folder: Path, config: Mapping[str, Any], tokens_map: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the files say otherwise than the one that counts."""
+    """List the disagreements of the files with the one that counts."""
     only_config = "added_tokens_decoder" in config
     winner = f"{CONFIG} counts, for it has added_tokens_decoder" if only_config else f"{TOKENS_MAP} counts"
     ours, notes = _roles(config, CONFIG), []

@@ -40,7 +40,7 @@ class StopWords:
         return held
 
     def _beginning_at_end_of(self, text: str) -> int:
-        """How many characters at the end could be the beginning of a stop word."""
+        """Count the characters at the end that could begin a stop word."""
         for count in range(min(self._longest - 1, len(text)), 0, -1):
             if any(word.startswith(text[-count:]) for word in self._words):
                 return count

@@ -1,4 +1,4 @@
-"""What a tokenizer is here."""
+"""The protocol of a tokenizer."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -24,11 +24,11 @@ class Tokenizer(Protocol):
 
     @property
     def special(self) -> SpecialTokens:
-        """What the model folder says about special tokens."""
+        """Give the special tokens that the model folder declares."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know about how it was read, a line each."""
+        """List remarks for people on how it was read, a line each."""
 
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text, after the ids that begin every text of this model.
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
         """The id of a token by its name in the vocabulary; None when there is no such token."""
 
     def is_hidden(self, token_id: int) -> bool:
-        """Whether an id has no text: special tokens, and ids past the tokenizer's (embeddings are often padded)."""
+        """Tell whether an id has no text: special tokens, and ids past the tokenizer's (often padded)."""
 
     def decoder(self) -> StreamingDecoder:
-        """What turns the ids of a text into its characters, from the beginning."""
+        """Make a decoder that turns the ids of a text into its characters, from the beginning."""

@@ -1,4 +1,4 @@
-"""What sampling does to logits, as small functions: penalise, keep, draw.
+"""Small functions that sampling applies to logits: penalise, keep, draw.
 
 Weights are probabilities up to a factor: the likeliest token of a step weighs 1, a token that was removed 0.
 What runs at every token neither sorts the vocabulary nor picks out of it by mask: plain passes are far faster.
@@ -86,7 +86,7 @@ def keep_min_p(weights: Weights, p: float) -> None:
 
 
 def typicality(weights: Weights) -> Weights:
-    """How close the surprise of each token, -log probability, is to what is expected; 0 is best (arXiv 2202.00666)."""
+    """Measure how close each token's surprise, -log p, is to its expectation; 0 is best (arXiv 2202.00666)."""
     # Weights are probabilities but for a factor, which moves every surprise and its mean alike. One array is made: to
     # make more of this size costs more than the arithmetic.
     surprise: Weights = np.maximum(weights, np.finfo(weights.dtype).tiny)

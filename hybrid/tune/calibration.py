@@ -34,7 +34,7 @@ _LONGEST_LAUNCH_S = 5e-4  # ten times what it takes where it is slow
 
 @dataclass(frozen=True)
 class TuneEffort:
-    """How much is measured, within `nbytes` bytes of RAM."""
+    """The effort of a calibration, within `nbytes` bytes of RAM."""
 
     offload: Effort
     step: StepEffort
@@ -43,7 +43,7 @@ class TuneEffort:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was measured, the estimate that it takes the place of, and notes on what could not be measured."""
+    """The measured profile, the estimate that it takes the place of, and notes on what could not be measured."""
 
     profile: DeviceProfile
     estimate: DeviceProfile

@@ -23,7 +23,7 @@ _MORE_LAYERS = 3  # of the second model, on top of the first one's only layer
 
 @dataclass(frozen=True)
 class StepEffort:
-    """How many steps of which model are timed."""
+    """The effort of timing: which model, how many steps."""
 
     shape: ZeroShape
     steps: int = 8
@@ -42,7 +42,7 @@ def effort_within(nbytes: int) -> StepEffort:
 
 
 def measure_step_costs(folder: Path, threads: int, effort: StepEffort) -> StepCosts:
-    """What a decode step costs besides its Linears, Python included. Writes two models into `folder`.
+    """Measure a decode step besides its Linears, Python included. Writes two models into `folder`.
 
     With one layer and with more, by turns, at an empty cache; Linears are timed apart and subtracted. What layers add
     is islands, what is left is the step's own.
