@@ -22,7 +22,7 @@ from offload.spec.units import counted
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What to measure with."""
+    """The settings of a comparison."""
 
     models: Path
     llama_bench: Path

@@ -1,4 +1,4 @@
-"""How near the CPU kernels come to what the machine can do: memory reads for decode, BLAS for prefill.
+"""Compares the CPU kernels with the machine's bounds: memory reads for decode, BLAS for prefill.
 
     python -m bench.host_kernels [--quick] [--threads 2] [--json FILE]
 

@@ -32,7 +32,7 @@ Reading = dict[str, float]
 
 @dataclass(frozen=True)
 class Grid:
-    """What to run. `genai` is a model folder and the Python that has onnxruntime-genai."""
+    """The contestants of a grid. `genai` is a model folder and the Python that has onnxruntime-genai."""
 
     model: Path
     llama_bench: Path

@@ -1,4 +1,4 @@
-"""How long choosing a token takes: `python -m bench.sampling`; milliseconds a token, one JSON line at the end."""
+"""Times the choice of a token: `python -m bench.sampling`; milliseconds a token, one JSON line at the end."""
 
 import json
 import statistics

@@ -1,1 +1,1 @@
-"""What goes where, and the machinery that moves it. Knows nothing of ONNX or tokens."""
+"""Decides what goes where, and moves it. Knows nothing of ONNX or tokens."""

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: in a folder of the user's own, or nowhere.
+"""Keeps compiled kernels in a folder of the user's own, or nowhere.
 
 What is found there is loaded and run, so nobody else may have written it.
 """

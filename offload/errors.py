@@ -62,7 +62,7 @@ class OverBudgetError(OutOfDeviceMemoryError):
 
     @property
     def missing_bytes(self) -> int:
-        """How much less would have done."""
+        """Count the bytes beyond the limit: so many less would have done."""
         return self.used_bytes + self.asked_bytes - self.limit_bytes
 
 

@@ -1,4 +1,4 @@
-"""How long a device takes for work that was queued beforehand, without the time that queueing takes."""
+"""Times a device's work that was queued beforehand, without the time that queueing takes."""
 
 from collections.abc import Callable, Sequence
 from statistics import median

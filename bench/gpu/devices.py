@@ -19,7 +19,7 @@ def open_device(name: str) -> Device:
 
 
 def pci_bus_id() -> str:
-    """Where the GPU is, for NVML. Takes no memory of it."""
+    """Locate the GPU for NVML. Takes no memory of it."""
     from cupy.cuda import runtime
 
     return str(runtime.deviceGetPCIBusId(0))

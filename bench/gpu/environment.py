@@ -110,7 +110,7 @@ def _cpu_name() -> str:
 
 
 def _installed(module: str) -> bool:
-    """Whether a module is there, and is not one that stands in for it."""
+    """Tell whether a module is there, and is not one that stands in for it."""
     loaded = sys.modules.get(module)
     spec = None if loaded is not None else importlib.util.find_spec(module)
     if loaded is None and spec is None:

@@ -56,7 +56,7 @@ class GemmCase:
 
     @property
     def weights(self) -> str:
-        """How the weight is stored, for people."""
+        """Describe how the weight is stored, for people."""
         return f"{self.form} {self.layout}"
 
     @property
@@ -115,7 +115,7 @@ class OwnGemm(GemmCase):
 
     @property
     def activations(self) -> Activations:
-        """What x is rounded to."""
+        """Name the type that x is rounded to."""
         return Activations.FLOAT
 
     def queue(self, bench: Bench, x: DeviceArray, y: DeviceArray, offset: int) -> None:
@@ -142,7 +142,7 @@ class OwnBlocks(OwnGemm):
 
     @property
     def weights(self) -> str:
-        """How the weight is stored, for people."""
+        """Describe how the weight is stored, for people."""
         return f"int{self.bits}, blocks of {self.block}" + (", x in int8" if self.int8_rows else "")
 
     @property

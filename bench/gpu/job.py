@@ -1,4 +1,4 @@
-"""What every part of the kit is told, and how it keeps what it found."""
+"""Tells every part of the kit its job, and keeps what it found."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Job:
 
     @property
     def sizes(self) -> Sizes:
-        """How much of everything."""
+        """Give the sizes of everything."""
         return SIZES[self.size]
 
     @property
@@ -58,7 +58,7 @@ class Job:
         return str(self.machine_file) if self.machine_file.exists() and not self.modelled else None
 
     def found(self, part: str) -> Json:
-        """What an earlier part found, or as much of it as there is."""
+        """Read what an earlier part found, or as much of it as there is."""
         try:
             content: Json = json.loads(self.found_file(part).read_text())
         except OSError:
@@ -66,7 +66,7 @@ class Job:
         return content
 
     def found_file(self, part: str) -> Path:
-        """Where a part keeps what it found."""
+        """Name the file in which a part keeps what it found."""
         return self.work / f"{part}.found.json"
 
 

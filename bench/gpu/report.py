@@ -30,7 +30,7 @@ def report(results: Json) -> str:
 
 
 def _table(name: str, found: Json) -> list[str]:
-    """What a part makes of what it found, which is less than it expects when it was ended."""
+    """Render what a part found, which is less than it expects when it was ended."""
     if not found:
         return ["nothing was found"]
     try:

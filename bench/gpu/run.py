@@ -68,7 +68,7 @@ def run_parts(device: str, size: str, out: Path, work: Path, seconds: float, com
 
 
 def _run(part: Part, job: Job) -> Json:
-    """How a part ended, and what it found until then."""
+    """Run a part; give how it ended, and what it found until then."""
     began_s = time.monotonic()
     limit_s = max(1.0, job.left_s + _LONGER_S)
     command = [sys.executable, "-m", "bench.gpu.part", part.name, to_argument(job)]
@@ -99,7 +99,7 @@ def _run_within(limit_s: float, command: list[str]) -> int | None:
 
 
 def _stand_in() -> None:
-    """Where threadpoolctl is missing, something stands in for it, here and in all parts; BLAS gets one thread."""
+    """Put a stand-in for threadpoolctl where it is missing, here and in all parts; BLAS gets one thread."""
     if importlib.util.find_spec("threadpoolctl") is None:
         folder = str(Path(__file__).parent / "stand_ins")
         sys.path.append(folder)

@@ -1,4 +1,4 @@
-"""How much the kit measures: all of it, a quick look, or the least that shows that the kit works."""
+"""Sizes the kit's measurements: all of it, a quick look, or the least that shows that the kit works."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

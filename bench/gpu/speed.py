@@ -83,7 +83,7 @@ def _measure(job: Job, model: ModelRuns, share: float, nvml: Nvml | None) -> Jso
 
 
 def _nvml(job: Job) -> tuple[Nvml | None, str]:
-    """What reads the GPU's memory, and how it is called."""
+    """Open what reads the GPU's memory, and describe it."""
     if job.modelled:
         return None, "modelled: the simulated device refuses what does not fit"
     try:

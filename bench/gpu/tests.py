@@ -41,13 +41,13 @@ def run(job: Job, save: Save) -> Json:
 
 
 def so_far(output: str) -> str:
-    """What pytest -v had said when it was ended; its last line names the test that ran."""
+    """Read what pytest -v had said when it was ended; its last line names the test that ran."""
     last = (output.splitlines() or ["nothing"])[-1][:_LINE].strip()
     return f"{output.count(' PASSED')} passed, {output.count(' FAILED')} failed, at last {last}"
 
 
 def counts(report: Path) -> Json:
-    """How the tests of a JUnit report ended."""
+    """Read how the tests of a JUnit report ended."""
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failures, skips = [], []
     for case in cases:

@@ -56,7 +56,7 @@ def run(job: Job, save: Save) -> Json:
 
 
 def markdown(found: Json) -> list[str]:
-    """What was recorded, and where it is."""
+    """Describe what was recorded, and where it is."""
     busy = ", ".join(f"{name} {share:.0%}" for name, share in found["busy"].items())
     return [
         f"- {found['model']}: {counted(found['steps'], 'decode step')}, "

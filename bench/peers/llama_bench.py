@@ -25,7 +25,7 @@ class PeerError(Exception):
 
 @dataclass(frozen=True)
 class LlamaBenchSettings:
-    """What to run. Counts are in tokens; a count of 0 leaves that test out, but not both."""
+    """The settings of a run. Counts are in tokens; a count of 0 leaves that test out, but not both."""
 
     binary: Path
     model: Path

@@ -28,7 +28,7 @@ _FLOATS = (WeightFormat.FP16, WeightFormat.BF16, WeightFormat.FP32)  # the first
 
 @dataclass(frozen=True)
 class DeviceEffort:
-    """How large the pieces are, and how often they are measured.
+    """The effort of measuring: how large the pieces are, and how often they are measured.
 
     The fastest GPUs read 5 TB/s and have more than 100 multiprocessors. A piece must take them a hundred microseconds
     and more, since a host's clock and queue are some out; and half a GEMM must keep all multiprocessors busy, or the
@@ -78,7 +78,7 @@ class DeviceMeter:
         self._device.free(self._results)
 
     def rates(self, pageable_bytes_per_s: float) -> GpuRates:
-        """What the device profile wants to know.
+        """Measure what the device profile wants to know.
 
         `pageable_bytes_per_s` stands for what a simulated device does not model: copies from memory that is not pinned.
         """
@@ -141,7 +141,7 @@ class DeviceMeter:
         return median(self._elapsed_s(there_and_back) for _ in range(self._effort.rounds * 8))
 
     def ram_share_beside_bus(self, multiplier: Multiplier) -> float:
-        """What is left of the rate at which the host reads RAM while the bus copies out of it, 1 for all.
+        """Measure the share left of the rate at which the host reads RAM while the bus copies out of it, 1 for all.
 
         A simulated device leaves the host alone.
         """

@@ -1,4 +1,4 @@
-"""How fast one file is read from front to back, past the cache of the kernel."""
+"""Measures how fast one file is read from front to back, past the cache of the kernel."""
 
 import mmap
 import os

@@ -24,7 +24,7 @@ class Multiplier(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """What a multiply has to read: the stored weight, and its scales where it has any."""
+        """Count the bytes that a multiply has to read: the stored weight, and its scales where it has any."""
 
     def multiply(self, rows: int) -> None:
         """Multiply `rows` rows of x, one of `ROWS`, with the whole weight."""
@@ -120,7 +120,7 @@ def _arrays(columns: HostColumns) -> Iterator[tuple[int, tuple[FloatArray, list[
 
 @dataclass(frozen=True)
 class HostRates:
-    """What was measured of the CPU."""
+    """The measured rates of the CPU."""
 
     multiply_bytes_per_s: Mapping[str, Mapping[int, float]]
     launch_s: float

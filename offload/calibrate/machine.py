@@ -18,7 +18,7 @@ _IN_FEATURES = 4096
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured. `weight_bytes` is the size of a weight: many times what caches hold."""
+    """The effort of measuring. `weight_bytes` is the size of a weight: many times what caches hold."""
 
     weight_bytes: int = 128 << 20
     rounds: int = 9
@@ -29,7 +29,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What a decode step costs besides its Linears and attention; see the fields of `CpuRates`."""
+    """The cost of a decode step besides its Linears and attention; see the fields of `CpuRates`."""
 
     step_s: float
     island_s: float

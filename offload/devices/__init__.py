@@ -1,1 +1,1 @@
-"""Where weights are multiplied: one protocol, a simulated device, a CUDA device."""
+"""Multiplies weights: one protocol, a simulated device, a CUDA device."""

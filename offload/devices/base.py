@@ -124,7 +124,7 @@ class Span:
 
     @property
     def stop_s(self) -> float:
-        """When it was done."""
+        """Give the time when it was done."""
         return self.start_s + self.duration_s
 
 
@@ -206,7 +206,7 @@ class Device(Protocol):
         """Empty when `multiply` takes this format here, else the reason why it does not."""
 
     def input_format(self, weight_format: WeightFormat) -> WeightFormat:
-        """What x has to be stored as when it meets weights of this format.
+        """Name the format that x has to be stored in when it meets weights of this format.
 
         fp32, or where the device has no kernels of its own, the format of the weights.
         """

@@ -7,9 +7,9 @@ _LEAST, _MOST = 2.0**-6, 65504.0  # of the largest of a row that is left alone; 
 
 
 def fp16_row_scales(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What rows of x [M, K] are divided by to fit fp16, [M, 1], as row_scales.cu finds it.
+    """Give the divisors that make rows of x [M, K] fit fp16, [M, 1], as row_scales.cu finds them.
 
-    It is 1 for rows that fit as they are, and for those with a NaN or an infinity.
+    They are 1 for rows that fit as they are, and for those with a NaN or an infinity.
     """
     largest = np.abs(x).max(-1, keepdims=True)
     fits = (largest == 0) | ~np.isfinite(largest) | ((largest >= _LEAST) & (largest <= _MOST))

@@ -24,7 +24,7 @@ _NO_WINDOW = 1 << 40
 
 @dataclass(frozen=True, eq=False)
 class AttentionArrays:
-    """Where one attention reads and writes, for M new tokens.
+    """The arrays that one attention reads and writes, for M new tokens.
 
     `query` [M, num_heads * head_dim], `key` and `value` [M, num_kv_heads * head_dim]: float32, rows contiguous.
     `keys` and `values` are the cache, [num_kv_heads, capacity, head_dim], float32 or float16, C-contiguous. `cos` and
@@ -117,7 +117,7 @@ class AttentionCall:
         return 1 if elements <= _SERIAL_ELEMENTS else self._attention.threads
 
     def _chunks(self, seen: int, threads: int) -> int:
-        """How many chunks the tokens of a head are cut into, to have about two units of work for each thread."""
+        """Count the chunks of a head's tokens, to have about two units of work for each thread."""
         if threads == 1 or self._items >= 2 * threads:
             return 1
         return max(1, min(-(-2 * threads // self._items), seen // KEYS))

@@ -211,7 +211,7 @@ _X, _ROWS, _UNITS, _OUTPUT, _PIECE = 0, 2, 4, 5, 7
 
 
 def _kind(column: HostColumns) -> tuple[object, ...]:
-    """What Linears must have in common to be multiplied in one launch."""
+    """Name what Linears must have in common to be multiplied in one launch."""
     weight = column.weight
     if isinstance(weight, QuantisedWeight):
         return weight.bits, weight.block, column.activations

@@ -1,4 +1,4 @@
-"""What multiplies on the CPU: the protocol, and what it is given."""
+"""The protocol of multiplication on the CPU, and what it is given."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

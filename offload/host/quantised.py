@@ -23,7 +23,7 @@ _ONE_THREAD = 1 << 15  # elements of x that one thread makes ready in less time 
 
 @dataclass(frozen=True)
 class QuantisedKind:
-    """What a kernel is compiled for."""
+    """The properties that a kernel is compiled for."""
 
     bits: int
     block: int
@@ -49,7 +49,7 @@ class QuantisedKind:
 
 
 class Backend(Protocol):
-    """What a group needs of its backend."""
+    """The part of a backend that a group needs."""
 
     threads: int
     team: Team
@@ -136,7 +136,7 @@ class QuantisedGroup:
             self._calls.insert(0, (compiled.kernel_address(jobs.ready_x), parts))
 
     def _places_of_x(self, rows: int) -> list[int]:
-        """Where x is made ready: values, scales, sums, and the bytes from one thread's copy to the next."""
+        """Place x made ready in the scratch: values, scales, sums, and the bytes from one thread's copy to the next."""
         weight = self._weights[0]
         values = _aligned(rows * weight.blocks * weight.block * self._itemsize)
         factors = _aligned(4 * rows * weight.blocks)

@@ -42,7 +42,7 @@ PASSIVE = Waiting(spin_ns=0, short_spin_ns=0, patience_ns=0, calm_ns=0, moves=Fa
 
 
 def piece_units(units: int, threads: int, rows: int, multiple: int) -> int:
-    """How many units of columns are a piece: some multiple, the fewer the more `rows` of x they meet."""
+    """Count the units of columns in a piece: some multiple, the fewer the more `rows` of x they meet."""
     most = max(1, _MOST_UNITS // (multiple * rows))
     return max(1, min(-(-units // (PIECES * threads * multiple)), most)) * multiple
 
@@ -75,7 +75,7 @@ class Team:
 
     @property
     def threads(self) -> int:
-        """How many there are, the caller's included."""
+        """Count the threads, the caller's included."""
         return 1 + len(self._helpers)
 
     @property
@@ -85,12 +85,12 @@ class Team:
 
     @property
     def rescues(self) -> int:
-        """How often a helper was given the CPU of an owner, because it had lost its own in the middle of a piece."""
+        """Count how often a helper was given an owner's CPU, having lost its own in the middle of a piece."""
         return int(self._words[words.RESCUES])
 
     @property
     def owner_rescues(self) -> int:
-        """How often an owner changed places with a helper, because it had lost its CPU in the middle of a piece."""
+        """Count how often an owner changed places with a helper, having lost its CPU in the middle of a piece."""
         return int(self._words[words.OWNER_RESCUES])
 
     def grow(self, threads: int) -> int:

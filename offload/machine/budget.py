@@ -13,7 +13,7 @@ _AUTO_MARGIN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked for: `nbytes`, or a `share` of the device's memory, or with neither, "auto"."""
+    """A budget as asked for: `nbytes`, or a `share` of the device's memory, or with neither, "auto"."""
 
     nbytes: int | None = None
     share: float | None = None

@@ -1,1 +1,1 @@
-"""What the host and the device did, and when."""
+"""Records what the host and the device did, and when."""

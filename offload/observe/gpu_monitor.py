@@ -1,4 +1,4 @@
-"""What a GPU does during a run, read from its driver ten times a second by a thread of its own."""
+"""Watches a GPU during a run, read from its driver ten times a second by a thread of its own."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -60,14 +60,14 @@ class GpuMonitor:
             self._thread.start()
 
     def read(self) -> GpuUse:
-        """What was seen so far, once that is something."""
+        """Give what was seen so far, once that is something."""
         if self._thread is not None:
             self._sampled.wait(_MOST_WAIT_S)
         return replace(self._use, vram_bytes=self.vram.last_bytes)
 
     @property
     def not_told(self) -> dict[str, str]:
-        """What is not known, or no more, and why: by the names of NvmlGpu's questions."""
+        """Give what is not known, or no more, and why: by the names of NvmlGpu's questions."""
         return {"NVML": self.vram.why_no_nvml} if self._gpu is None else dict(self._gpu.refusals)
 
     def close(self) -> None:

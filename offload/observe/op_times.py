@@ -1,4 +1,4 @@
-"""Where the time of steps goes: the spans of a timeline, added up over layers and steps."""
+"""Adds up the spans of a timeline over layers and steps, to show where the time of steps goes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ BETWEEN = "between"  # what the spans of the host leave of a step
 
 @dataclass(frozen=True)
 class OpTime:
-    """What one operator took, a mean over steps; `count` is how often it ran in a step, `share` its part of the step.
+    """The time of one operator, a mean over steps; `count` is how often it ran in a step, `share` its part of the step.
 
     Spans with the same `operator` and `what` are one OpTime, in whichever layers they are.
     """
@@ -26,8 +26,8 @@ class OpTime:
 
 @dataclass(frozen=True)
 class OpTimes:
-    """Where the steps went, the longest first. `host` adds up to the step; `inside` is part of its islands, and what
-    `device` did ran beside it.
+    """The operators of the steps, the longest first. `host` adds up to the step; `inside` is part of its islands, and
+    what `device` did ran beside it.
     """
 
     steps: int

@@ -22,7 +22,7 @@ _OFF = nullcontext()
 
 
 class Operator(StrEnum):
-    """What spans do."""
+    """The kinds of work that spans do."""
 
     ISLAND = "island"
     ATTENTION = "attention"
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def stop_s(self) -> float:
-        """When it was done."""
+        """Give the time when it was done."""
         return self.start_s + self.duration_s
 
 
@@ -117,7 +117,7 @@ class InsideProfiler(Protocol):
         """Look no more; calls after the first do nothing."""
 
     def read(self) -> list[Span]:
-        """What was seen, on the clock of `time.perf_counter`. To be called once, after `end`."""
+        """Give what was seen, on the clock of `time.perf_counter`. To be called once, after `end`."""
 
 
 class Timeline:

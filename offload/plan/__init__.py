@@ -1,1 +1,1 @@
-"""Where every column goes, what that takes and what a step should cost. Pure arithmetic."""
+"""Decides where every column goes, what that takes and what a step should cost. Pure arithmetic."""

@@ -1,4 +1,4 @@
-"""What would help: the same plan after one change of settings, and what that would buy."""
+"""Advises: the same plan after one change of settings, and what that would buy."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the parts of a step cost under a set of placements, from the rates of a device profile. Pure arithmetic.
+"""Predicts the cost of a step's parts under a set of placements, from a device profile's rates. Pure arithmetic.
 
 A step is a walk over levels, one for each group of Linears: first the host alone (islands, attention), then
 
@@ -24,7 +24,7 @@ ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 @dataclass(frozen=True)
 class StepShape:
-    """What a step does besides its Linears."""
+    """The work of a step besides its Linears."""
 
     islands: int
     cache_bytes_per_token: int  # read by attention for every token already there
@@ -102,12 +102,12 @@ def step_cost(
 
 
 def resident_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
-    """How resident columns are stored."""
+    """Describe how resident columns are stored."""
     return placement.linear.blocks or placement.linear.format
 
 
 def streamed_format(placement: LinearPlacement) -> WeightFormat | BlockFormat:
-    """How streamed columns are kept."""
+    """Describe how streamed columns are kept."""
     return placement.host_blocks or placement.host_format
 
 

@@ -1,4 +1,4 @@
-"""How long a device takes to multiply: arithmetic that the cost model and the simulated device share."""
+"""Times multiplications on a device: arithmetic that the cost model and the simulated device share."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,7 +8,7 @@ from offload.spec.linear import BlockFormat, WeightFormat
 
 
 class MultiplyRates(Protocol):
-    """What of a device's rates counts."""
+    """The rates of a device that multiplications depend on."""
 
     @property
     def vram_bytes_per_s(self) -> float: ...

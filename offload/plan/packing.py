@@ -35,7 +35,7 @@ class ColumnMatrix:
 
     @property
     def format(self) -> WeightFormat:
-        """How the elements are stored."""
+        """Name the format of the elements."""
         return self.segments[0][0].format if self.blocks is None else self.blocks.format
 
     @property
@@ -45,7 +45,7 @@ class ColumnMatrix:
 
     @property
     def activations(self) -> Activations:
-        """What x is when it meets blocks."""
+        """Name the precision of x when it meets blocks."""
         return self.segments[0][0].activations
 
     @property
@@ -140,7 +140,7 @@ def staging_bytes(placements: Iterable[LinearPlacement]) -> int:
 
 @dataclass(frozen=True)
 class WorkingMemory:
-    """What steps need besides weights: x and y, which are pinned RAM as well, and the scratch of multiplications."""
+    """The needs of steps besides weights: x and y, which are pinned RAM as well, and the scratch of multiplications."""
 
     x_bytes: int
     y_bytes: int
@@ -175,7 +175,7 @@ def working_memory(placements: Iterable[LinearPlacement], chunk_tokens: int) -> 
 
 @dataclass(frozen=True)
 class ActivationRow:
-    """What one token of a group takes: its input of `in_features`, and fp32 for every output column.
+    """The memory of one token of a group: its input of `in_features`, and fp32 for every output column.
 
     The input is there once in fp32; or, on a device without kernels of its own, once in each of the float `formats`.
     """

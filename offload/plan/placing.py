@@ -66,17 +66,17 @@ class PlanRequest:
     warnings: tuple[str, ...] = ()  # of what led to the budget and the profile
 
     def movable(self, linear: LinearSpec) -> bool:
-        """Whether its columns may be on the device."""
+        """Tell whether its columns may be on the device."""
         ours = linear.format.is_float or linear.blocks is not None
         return ours and not linear.host_only_reason and linear.format not in self.unsupported
 
     def streamable(self, linear: LinearSpec) -> bool:
-        """Whether they may be streamed too: as the host keeps them."""
+        """Tell whether they may be streamed too: as the host keeps them."""
         return self.movable(linear) and self.kept_format(linear) not in self.unsupported
 
     @cached_property
     def ram_is_plenty(self) -> bool:
-        """Whether the RAM budget holds any placement, so that none has to be counted."""
+        """Tell whether the RAM budget holds any placement, so that none has to be counted."""
         if self.ram_budget_bytes is None:
             return True
         whole = [_place_linear(self, linear, Shares(1.0), 0) for linear in self.linears]
@@ -86,7 +86,7 @@ class PlanRequest:
         return weights + steps + sum(self.other_ram_bytes.values()) <= self.ram_budget_bytes
 
     def kept_format(self, linear: LinearSpec) -> WeightFormat:
-        """What its streamed and host columns are kept as."""
+        """Name the format that its streamed and host columns are kept in."""
         return linear.format if self.host_format is None or not linear.is_quantisable else self.host_format
 
 
@@ -141,7 +141,7 @@ def place_linears(request: PlanRequest, shares: SharesOf) -> tuple[LinearPlaceme
 
 
 def fits(request: PlanRequest, placements: Sequence[LinearPlacement], ring: StreamRing) -> bool:
-    """Whether placements are within both budgets."""
+    """Tell whether placements are within both budgets."""
     if sum(vram_bytes(request, placements, ring).values()) > request.budget_bytes:
         return False
     if request.ram_budget_bytes is None or request.ram_is_plenty:
@@ -150,7 +150,7 @@ def fits(request: PlanRequest, placements: Sequence[LinearPlacement], ring: Stre
 
 
 def fixed_ram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement]) -> dict[str, int]:
-    """What a plan takes of RAM besides host columns, by name. Activations and staging are pinned, as on the device."""
+    """Count a plan's bytes of RAM besides host columns, by name. Activations and staging are pinned, as on devices."""
     other = request.other_ram_bytes
     return {
         "pinned weights": packed_stream_bytes(placements),
@@ -161,7 +161,7 @@ def fixed_ram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement])
 
 
 def vram_bytes(request: PlanRequest, placements: Sequence[LinearPlacement], ring: StreamRing) -> dict[str, int]:
-    """What placements take of the device, by name; nothing when no column is on it."""
+    """Count the placements' bytes on the device, by name; nothing when no column is on it."""
     vram = dict.fromkeys((*request.fixed_vram_bytes, "staging", "activations", "weights"), 0)
     if any(placement.on_device for placement in placements):
         vram |= request.fixed_vram_bytes

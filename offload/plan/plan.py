@@ -9,7 +9,7 @@ from offload.spec.linear import BlockFormat, ColumnRange, LinearSpec, WeightForm
 
 
 class HostTier(StrEnum):
-    """Where host columns are kept."""
+    """The places in which host columns are kept."""
 
     RAM = "ram"
     FILE = "file"  # read again at every step, through a few buffers
@@ -87,7 +87,7 @@ def by_group(placements: Iterable[LinearPlacement]) -> list[list[LinearPlacement
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the replay expects of one decode step; `parts_s` says what the host waits for, and adds up to the step."""
+    """The replay's decode step; `parts_s` says what the host waits for, and adds up to the step."""
 
     decode_step_s: float
     decode_tokens_per_s: float
@@ -98,7 +98,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Prefill:
-    """What the replay expects of a chunk of `tokens` new tokens."""
+    """The replay's chunk of `tokens` new tokens."""
 
     tokens: int
     step_s: float
@@ -108,7 +108,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a change of settings would buy, and whether no weight would be read from files at every step then."""
+    """The gain of a change of settings, and whether no weight would be read from files at every step then."""
 
     change: str
     decode_tokens_per_s: float

@@ -51,7 +51,7 @@ def prefill_phase(
 
 
 def may_stream(request: PlanRequest) -> bool:
-    """Whether prefill may stream host columns at all."""
+    """Tell whether prefill may stream host columns at all."""
     return request.pinned_limit_bytes is None and any(_streamable(request, linear) for linear in request.linears)
 
 
@@ -61,7 +61,7 @@ def streaming_all(request: PlanRequest, shares: SharesOf) -> SharesOf:
 
 
 def _streamable(request: PlanRequest, linear: LinearSpec) -> bool:
-    """Whether its host columns lie one by one in memory of ours: those of a float [K, N] weight share its pages."""
+    """Tell whether its host columns lie one by one in our memory: those of a float [K, N] weight share its pages."""
     by_column = linear.layout is Layout.NK or request.kept_format(linear) is not linear.format
     return by_column and request.streamable(linear)
 

@@ -68,7 +68,7 @@ def keep_in_ram(
 
 
 def ram_bytes(placements: Sequence[LinearPlacement], fixed_bytes: Mapping[str, int]) -> dict[str, int]:
-    """What a plan takes of RAM, by name. The buffer of the FILE Linears is as large as READ_AHEAD says."""
+    """Count a plan's bytes of RAM, by name. The buffer of the FILE Linears is as large as READ_AHEAD says."""
     return {
         HOST_WEIGHTS: sum(host_ram_bytes(placement) for placement in placements),
         READ_AHEAD: _ring_bytes([placement for placement in placements if placement.tier is HostTier.FILE]),
@@ -82,7 +82,7 @@ def file_bytes(placements: Sequence[LinearPlacement]) -> int:
 
 
 def file_warnings(placements: Sequence[LinearPlacement]) -> tuple[str, ...]:
-    """What people have to know of a plan that reads weights from files at every step."""
+    """Warn people of a plan that reads weights from files at every step."""
     nbytes = file_bytes(placements)
     if nbytes == 0:
         return ()

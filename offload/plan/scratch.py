@@ -20,7 +20,7 @@ _PANEL_TILE = 8  # columns: the rows of a [K, N] panel then begin at multiples o
 
 @dataclass(frozen=True)
 class ScratchParts:
-    """What one multiplication has where in its scratch memory: offsets in bytes, all aligned.
+    """The parts of one multiplication's scratch memory: offsets in bytes, all aligned.
 
     What there is of these: x in int8 blocks at 0, its scales at `x_scales`, the sums of splits at `sums`; or x in 16
     bits at 0, its scales at `x_scales` where that is fp16, and at `panel` one of `panel_columns` columns at most.
@@ -54,7 +54,7 @@ def scratch_parts(
     blocks: BlockFormat | None,
     int8_rows: bool,
 ) -> ScratchParts:
-    """Where everything is for weights that are not fp32; `int8_rows` says whether few rows of x are block-quantised."""
+    """Lay out the scratch of weights that are not fp32; `int8_rows` says whether few rows of x are block-quantised."""
     if rows <= MAX_ROWS:
         x_scales = sums = 0
         if int8_rows and blocks is not None:
@@ -93,6 +93,6 @@ def int8_rows_bytes(rows: int, in_features: int, block: int) -> int:
 
 
 def panel_columns(columns: int, in_features: int, panel: WeightFormat) -> int:
-    """How many columns are expanded to fp16 or fp32 at a time."""
+    """Count the columns that are expanded to fp16 or fp32 at a time."""
     fit = max(1, PANEL_BYTES // (in_features * panel.itemsize_bytes))
     return min(columns, fit if fit < _PANEL_TILE else fit // _PANEL_TILE * _PANEL_TILE)

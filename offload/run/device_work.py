@@ -1,4 +1,4 @@
-"""What a device does for the Linear groups of a plan: fetch activations, multiply, copy the results back."""
+"""Works on a device for the Linear groups of a plan: fetch activations, multiply, copy the results back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -44,7 +44,7 @@ class Multiplication:
 
 @dataclass(frozen=True)
 class DeviceStep:
-    """What a device does for some groups, bound to arrays for one number of tokens.
+    """The device's work for some groups, bound to arrays for one number of tokens.
 
     All inputs lie one after another, and so do all outputs: one copy each way.
     """
@@ -104,7 +104,7 @@ class DeviceWork:
         host_weights: Mapping[str, HostWeight],
         stack: ExitStack,
     ) -> list[Piece]:
-        """What prefill streams beyond decode, registered with the device; nothing where that is refused."""
+        """Pin the pieces that prefill streams beyond decode; nothing where that is refused."""
         if not plan.prefill_tokens:
             return []
         pieces = host_pieces(placements, host_weights, plan.ring.slot_bytes)

@@ -113,7 +113,7 @@ class FileGroup:
 
 
 def _arrays(weight: Weight) -> tuple[HostArray, ...]:
-    """What a weight is stored in, with a row for every column of [N, K] or for each of K of [K, N]."""
+    """Give the arrays that store a weight, with a row for every column of [N, K] or for each of K of [K, N]."""
     return weight.arrays if isinstance(weight, QuantisedWeight) else (weight,)
 
 
@@ -131,7 +131,7 @@ def _pieces(placement: LinearPlacement, weight: Weight) -> list[_FilePiece]:
 
 
 def _file_part(array: HostArray, first: int, last: int) -> FilePart:
-    """Where rows `first <= row < last` of a whole mapped array lie."""
+    """Locate rows `first <= row < last` of a whole mapped array in its file."""
     file, row_bytes = file_of(array), _row_bytes(array)
     assert file is not None
     start, nbytes = offset_in_file(array) + first * row_bytes, (last - first) * row_bytes

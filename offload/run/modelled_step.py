@@ -136,7 +136,7 @@ class ModelledHost:
 
     @property
     def launch_s(self) -> float:
-        """What a group costs besides."""
+        """Give the time that a group takes besides."""
         return self._cpu.launch_s
 
 

@@ -43,13 +43,13 @@ class _LevelWork:
 
 @dataclass(frozen=True)
 class _HostSide:
-    """What host columns are multiplied from, by Linear, and by whom."""
+    """The weights of host columns, by Linear, and their backend."""
 
     weights: Mapping[str, HostWeight]
     backend: HostBackend | None
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
-        """Whether its host columns are read at every step; those in no mapped file are multiplied where they lie."""
+        """Tell whether its host columns are read at every step; those in no mapped file stay where they lie."""
         if placement.tier is not HostTier.FILE or not len(placement.host):
             return False
         weight = self.weights[placement.linear.name]

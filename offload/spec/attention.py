@@ -1,4 +1,4 @@
-"""What an attention computes, as plain data."""
+"""Describes an attention's computation, as plain data."""
 
 from dataclasses import dataclass
 

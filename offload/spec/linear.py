@@ -8,7 +8,7 @@ import numpy as np
 
 
 class WeightFormat(StrEnum):
-    """How the elements of a weight are stored."""
+    """The types in which the elements of a weight are stored."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -41,7 +41,7 @@ _DTYPES: dict[WeightFormat, np.dtype[np.generic]] = {
 
 
 class Activations(StrEnum):
-    """What x is when it meets block-quantised weights."""
+    """The precision of x when it meets block-quantised weights."""
 
     INT8 = "int8"  # rounded to int8 block by block, as accuracy_level 4 of MatMulNBits has it: fast
     FLOAT = "float"  # as it is
@@ -144,7 +144,7 @@ class LinearSpec:
 
     @property
     def is_quantisable(self) -> bool:
-        """Whether columns on the host can be quantised on load."""
+        """Tell whether columns on the host can be quantised on load."""
         return self.format.is_float and not self.host_only_reason
 
     @property

@@ -53,7 +53,7 @@ class QuantisedWeight:
 
     @property
     def blocked(self) -> BlockFormat:
-        """How it is stored."""
+        """Describe how it is stored."""
         scales = WeightFormat.FP16 if self.scales.dtype == np.float16 else WeightFormat.FP32
         return BlockFormat(self.bits, self.block, scales, self.zero_points is not None)
 

@@ -48,7 +48,7 @@ def read_blocks(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], out: np
 def _targets(
     matrix: ColumnMatrix, memory: npt.NDArray[np.uint8]
 ) -> Iterator[tuple[LinearSpec, ColumnRange, QuantisedWeight]]:
-    """Where the columns of each Linear go."""
+    """Yield each Linear, its columns and their place in `memory`."""
     assert matrix.blocks is not None
     whole = blocks_in(memory, matrix.blocks, matrix.columns, matrix.in_features)
     for (linear, columns), position in zip(matrix.segments, matrix.positions(), strict=True):

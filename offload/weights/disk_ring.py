@@ -45,13 +45,13 @@ class FilePart:
 
     @property
     def span_bytes(self) -> int:
-        """What it takes of the buffer: whole pages."""
+        """Count its bytes of the buffer: whole pages."""
         return _whole_pages(self.lead_bytes + self.nbytes)
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a piece lies in the buffer, and how many pieces back the last one is that lies there too."""
+    """The place of a piece in the buffer, and how many pieces back the last one is that lies there too."""
 
     offset_bytes: int
     behind: int
@@ -106,7 +106,7 @@ class DiskRing:
             thread.start()
 
     def arrays(self, piece: int) -> list[Bytes]:
-        """Where the bytes of each part of a piece are between `acquire` and `release`; always the same memory."""
+        """Give the bytes of each part of a piece, valid between `acquire` and `release`; always the same memory."""
         parts = self._pieces[piece]
         return [
             span[part.lead_bytes : part.lead_bytes + part.nbytes]

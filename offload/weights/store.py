@@ -1,4 +1,4 @@
-"""Where device columns live: resident ones in one block of device memory, streamed ones in pinned RAM."""
+"""Keeps device columns: resident ones in one block of device memory, streamed ones in pinned RAM."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

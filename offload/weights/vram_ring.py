@@ -85,7 +85,7 @@ class WeightRing:
             self._queue_copy()
 
     def acquire(self, piece: int) -> DeviceWeight:
-        """Where piece number `piece` is for work that is queued on the compute stream from here on.
+        """Give piece number `piece` for work that is queued on the compute stream from here on.
 
         Pieces that come before it are released unused, so that a level may be left out.
         """

@@ -22,7 +22,7 @@ def use(runtime: Any, ordinal: int) -> None:
 
 
 class CudaCalls:
-    """What goes to one device. `handles` hold its streams, events and modules, which CuPy destroys with their objects.
+    """Calls one device. `handles` hold its streams, events and modules, which CuPy destroys with their objects.
 
     Once the device is `opened`, a GEMM that fails for no better reason loses it; before, it may only mean that a format
     is not for this GPU.

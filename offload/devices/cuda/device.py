@@ -106,7 +106,7 @@ class CudaDevice:
 
     @property
     def reads_host_memory(self) -> bool:
-        """Whether kernels can read pinned memory at the host's addresses, as in every 64-bit process on Linux."""
+        """Tell whether kernels can read pinned memory at the host's addresses, as in every 64-bit process on Linux."""
         return bool(self._properties["unifiedAddressing"] and self._properties["canMapHostMemory"])
 
     def warm_up(self, linears: Sequence[LinearSpec], chunk_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What CUDA's error numbers mean for a run (CUDA runtime API, enum cudaError; cuBLAS, enum cublasStatus_t)."""
+"""Reads CUDA's error numbers (CUDA runtime API, enum cudaError; cuBLAS, enum cublasStatus_t)."""
 
 NO_MEMORY = 2  # cudaErrorMemoryAllocation
 NO_DEVICE = 100  # cudaErrorNoDevice

@@ -45,7 +45,7 @@ class _Probe:
         self._rng = np.random.default_rng(0)
 
     def is_exact(self, x_format: WeightFormat, weight_format: WeightFormat, rows: int, layout: Layout) -> bool:
-        """Whether y = x @ W is right to the bit."""
+        """Tell whether y = x @ W is right to the bit."""
         x = self._rng.integers(-8, 9, (rows, _INNER)).astype(np.float32)
         w = self._rng.integers(-8, 9, (_INNER, _COLUMNS)).astype(np.float32)
         stored = w if layout is Layout.KN else np.ascontiguousarray(w.T)

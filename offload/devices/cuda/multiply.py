@@ -53,7 +53,7 @@ class CudaMultiplication:
         self._fp32_panels = fp32_panels
 
     def few_rows(self, x: FloatRows, w: Weight, y: int, scratch: Scratch, int8_rows: bool) -> list[ReadyLaunch]:
-        """What is to be launched for y = x @ W with up to MAX_ROWS rows.
+        """List the launches for y = x @ W with up to MAX_ROWS rows.
 
         With `int8_rows`, x is rounded to int8 in the blocks of the weight. Raises ValueError where `scratch` does not
         suffice.

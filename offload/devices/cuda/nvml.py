@@ -1,4 +1,4 @@
-"""What the driver's management library says about a GPU; the only importer of pynvml."""
+"""Asks the driver's management library about a GPU; the only importer of pynvml."""
 
 import os
 from collections.abc import Callable
@@ -115,7 +115,7 @@ class NvmlGpu:
         return None if rates is None else (rates.gpu / 100, rates.memory / 100)
 
     def pcie_bytes_per_s(self) -> tuple[float, float] | None:
-        """What the GPU receives and sends over the bus; the driver counts for 20 ms each, and the caller waits."""
+        """Measure the GPU's traffic on the bus; the driver counts for 20 ms each way, and the caller waits."""
         counters = (self._pynvml.NVML_PCIE_UTIL_RX_BYTES, self._pynvml.NVML_PCIE_UTIL_TX_BYTES)
         function = self._pynvml.nvmlDeviceGetPcieThroughput
         kilobytes = [self._ask("PCIe throughput", function, self._handle, counter) for counter in counters]

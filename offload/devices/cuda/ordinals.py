@@ -13,7 +13,7 @@ _NAME_BYTES = 32  # "0000:01:00.0" and some more
 
 
 def pci_bus_id(ordinal: int, library: str = "libcuda.so.1") -> str | None:
-    """Where on the bus the GPU is; None where the driver's part of CUDA is missing or does not tell.
+    """Locate the GPU on the bus; None where the driver's part of CUDA is missing or does not tell.
 
     Raises DeviceUnavailableError when CUDA sees no such GPU.
     """
@@ -38,7 +38,7 @@ def pci_bus_id(ordinal: int, library: str = "libcuda.so.1") -> str | None:
 
 
 def no_such_device(ordinal: int, visible: int) -> DeviceUnavailableError:
-    """What to say of an ordinal that is too large."""
+    """Say what is wrong with an ordinal that is too large."""
     if not visible:
         return DeviceUnavailableError("no CUDA device is visible (see CUDA_VISIBLE_DEVICES)")
     seen = "only CUDA device 0 is" if visible == 1 else f"CUDA devices 0 to {visible - 1} are"

@@ -90,7 +90,7 @@ class CudaKernels:
         self._processors = processors
 
     def multiplications(self, weight: Weight, int8_rows: bool) -> list[Launch]:
-        """What `multiply` launches for 1 to MAX_ROWS rows of such an x, which begins at a multiple of 16 bytes."""
+        """List the launches of `multiply` for 1 to MAX_ROWS rows of such an x that begins at a multiple of 16 bytes."""
         every = range(1, MAX_ROWS + 1)
         if isinstance(weight, FloatWeight):
             aligned = _float_aligned(FloatRows(0, 1, weight.inner), weight)

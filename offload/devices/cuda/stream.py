@@ -216,7 +216,7 @@ def _address(array: DeviceArray | DeviceBlocks) -> int:
 
 
 def _takes_int8(w: DeviceWeight, activations: Activations) -> bool:
-    """Whether x is rounded to int8 for this weight."""
+    """Tell whether x is rounded to int8 for this weight."""
     return isinstance(w, DeviceBlocks) and activations is Activations.INT8
 
 

@@ -1,4 +1,4 @@
-"""What this process takes of one GPU's memory, as measured, and the budget that it must not exceed."""
+"""Measures this process's share of one GPU's memory, and guards the budget that it must not exceed."""
 
 import threading
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class VramMeter:
         return self._source
 
     def used_bytes(self) -> int:
-        """What this process takes now; as at the last reading where the source stops to tell.
+        """Measure what this process takes now; as at the last reading where the source stops to tell.
 
         With the source CUDA it can only be asked in the thread of the device, and may raise DeviceLostError.
         """

@@ -21,7 +21,7 @@ _PREFILL_ROWS = (MAX_ROWS + 1, 16, 64)  # and a whole chunk: cuBLAS has other ke
 
 @dataclass(frozen=True)
 class _Kind:
-    """What decides which kernels a weight takes."""
+    """The properties that decide which kernels a weight takes."""
 
     format: WeightFormat
     blocks: BlockFormat | None

@@ -23,7 +23,7 @@ class Operation:
 
     @property
     def ready_s(self) -> float | None:
-        """When its inputs are there; None while that is not known."""
+        """Give the time when its inputs are there; None while that is not known."""
         ready_s = self.queued_s
         for operation in self.after:
             if operation.finish_s is None:

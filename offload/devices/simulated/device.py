@@ -135,7 +135,7 @@ class SimulatedDevice:
 
     @property
     def host_spans(self) -> tuple[Span, ...]:
-        """What the host has spent time on and waited for since the trace began, in virtual time."""
+        """List what the host spent time on and waited for since the trace began, in virtual time."""
         return tuple(self._host_spans)
 
     def close(self) -> None:

@@ -100,7 +100,7 @@ def device_bytes(array: DeviceArray) -> npt.NDArray[np.uint8]:
 
 
 def device_place(array: DeviceArray | DeviceBlocks) -> Place:
-    """Where a device array lies in its allocation."""
+    """Locate a device array in its allocation."""
     block = array.allocation
     assert isinstance(block, SimulatedAllocation)
     return block.history, array.offset_bytes, array.offset_bytes + array.nbytes

@@ -19,7 +19,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Operands:
-    """What one multiplication reads and writes."""
+    """The arrays that one multiplication reads and writes."""
 
     x: DeviceArray
     w: DeviceWeight
@@ -40,7 +40,7 @@ class Operands:
 
     @property
     def weight_format(self) -> WeightFormat:
-        """How the elements of W are stored."""
+        """Name the format of the elements of W."""
         return self.w.blocks.format if isinstance(self.w, DeviceBlocks) else self.w.format
 
     @property
@@ -83,7 +83,7 @@ class Operands:
 
     @property
     def _gemm_format(self) -> WeightFormat:
-        """What both operands are rounded to where a library multiplies them: more rows than our own kernels take."""
+        """Name the type of both operands where a library multiplies them: more rows than our own kernels take."""
         return WeightFormat.FP16 if isinstance(self.w, DeviceBlocks) else self.w.format
 
     def _x(self) -> Float32:

@@ -15,7 +15,7 @@ def same_rate(flops_per_s: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class SimulatedRates:
-    """What the modelled times are made of."""
+    """The rates that modelled times are made of."""
 
     copy_bytes_per_s: float = 12e9  # host to device
     copy_back_bytes_per_s: float = 12e9  # device to host

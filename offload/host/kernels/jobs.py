@@ -1,4 +1,4 @@
-"""What the threads of a team do: take pieces of a group's columns, call each Linear's loops by address.
+"""Jobs of a team's threads: take pieces of a group's columns, call each Linear's loops by address.
 
 Calling by address lets one launch serve Linears of different formats, and keeps every compilation small. A
 task is a table of int64 words. As in `host_loops`, nothing here may come from another file.

@@ -143,7 +143,7 @@ def fill_scales(
 
 
 def _row_starts(builder: Any, base: Any, m: Any, rows: Any, row_bytes: Any) -> list[Any]:
-    """Where rows m to m + 3 begin; those beyond the last are the last."""
+    """Point to rows m to m + 3; those beyond the last are the last."""
     last = builder.sub(rows, q.I64(1))
     return [
         q.offset(builder, base, builder.mul(q.minimum(builder, builder.add(m, q.I64(i)), last), row_bytes))

@@ -1,4 +1,4 @@
-"""What the threads of a team do: wait for a job, take pieces of it until there are none, and help each other out.
+"""Loops of a team's threads: wait for a job, take pieces of it until there are none, and help each other out.
 
 A team is a table of int64 words. One thread at a time owns it: it opens a job, takes pieces as everybody does, closes
 the job, and waits for those who are still inside. Nobody waits for a thread that has not come yet: who comes late finds

@@ -187,7 +187,7 @@ def _by_columns(
 
 
 def _split(units: int, granularity: int, tiles: int, processors: int, most: int) -> tuple[int, int]:
-    """How many splits, and units in each but the last: enough blocks for the GPU, no split empty, `most` at most."""
+    """Choose splits, and units in each but the last: enough blocks for the GPU, no split empty, `most` at most."""
     wanted = min(most, -(-_BLOCKS_PER_PROCESSOR * processors // tiles))
     per_split = -(-units // wanted)
     per_split = -(-per_split // granularity) * granularity
