@@ -66,7 +66,7 @@ class Executor:
         self._steps = {}
 
     def drop_mapped_pages(self) -> None:
-        """Let go of the pages of tables and parameters that the steps so far have touched in mapped files."""
+        """Release the pages of tables and parameters that the steps so far have touched in mapped files."""
         for loaded in self._islands:
             if loaded is not None:
                 loaded.drop_mapped_pages()
