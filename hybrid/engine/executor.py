@@ -85,11 +85,11 @@ class _BoundProgram:
         buffers: BufferPlan,
         new_tokens: int,
     ) -> None:
-        memory = [np.empty(nbytes, np.uint8) for nbytes in buffers.slot_bytes(new_tokens)]
+        memory = [np.empty(nbytes, np.uint8) for nbytes in buffers.slot_bytes(new_tokens)]  # [slot bytes] each
         self._arrays = {
             name: memory[tensor.slot][: tensor.nbytes_for(new_tokens)]
             .view(tensor.element_type.storage_dtype)
-            .reshape(tensor.shape_for(new_tokens))
+            .reshape(tensor.shape_for(new_tokens))  # [1, M, width] mostly, M new tokens
             for name, tensor in buffers.tensors.items()
         }
         values = {name: value_of(array, program.element_type(name)) for name, array in self._arrays.items()}
@@ -155,8 +155,8 @@ class _Station:
         in_place = all(linear.input in arrays and linear.output in arrays for linear in level.linears)
         self._variable = () if in_place else level.linears
         self._fixed = level.linears if in_place else ()
-        self._inputs = {linear.group: _rows(arrays[linear.input]) for linear in self._fixed}
-        self._outputs = {linear.name: _rows(arrays[linear.output]) for linear in self._fixed}
+        self._inputs = {linear.group: _rows(arrays[linear.input]) for linear in self._fixed}  # x [M, K] by group
+        self._outputs = {linear.name: _rows(arrays[linear.output]) for linear in self._fixed}  # y [M, N] by Linear
 
     def run(self, passing: dict[str, Value], timeline: Timeline | None) -> None:
         if self._binding is not None:
@@ -175,12 +175,12 @@ class _Station:
             self._run_variable(self._variable, passing)
 
     def _run_variable(self, linears: Sequence[OutsideLinear], passing: dict[str, Value]) -> None:
-        inputs = {linear.group: self._array(linear.input, passing) for linear in linears}
-        outputs = {linear.name: self._output(linear, inputs[linear.group]) for linear in linears}
+        inputs = {linear.group: self._array(linear.input, passing) for linear in linears}  # [..., K] by group
+        outputs = {linear.name: self._output(linear, inputs[linear.group]) for linear in linears}  # [..., N] by Linear
         self._linears.run(
             self._number,
-            {group: _rows(array) for group, array in inputs.items()},
-            {name: _rows(array) for name, array in outputs.items()},
+            {group: _rows(array) for group, array in inputs.items()},  # [M, K]
+            {name: _rows(array) for name, array in outputs.items()},  # [M, N]
         )
         for linear in linears:
             if linear.output not in self._arrays:
@@ -192,7 +192,7 @@ class _Station:
     def _output(self, linear: OutsideLinear, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if linear.output in self._arrays:
             return self._arrays[linear.output]
-        return np.empty((*x.shape[:-1], linear.out_features), np.float32)
+        return np.empty((*x.shape[:-1], linear.out_features), np.float32)  # [..., N]
 
 
 def _attention(
@@ -207,4 +207,4 @@ def _attention(
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.reshape(-1, array.shape[-1])
+    return array.reshape(-1, array.shape[-1])  # [..., K] -> [M, K]

@@ -131,7 +131,7 @@ class LinearRunner:
         self, level: int, work: _LevelWork, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
     ) -> None:
         assert self._work is not None
-        tokens = inputs[work.device[0].name].shape[0]
+        tokens = inputs[work.device[0].name].shape[0]  # M, of x [M, K]
         if not 1 <= tokens <= self._chunk_tokens:
             raise ValueError(f"a step has 1 to {self._chunk_tokens} tokens, not {tokens}")
         if tokens != self._tokens:
@@ -145,7 +145,7 @@ class LinearRunner:
                 if self._timeline is not None:
                     self._timeline.align()
                 with span(self._timeline, _TRACK, f"queue level {level}", Operator.QUEUE, work.kinds):
-                    scales = self._work.queue(step, inputs)
+                    scales = self._work.queue(step, inputs)  # [M, 1] by cast
                 if number == 0:
                     self._multiply_on_host(work, inputs, outputs)
             finally:
@@ -153,9 +153,9 @@ class LinearRunner:
                 with span(self._timeline, _TRACK, "wait for the device", Operator.WAIT, work.kinds):
                     self._work.compute.synchronize()
             with span(self._timeline, _TRACK, "collect outputs", Operator.COLLECT, work.kinds):
-                for cast, name, columns, values in step.results:
-                    part = outputs[name][:, columns.start : columns.stop]
-                    np.multiply(values, scales.get(cast, 1), out=part)
+                for cast, name, columns, values in step.results:  # values: pinned [M, n]
+                    part = outputs[name][:, columns.start : columns.stop]  # [M, n] of y [M, N]
+                    np.multiply(values, scales.get(cast, 1), out=part)  # scales [M, 1], where x was divided by them
 
     def _multiply_on_host(
         self, level: _LevelWork, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]
