@@ -62,7 +62,7 @@ class LoadedIsland:
         return binding
 
     def drop_mapped_pages(self) -> None:
-        """Let go of the pages of mapped parameters; they come back, mostly from the page cache, when they are read."""
+        """Release the pages of mapped parameters; they come back, mostly from the page cache, when they are read."""
         for array in self._arrays.values():
             drop_pages(array)
 

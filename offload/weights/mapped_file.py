@@ -108,7 +108,7 @@ def offset_in_file(array: HostArray) -> int:
 
 
 def drop_pages(array: HostArray) -> None:
-    """Let go of the pages of an array that lies in a file; they come back, mostly from the page cache, when read."""
+    """Release the pages of an array that lies in a file; they come back, mostly from the page cache, when read."""
     if file_of(array) is None or array.nbytes == 0:
         return
     start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
