@@ -21,7 +21,7 @@ from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.threads import default_threads
 from offload.observe.timeline import Timeline
 from offload.plan.placing import Shares, place
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 
 _TRACED_TOKENS = 16
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention", "Softmax")
@@ -90,8 +90,8 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
 
 def _engine(opened: OpenedModel, mode: str, threads: int, timeline: Timeline) -> Engine:
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plans = ShrinkingPlan(plan_request(opened, target, {}))
-    return load(opened, plans, _outside(opened, mode), None, threads, timeline=timeline)
+    replanner = Replanner(plan_request(opened, target, {}))
+    return load(opened, replanner, _outside(opened, mode), None, threads, timeline=timeline)
 
 
 def _outside(opened: OpenedModel, mode: str) -> list[Linear]:

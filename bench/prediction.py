@@ -23,7 +23,7 @@ from hybrid.machine.profiles import save_profile
 from hybrid.machine.threads import default_threads
 from hybrid.tune.calibration import measure_machine
 from offload.plan.placing import NO_RING, predict
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 
 _STEPS = 12
 
@@ -52,10 +52,10 @@ def measure(
     name = f"{model.name} {kept_as or ''}".strip()
     opened = open_for_run(settings)
     request = plan_request(opened, choose_target(settings, look_in_profile), {})
-    plans = ShrinkingPlan(request)
-    plan = plans.plan
+    replanner = Replanner(request)
+    plan = replanner.plan
     cells = []
-    with load(opened, plans, linears_outside(opened.linears, plan), None, threads) as engine:
+    with load(opened, replanner, linears_outside(opened.linears, plan), None, threads) as engine:
         _fill_cache(engine)
         limit = engine.context_tokens - _STEPS - 1
         for depth in sorted({min(depth, limit) for depth in depths}):

@@ -22,7 +22,7 @@ from offload.observe.timeline import Timeline
 from offload.plan.placing import PlanRequest, Shares, place
 from offload.plan.plan import HostTier, Plan
 from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 from offload.spec.linear import LinearSpec
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
@@ -80,9 +80,9 @@ def open_settings(model: Path) -> OpenedModel:
 def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
     """The engine of `--cuda 0`; `whole` leaves every Linear in one onnxruntime session."""
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plans = ShrinkingPlan(plan_request(opened, target, {}))
-    outside: list[Linear] = [] if whole else linears_outside(opened.linears, plans.plan)
-    return load(opened, plans, outside, None, threads=2)
+    replanner = Replanner(plan_request(opened, target, {}))
+    outside: list[Linear] = [] if whole else linears_outside(opened.linears, replanner.plan)
+    return load(opened, replanner, outside, None, threads=2)
 
 
 def engine_with_files(opened: OpenedModel, every: int) -> Engine:
@@ -97,8 +97,8 @@ def engine_with_files(opened: OpenedModel, every: int) -> Engine:
         return replace(plan, placements=placements, read_ahead_bytes=ram_bytes(placements, {})[READ_AHEAD])
 
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plans = ShrinkingPlan(plan_request(opened, target, {}), planner)
-    return load(opened, plans, linears_outside(opened.linears, plans.plan), None, threads=2)
+    replanner = Replanner(plan_request(opened, target, {}), planner)
+    return load(opened, replanner, linears_outside(opened.linears, replanner.plan), None, threads=2)
 
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement, in_files: bool = False) -> Engine:
@@ -132,7 +132,7 @@ def engine_on(
     if budget_bytes is not None:
         request = replace(request, budget_bytes=budget_bytes, fixed_vram_bytes={"context": 0, "workspace": 0})
     outside = [linear for linear in opened.linears if not linear.spec.host_only_reason]
-    return load(opened, ShrinkingPlan(request, planner), outside, device, threads, timeline=timeline)
+    return load(opened, Replanner(request, planner), outside, device, threads, timeline=timeline)
 
 
 def greedy(

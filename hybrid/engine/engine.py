@@ -195,7 +195,7 @@ class Engine:
 
     def memory(self) -> MemoryUse:
         """Bytes in use and at the peak: VRAM as measured, RAM of this process."""
-        return self._memory.read(self._linears.plans, self.simulated)
+        return self._memory.read(self._linears.replanner, self.simulated)
 
     @property
     def simulated(self) -> bool:

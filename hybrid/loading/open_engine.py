@@ -35,7 +35,7 @@ from offload.observe.timeline import Timeline
 from offload.plan.advice import with_ram_advice
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.plan.ram_tiers import file_bytes
-from offload.run.recovery import RecoveringLinears, ShrinkingPlan
+from offload.run.recovery import RecoveringLinears, Replanner
 from offload.run.runner import LinearRunner
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, WeightFormat
@@ -83,13 +83,13 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
         ram = resolve_ram(settings.ram, read_ram(read_limits()))
         progress.on_stage("Planning", 0)
         request = plan_request(opened, target, _unsupported(device), ram)
-        plans = ShrinkingPlan(request, plan_within)
-        plans.plan = with_ram_advice(request, plans.plan)
-        if device is not None and not any(placement.on_device for placement in plans.plan.placements):
+        replanner = Replanner(request, plan_within)
+        replanner.plan = with_ram_advice(request, replanner.plan)
+        if device is not None and not any(placement.on_device for placement in replanner.plan.placements):
             device.close()
             device = None
-        outside = linears_outside(opened.linears, plans.plan)
-        return load(opened, plans, outside, device, threads, progress, timeline, target.why, opener.vram)
+        outside = linears_outside(opened.linears, replanner.plan)
+        return load(opened, replanner, outside, device, threads, progress, timeline, target.why, opener.vram)
     except BaseException as error:
         if device is not None:
             device.close()
@@ -125,7 +125,7 @@ def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
 
 def load(
     opened: OpenedModel,
-    plans: ShrinkingPlan,
+    replanner: Replanner,
     outside: Sequence[Linear],
     device: Device | None,
     threads: int,
@@ -141,13 +141,13 @@ def load(
     not used: its context stays.
     """
     return engine_thread().run(
-        lambda: _load(opened, plans, outside, device, threads, progress or Progress(), timeline, target, vram)
+        lambda: _load(opened, replanner, outside, device, threads, progress or Progress(), timeline, target, vram)
     )
 
 
 def _load(
     opened: OpenedModel,
-    plans: ShrinkingPlan,
+    replanner: Replanner,
     outside: Sequence[Linear],
     device: Device | None,
     threads: int,
@@ -193,7 +193,7 @@ def _load(
         )
 
     with ExitStack() as undo:
-        linears = RecoveringLinears(plans, load_linears, vram.check if vram is not None else lambda: None)
+        linears = RecoveringLinears(replanner, load_linears, vram.check if vram is not None else lambda: None)
         undo.callback(linears.close)
         if timeline is not None and device is not None:
             timeline.start(device)

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from offload.devices.cuda.vram_meter import VramMeter
 from offload.errors import OffloadError
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 
 _SAMPLE_S = 0.02
 _STATUS = Path("/proc/self/status")
@@ -55,16 +55,16 @@ class MemoryWatch:
             self._update(_status())
             self._next_s = monotonic() + _SAMPLE_S
 
-    def read(self, plans: ShrinkingPlan, modelled: bool = False) -> MemoryUse:
-        """Read the memory in use; `modelled` where the plans are for a simulated device."""
+    def read(self, replanner: Replanner, modelled: bool = False) -> MemoryUse:
+        """Read the memory in use; `modelled` where the plan is for a simulated device."""
         status = _status()
         self._update(status)
-        plan = plans.plan
+        plan = replanner.plan
         use = MemoryUse(
-            vram_budget_bytes=plans.budget_bytes,
-            vram_planned_bytes=plans.peak_vram_bytes,
+            vram_budget_bytes=replanner.budget_bytes,
+            vram_planned_bytes=replanner.peak_vram_bytes,
             vram_bytes=plan.total_vram_bytes,
-            vram_peak_bytes=plans.peak_vram_bytes,
+            vram_peak_bytes=replanner.peak_vram_bytes,
             vram_peak_source="modelled" if modelled else "plan",
             ram_bytes=status.get("VmRSS", 0),
             ram_anonymous_bytes=status.get("RssAnon", 0),

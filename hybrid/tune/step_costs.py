@@ -16,7 +16,7 @@ from hybrid.tune.zero_model import ZeroShape, write_zero_model
 from offload.calibrate.machine import StepCosts
 from offload.calibrate.rounds import rounds_within
 from offload.observe.timeline import Timeline
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 
 _MORE_LAYERS = 3  # of the second model, on top of the first one's only layer
 
@@ -71,10 +71,10 @@ class _TimedModel:
         settings = RunSettings(model=model, cuda="0", machine="generic-cpu")
         opened = open_for_run(settings)
         request = plan_request(opened, choose_target(settings, look_in_profile), {})
-        plans = ShrinkingPlan(request)
+        replanner = Replanner(request)
         self.islands = request.step.islands  # as the cost model counts them
-        outside = linears_outside(opened.linears, plans.plan)
-        self._engine = load(opened, plans, outside, None, threads, timeline=self._timeline)
+        outside = linears_outside(opened.linears, replanner.plan)
+        self._engine = load(opened, replanner, outside, None, threads, timeline=self._timeline)
 
     def __enter__(self) -> "_TimedModel":
         return self

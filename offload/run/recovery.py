@@ -24,8 +24,8 @@ DRIVER = "driver"  # the name of what it takes more than it was asked for, in a 
 _UNKNOWN_BYTES = 32 * MIB  # what a library wanted that does not say; cuBLAS's workspace takes as much
 
 
-class ShrinkingPlan:
-    """The plan in force, and how it becomes smaller; `plan.warnings` then has a line for each time.
+class Replanner:
+    """Holds the plan in force and makes smaller ones; `plan.warnings` then has a line for each time.
 
     What the driver takes more than it was asked for is counted in without a warning: a note says so.
     `budget_bytes` is the budget at the beginning, `peak_vram_bytes` the most that any plan so far took.
@@ -120,7 +120,7 @@ class RecoveringLinears:
 
     def __init__(
         self,
-        plans: ShrinkingPlan,
+        replanner: Replanner,
         build: "Callable[[Plan], LinearRunner]",
         check_budget: Callable[[], None] = lambda: None,
     ) -> None:
@@ -128,7 +128,7 @@ class RecoveringLinears:
 
         `check_budget` raises OverBudgetError where more is in use than may be.
         """
-        self.plans = plans
+        self.replanner = replanner
         self.on_warning: Callable[[str], None] = lambda line: None  # what is said now, the plan says as well
         self._build = build
         self._check_budget = check_budget
@@ -138,7 +138,7 @@ class RecoveringLinears:
     @property
     def plan(self) -> Plan:
         """The plan in force."""
-        return self.plans.plan
+        return self.replanner.plan
 
     def run(self, level: int, inputs: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
         """See `LinearRunner.run`."""
@@ -180,7 +180,7 @@ class RecoveringLinears:
                 self._runner = self._build(self.plan)
                 self._check()
                 if self._runner.warning:
-                    self.plans.warn(self._runner.warning)
+                    self.replanner.warn(self._runner.warning)
                 return
             except (OutOfDeviceMemoryError, DeviceLostError) as failure:
                 self._shrink(failure)
@@ -195,5 +195,5 @@ class RecoveringLinears:
             self._check_budget()
 
     def _shrink(self, failure: OutOfDeviceMemoryError | DeviceLostError) -> None:
-        if line := self.plans.shrink(failure):
+        if line := self.replanner.shrink(failure):
             self.on_warning(line)

@@ -10,7 +10,7 @@ from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.op_times import BETWEEN, op_times, settled
 from offload.observe.timeline import DECODE, Timeline
 from offload.plan.placing import Shares, place
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 from tests.engines import open_settings
 
 LAYERS, STEPS = 6, 4
@@ -20,9 +20,9 @@ def test_operators_inside_islands_are_told_apart() -> None:
     """The first eight decode steps are looked into; that slows them down, so the rest comes from the others."""
     opened = open_settings(DEMO_MODEL)
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plans = ShrinkingPlan(plan_request(opened, target, {}), lambda request: place(request, lambda linear: Shares()))
+    replanner = Replanner(plan_request(opened, target, {}), lambda request: place(request, lambda linear: Shares()))
     timeline = Timeline(looks_inside=True)
-    with load(opened, plans, opened.linears, None, threads=1, timeline=timeline) as engine:
+    with load(opened, replanner, opened.linears, None, threads=1, timeline=timeline) as engine:
         engine.prefill([1, 2, 3])
         for token_id in range(10):
             engine.decode(token_id + 5)
@@ -39,12 +39,12 @@ def test_operators_inside_islands_are_told_apart() -> None:
 def test_every_operator_of_a_step_is_found_and_the_host_adds_up() -> None:
     opened = open_settings(DEMO_MODEL)
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
-    plans = ShrinkingPlan(
+    replanner = Replanner(
         plan_request(opened, target, {}),
         lambda request: place(request, lambda linear: Shares(resident=0.4, streamed=0.3)),
     )
     timeline = Timeline()
-    with load(opened, plans, opened.linears, SimulatedDevice(1 << 30), threads=1, timeline=timeline) as engine:
+    with load(opened, replanner, opened.linears, SimulatedDevice(1 << 30), threads=1, timeline=timeline) as engine:
         engine.prefill([1, 2, 3])
         for token_id in range(STEPS + 1):
             engine.decode(token_id + 5)

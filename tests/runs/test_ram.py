@@ -30,7 +30,7 @@ from hybrid.show.report import opening_lines
 from hybrid.tune.zero_model import ZeroShape
 from offload.errors import RamBudgetError
 from offload.plan.plan import HostTier
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 from offload.spec.units import GIB, MIB
 from tests.block_models import open_zero_blocks
 from tests.fakes import small_plan
@@ -150,16 +150,16 @@ def test_a_process_keeps_to_its_cap_with_weights_in_blocks(tmp_path: Path) -> No
         "from hybrid.machine.ram import RamBudget\n"
         "from hybrid.loading.target import choose_target, look_in_profile\n"
         "from hybrid.tune.zero_model import ZeroShape\n"
-        "from offload.run.recovery import ShrinkingPlan\n"
+        "from offload.run.recovery import Replanner\n"
         "from tests.block_models import open_zero_blocks\n"
         "opened = open_zero_blocks(Path(sys.argv[1]) / 'model', ZeroShape(16, 2048, 5632, 32, 512))\n"
         "target = choose_target(RunSettings(cuda='0'), look_in_profile)\n"
-        "plans = ShrinkingPlan(plan_request(opened, target, {}, RamBudget(440 << 20, asked=True)), plan_within)\n"
-        "engine = load(opened, plans, linears_outside(opened.linears, plans.plan), None, 2)\n"
+        "replanner = Replanner(plan_request(opened, target, {}, RamBudget(440 << 20, asked=True)), plan_within)\n"
+        "engine = load(opened, replanner, linears_outside(opened.linears, replanner.plan), None, 2)\n"
         "loaded = engine.memory()['ram_peak_bytes']\n"
         "engine.prefill(list(range(40)))\n"
         "engine.decode(1)\n"
-        "tiers = [str(placement.tier) for placement in plans.plan.placements]\n"
+        "tiers = [str(placement.tier) for placement in replanner.plan.placements]\n"
         "print(json.dumps([tiers.count('file'), len(tiers), loaded, engine.memory()]))\n"
         "engine.close()\n"
     )
@@ -185,7 +185,7 @@ def test_peaks_stay_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch, t
     for anonymous, mapped in ((3, 9), (7, 2), (1, 1)):
         status.write_text(f"Name:\tx\nVmHWM:\t11 kB\nVmRSS:\t5 kB\nRssAnon:\t{anonymous} kB\nRssFile:\t{mapped} kB\n")
         watch.sample()
-    read = watch.read(ShrinkingPlan(request([], 0), lambda _: small_plan()))
+    read = watch.read(Replanner(request([], 0), lambda _: small_plan()))
     assert (read["ram_anonymous_peak_bytes"], read["ram_file_peak_bytes"]) == (7 * 1024, 9 * 1024)
     assert (read["ram_bytes"], read["ram_peak_bytes"]) == (5 * 1024, 11 * 1024)
     assert "ram_cap_bytes" not in read

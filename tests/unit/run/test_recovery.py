@@ -8,7 +8,7 @@ from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDevi
 from offload.plan.placing import PlanRequest, Shares, place
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
-from offload.run.recovery import ShrinkingPlan
+from offload.run.recovery import Replanner
 from offload.spec.units import GIB, MIB, format_bytes
 from tests.unit.plan.test_planner import request, spec
 
@@ -28,107 +28,107 @@ def half_streamed(request: PlanRequest) -> Plan:
 
 def test_the_plan_becomes_smaller_by_what_was_asked_for() -> None:
     """From what it took, not from a budget that it had not filled."""
-    plans = ShrinkingPlan(request(LINEARS, GIB))
-    first = plans.plan
-    line = plans.shrink(refused(100 * MIB))
-    assert plans.plan.budget_bytes == first.total_vram_bytes - 100 * MIB
-    assert plans.plan.budget_bytes - 10 * MIB < plans.plan.total_vram_bytes <= plans.plan.budget_bytes
-    assert plans.plan.warnings == (line,)
-    assert plans.plan.notes[-1] == line
+    replanner = Replanner(request(LINEARS, GIB))
+    first = replanner.plan
+    line = replanner.shrink(refused(100 * MIB))
+    assert replanner.plan.budget_bytes == first.total_vram_bytes - 100 * MIB
+    assert replanner.plan.budget_bytes - 10 * MIB < replanner.plan.total_vram_bytes <= replanner.plan.budget_bytes
+    assert replanner.plan.warnings == (line,)
+    assert replanner.plan.notes[-1] == line
     assert line.startswith("the GPU refused 100 MiB of VRAM: the budget is now 4")
-    second = plans.plan
-    plans.shrink(refused(MIB))
-    assert plans.plan.budget_bytes == second.total_vram_bytes - 2 * MIB, "the least that is taken away doubles"
-    assert (plans.budget_bytes, plans.peak_vram_bytes) == (GIB, first.total_vram_bytes)
-    assert len(plans.plan.warnings) == 2
+    second = replanner.plan
+    replanner.shrink(refused(MIB))
+    assert replanner.plan.budget_bytes == second.total_vram_bytes - 2 * MIB, "the least that is taken away doubles"
+    assert (replanner.budget_bytes, replanner.peak_vram_bytes) == (GIB, first.total_vram_bytes)
+    assert len(replanner.plan.warnings) == 2
 
 
 def test_only_what_is_missing_is_taken_away() -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB))
-    first = plans.plan.total_vram_bytes
-    line = plans.shrink(refused(400 * MIB, free_bytes=380 * MIB))
-    assert plans.plan.budget_bytes == first - 20 * MIB
+    replanner = Replanner(request(LINEARS, GIB))
+    first = replanner.plan.total_vram_bytes
+    line = replanner.shrink(refused(400 * MIB, free_bytes=380 * MIB))
+    assert replanner.plan.budget_bytes == first - 20 * MIB
     assert line.startswith("the GPU refused 400 MiB of VRAM: ")
 
 
 def test_a_library_that_does_not_say_how_much_it_wanted() -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB))
-    first = plans.plan.total_vram_bytes
-    assert plans.shrink(refused(0)).startswith("the GPU ran out of VRAM: the budget is now")
-    assert plans.plan.budget_bytes == first - 32 * MIB
+    replanner = Replanner(request(LINEARS, GIB))
+    first = replanner.plan.total_vram_bytes
+    assert replanner.shrink(refused(0)).startswith("the GPU ran out of VRAM: the budget is now")
+    assert replanner.plan.budget_bytes == first - 32 * MIB
 
 
 @pytest.mark.parametrize("where", [DEVICE_MEMORY, PINNED_RAM])
 @pytest.mark.parametrize("planner", [make_plan, half_streamed])
 def test_refusals_come_to_an_end(where: str, planner: Callable[[PlanRequest], Plan]) -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB, pinned_limit_bytes=None), planner)
+    replanner = Replanner(request(LINEARS, GIB, pinned_limit_bytes=None), planner)
     refusals = 0
-    while any(placement.on_device for placement in plans.plan.placements):
-        plans.shrink(refused(1, where=where))
+    while any(placement.on_device for placement in replanner.plan.placements):
+        replanner.shrink(refused(1, where=where))
         refusals += 1
     assert 2 < refusals < 25
-    assert plans.plan.budget_bytes == plans.plan.total_vram_bytes == 0
-    assert plans.plan.warnings[-1].endswith(": the run goes on without it")
-    assert len(set(plans.plan.warnings)) == refusals
+    assert replanner.plan.budget_bytes == replanner.plan.total_vram_bytes == 0
+    assert replanner.plan.warnings[-1].endswith(": the run goes on without it")
+    assert len(set(replanner.plan.warnings)) == refusals
 
 
 def test_pinned_memory_is_given_up_before_vram() -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB, pinned_limit_bytes=None), half_streamed)
-    pinned = plans.plan.ram_bytes["pinned weights"]
+    replanner = Replanner(request(LINEARS, GIB, pinned_limit_bytes=None), half_streamed)
+    pinned = replanner.plan.ram_bytes["pinned weights"]
     assert pinned == 256 * MIB
-    line = plans.shrink(refused(100 * MIB, where=PINNED_RAM))
+    line = replanner.shrink(refused(100 * MIB, where=PINNED_RAM))
     assert line == "the system refused 100 MiB of pinned RAM: at most 156 MiB of weights are streamed now"
-    assert plans.plan.ram_bytes["pinned weights"] == 156 * MIB
-    assert plans.plan.budget_bytes == GIB
-    line = plans.shrink(refused(200 * MIB, where=PINNED_RAM))
+    assert replanner.plan.ram_bytes["pinned weights"] == 156 * MIB
+    assert replanner.plan.budget_bytes == GIB
+    line = replanner.shrink(refused(200 * MIB, where=PINNED_RAM))
     assert line == "the system refused 200 MiB of pinned RAM: no weights are streamed now"
-    line = plans.shrink(refused(64 * MIB, where=PINNED_RAM))
+    line = replanner.shrink(refused(64 * MIB, where=PINNED_RAM))
     assert line.startswith("the system refused 64.00 MiB of pinned RAM: the budget is now")
-    assert resident_columns(plans.plan) > 0
+    assert resident_columns(replanner.plan) > 0
 
 
 def test_a_lost_device_is_not_planned_with_again() -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB))
-    assert plans.shrink(DeviceLostError("it burns")) == "the GPU is lost (it burns): the run goes on without it"
-    assert resident_columns(plans.plan) == 0
-    assert plans.plan.budget_bytes == 0
+    replanner = Replanner(request(LINEARS, GIB))
+    assert replanner.shrink(DeviceLostError("it burns")) == "the GPU is lost (it burns): the run goes on without it"
+    assert resident_columns(replanner.plan) == 0
+    assert replanner.plan.budget_bytes == 0
 
 
 def resident_columns(plan: Plan) -> int:
     return sum(len(placement.resident) for placement in plan.placements)
 
 
-def over_budget(plans: ShrinkingPlan, more_bytes: int) -> OverBudgetError:
+def over_budget(replanner: Replanner, more_bytes: int) -> OverBudgetError:
     """The device was measured to take so much more than the plan, with a block of 300 MiB yet to come."""
-    used_bytes = plans.plan.total_vram_bytes + more_bytes - 300 * MIB
+    used_bytes = replanner.plan.total_vram_bytes + more_bytes - 300 * MIB
     return OverBudgetError(300 * MIB, used_bytes, GIB, DEVICE_MEMORY)
 
 
 def test_what_the_driver_takes_is_counted_in_quietly() -> None:
     """Of a budget of 1 GiB the plan leaves some free, so only a part of it is missing."""
-    plans = ShrinkingPlan(request(LINEARS, GIB))
-    first = plans.plan
+    replanner = Replanner(request(LINEARS, GIB))
+    first = replanner.plan
     free_bytes = GIB - first.total_vram_bytes
-    assert plans.shrink(over_budget(plans, free_bytes + 100 * MIB)) == ""
-    assert plans.plan.vram_bytes["driver"] == free_bytes + 100 * MIB
-    assert GIB - 10 * MIB < plans.plan.total_vram_bytes <= GIB == plans.plan.budget_bytes
-    assert first.vram_bytes["weights"] - 110 * MIB < plans.plan.vram_bytes["weights"]
-    assert plans.plan.warnings == ()
-    assert plans.plan.notes[-1] == (
+    assert replanner.shrink(over_budget(replanner, free_bytes + 100 * MIB)) == ""
+    assert replanner.plan.vram_bytes["driver"] == free_bytes + 100 * MIB
+    assert GIB - 10 * MIB < replanner.plan.total_vram_bytes <= GIB == replanner.plan.budget_bytes
+    assert first.vram_bytes["weights"] - 110 * MIB < replanner.plan.vram_bytes["weights"]
+    assert replanner.plan.warnings == ()
+    assert replanner.plan.notes[-1] == (
         f"the GPU's driver takes up to {format_bytes(free_bytes + 100 * MIB)} more than it was asked for"
     )
-    line = plans.shrink(refused(100 * MIB))
-    assert plans.plan.warnings == (line,)
-    assert plans.plan.notes[-2].startswith("the GPU's driver takes up to"), "it is still so"
+    line = replanner.shrink(refused(100 * MIB))
+    assert replanner.plan.warnings == (line,)
+    assert replanner.plan.notes[-2].startswith("the GPU's driver takes up to"), "it is still so"
 
 
 def test_a_driver_that_takes_more_and_more_comes_to_an_end() -> None:
-    plans = ShrinkingPlan(request(LINEARS, GIB))
+    replanner = Replanner(request(LINEARS, GIB))
     said = []
-    while any(placement.on_device for placement in plans.plan.placements):
-        said.append(plans.shrink(OverBudgetError(0, plans.plan.total_vram_bytes + 1, GIB, DEVICE_MEMORY)))
+    while any(placement.on_device for placement in replanner.plan.placements):
+        said.append(replanner.shrink(OverBudgetError(0, replanner.plan.total_vram_bytes + 1, GIB, DEVICE_MEMORY)))
     assert 2 < len(said) < 25
     assert set(said[:-1]) == {""}
     assert said[-1].endswith(" more than it was asked for: the run goes on without it")
-    assert plans.plan.warnings == (said[-1],)
-    assert plans.plan.total_vram_bytes == 0
+    assert replanner.plan.warnings == (said[-1],)
+    assert replanner.plan.total_vram_bytes == 0
