@@ -281,8 +281,7 @@ def chat(
 def doctor(model: options.ModelToExamine = None, as_json: options.ReportAsJson = False) -> int:
     """`hybrid doctor`; gives the exit code."""
     with ProgressLine(sys.stderr, "Examining this machine"):
-        from hybrid.doctor.examination import examine
-        from hybrid.doctor.text import report_text
+        from hybrid.doctor import examine, report_text
 
         found = examine(None if model is None else Path(model), os.environ)
     emit(json.dumps(found.to_json(), indent=2) + "\n" if as_json else report_text(found, width(sys.stdout)))

@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hybrid.doctor.cuda_libraries import examine_libraries
-from hybrid.doctor.cuda_probe import ProbeResult
-from hybrid.doctor.findings import Finding, note, ok, problem
-from hybrid.doctor.packages import CUPY
-from hybrid.doctor.versions import CU12_DRIVER, CU13_DRIVER, FindVersion, driver_major, installed, suitable_extra
+from hybrid.doctor.cuda_probe import ProbeResult, examine_libraries
+from hybrid.doctor.packages import (
+    CU12_DRIVER,
+    CU13_DRIVER,
+    CUPY,
+    FindVersion,
+    driver_major,
+    installed,
+    suitable_extra,
+)
+from hybrid.doctor.report import Finding, note, ok, problem
 from offload.devices.cuda.nvml import Driver, GpuSeen
 from offload.spec.units import format_bytes
 

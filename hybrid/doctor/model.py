@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hybrid.doctor.findings import Finding, note, ok, problem
+from hybrid.doctor.report import Finding, note, ok, problem
 from hybrid.errors import OffloadError
 from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
 from hybrid.loading.resolve import cached_model

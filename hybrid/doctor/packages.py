@@ -1,13 +1,17 @@
-"""Python, and installed packages that are missing, too old, or of different CUDA versions."""
+"""Python, installed packages that are missing, too old, or of different CUDA versions, and the extra for a driver."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 
-from hybrid.doctor.findings import Finding, note, ok, problem
-from hybrid.doctor.versions import FindVersion, installed, numbers
+from hybrid.doctor.report import Finding, note, ok, problem
 from hybrid.errors import InstallationError
 from hybrid.machine.packages import check_packages
+from offload.devices.cuda.nvml import Driver
+
+FindVersion = Callable[[str], str]
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)
 _OLDEST_ONNXRUNTIME = (1, 24)
@@ -15,6 +19,8 @@ _FIRST_CUDA_13_ONNXRUNTIME = (1, 27)
 _FIRST_REAL_NVIDIA_SHIM = 12  # from here the package `pynvml` only forwards to nvidia-ml-py
 CUPY = {"cupy-cuda13x": 13, "cupy-cuda12x": 12, "cupy-cuda11x": 11}  # CUDA major of each build
 _SHOWN = ("hybrid-run", "numpy", "numba", "onnx", "scipy", "nvidia-ml-py", *CUPY)
+# The oldest drivers that serve CUDA 13 and CUDA 12.
+CU13_DRIVER, CU12_DRIVER = 580, 525
 
 
 def examine_packages(
@@ -48,6 +54,36 @@ def examine_numba(why_not: Callable[[str], str] = import_error) -> list[Finding]
     if reason := why_not("numba"):
         return [problem(f"numba cannot be imported: {reason}", "pip install --force-reinstall numba")]
     return []
+
+
+def installed(find_version: FindVersion, name: str) -> str:
+    """The version of a package; empty when it is not installed."""
+    try:
+        return find_version(name) or ""
+    except PackageNotFoundError:
+        return ""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """ "1.26.0rc1" as (1, 26, 0); enough to compare releases with."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+def driver_major(driver: Driver) -> int | None:
+    """580 for driver 580.65.06; None when it does not tell."""
+    found = numbers(driver.version or "")
+    return found[0] if found else None
+
+
+def suitable_extra(driver: Driver | None) -> str:
+    """The extra of hybrid-run that this driver can serve: cu13, cu12 or cpu."""
+    if driver is None or not driver.gpus:
+        return "cpu"
+    major = driver_major(driver)
+    if major is None:  # the newest CUDA that it serves tells as much
+        cuda = (driver.cuda_version or (0, 0))[0]
+        return "cu13" if cuda >= 13 else "cu12" if cuda == 12 else "cpu"
+    return "cu13" if major >= CU13_DRIVER else "cu12" if major >= CU12_DRIVER else "cpu"
 
 
 def _python(python: tuple[int, ...]) -> Finding:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybrid.cli import main as cli
-from hybrid.doctor.calibrated import examine_calibration
+from hybrid.doctor.machine import examine_calibration
 from hybrid.loading.planning import make_plan
 from hybrid.loading.settings import RunSettings
 from hybrid.machine.cpu_load import OthersLoad

@@ -9,8 +9,8 @@ import pytest
 
 from hybrid import doctor
 from hybrid.doctor import Level, Report, examine, report_text
-from hybrid.doctor.findings import Finding, Section, note, ok, problem
-from hybrid.doctor.versions import FindVersion
+from hybrid.doctor.packages import FindVersion
+from hybrid.doctor.report import Finding, Section, note, ok, problem
 from hybrid.loading.settings import DEMO_MODEL
 from offload.devices.cuda import nvml
 from offload.errors import DeviceUnavailableError

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from hybrid.doctor.cuda_libraries import LoadedLibrary, examine_libraries, loaded_libraries
-from hybrid.doctor.cuda_probe import CudaProbe, ProbeResult
-from hybrid.doctor.findings import Finding, Level
+from hybrid.doctor.cuda_probe import CudaProbe, LoadedLibrary, ProbeResult, examine_libraries, loaded_libraries
 from hybrid.doctor.gpu import examine_cuda, examine_driver
-from hybrid.doctor.versions import FindVersion
+from hybrid.doctor.packages import FindVersion
+from hybrid.doctor.report import Finding, Level
 from offload.devices.cuda.nvml import Driver, GpuSeen
 from tests.nvml_stub import build_stub
 from tests.unit.doctor.test_examination import versions

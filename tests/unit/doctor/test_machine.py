@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.doctor import folders
-from hybrid.doctor.findings import Level
-from hybrid.doctor.folders import examine_hub_cache, examine_kernel_cache, hub_cache
-from hybrid.doctor.memory import examine_memory
+from hybrid.doctor import machine
+from hybrid.doctor.machine import examine_hub_cache, examine_kernel_cache, examine_memory, examine_processor, hub_cache
 from hybrid.doctor.packages import examine_numba
-from hybrid.doctor.processor import examine_processor
+from hybrid.doctor.report import Level
 from hybrid.machine.cgroups import CgroupLimits, read_limits
 from hybrid.machine.ram import Ram, read_ram
 from offload.spec.units import GIB
@@ -73,7 +71,7 @@ def test_features_of_the_cpu(tmp_path: Path, flags: str, level: Level, said: str
 
 
 def test_a_quota_below_the_default_threads_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("hybrid.doctor.processor.default_threads", lambda: 8)
+    monkeypatch.setattr("hybrid.doctor.machine.default_threads", lambda: 8)
     _, finding = examine_processor(CgroupLimits(2.5, None), tmp_path)
     assert finding.level is Level.NOTE
     assert finding.text.endswith("a quota of 2.5; --threads is 8 unless given, more than the quota: give --threads 2")
@@ -122,7 +120,7 @@ def test_the_hub_cache_counts_each_file_once(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "_LITTLE_BYTES", 1 << 80)
+    monkeypatch.setattr(machine, "_LITTLE_DISK_BYTES", 1 << 80)
     (finding,) = examine_hub_cache(tmp_path / "not" / "there")
     assert finding.level is Level.NOTE
     assert ": empty, " in finding.text

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.doctor.findings import Finding, Level
 from hybrid.doctor.model import examine_model
+from hybrid.doctor.report import Finding, Level
 from hybrid.loading.resolve import resolve_model
 from hybrid.loading.settings import DEMO_MODEL
 from hybrid.machine.ram import Ram

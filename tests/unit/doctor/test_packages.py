@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.doctor.findings import Finding, Level
-from hybrid.doctor.packages import examine_packages
-from hybrid.doctor.versions import FindVersion, numbers, suitable_extra
+from hybrid.doctor.packages import FindVersion, examine_packages, numbers, suitable_extra
+from hybrid.doctor.report import Finding, Level
 from offload.devices.cuda.nvml import Driver, GpuSeen
 from tests.unit.doctor.test_examination import versions
 

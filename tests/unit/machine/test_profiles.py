@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.doctor.calibrated import examine_calibration
-from hybrid.doctor.findings import Level
+from hybrid.doctor.machine import examine_calibration
+from hybrid.doctor.report import Level
 from hybrid.errors import UsageError
 from hybrid.loading.planning import open_for_run, plan_request
 from hybrid.loading.settings import RunSettings
