@@ -117,7 +117,7 @@ class Group(typer.core.TyperGroup):
 
 
 def _problem(error: Any) -> str:
-    """What is wrong with a command line, as one sentence without a full stop, with the name that may be meant."""
+    """Say what is wrong with a command line, as one sentence without a full stop, with the name that may be meant."""
     message = error.format_message().rstrip(".")
     flag = getattr(error, "option_name", None)
     if not flag or not hasattr(error, "possibilities") or error.ctx is None:  # no NoSuchOption

@@ -1,4 +1,4 @@
-"""What can be known to be wrong of a run before anything that takes long is imported."""
+"""Refuses a run that can be known to be wrong before anything that takes long is imported."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

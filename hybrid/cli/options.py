@@ -78,7 +78,7 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 
 
 class KvDtype(StrEnum):
-    """What `--kv-dtype` knows."""
+    """The values of `--kv-dtype`."""
 
     FP16 = "fp16"
     FP32 = "fp32"

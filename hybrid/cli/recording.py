@@ -1,4 +1,4 @@
-"""What a run is asked to record of itself: a timeline in a file, where the time of its steps went, what it took."""
+"""Records what a run is asked for: a timeline in a file, where the time of its steps went, what it took."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Recording:
     adds_up: bool  # whether --op-times was given
 
     def op_times(self) -> OpTimes | None:
-        """Where the decode steps went; None when that was not asked, or when there were none."""
+        """Give the operator times of the decode steps; None when that was not asked, or when there were none."""
         if not self.adds_up:
             return None
         self.timeline.stop()
@@ -50,7 +50,7 @@ class Recording:
 
 
 def start_recording(file: Path | None, adds_up: bool) -> Recording | None:
-    """What to record into; None for nothing. Raises UsageError for a file that could not be written in the end."""
+    """Begin a recording; None for nothing. Raises UsageError for a file that could not be written in the end."""
     if file is not None and is_picture(file):
         check_picture("--timeline", file)
     elif file is not None:

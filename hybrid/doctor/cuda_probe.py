@@ -40,7 +40,7 @@ class LoadedLibrary:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What became of it. `error` says why CUDA does not run; `unsupported` which weight formats it cannot multiply.
+    """The outcome. `error` says why CUDA does not run; `unsupported` which weight formats it cannot multiply.
 
     `has_libcuda` is whether the driver's part of CUDA is there: a container may be given NVML alone.
     """

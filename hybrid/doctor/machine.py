@@ -45,7 +45,7 @@ def examine_processor(limits: CgroupLimits, root: Path = Path("/")) -> list[Find
 
 
 def examine_calibration(threads: int) -> Finding:
-    """Whether runs with `threads` threads have measured rates to plan with."""
+    """Tell whether runs with `threads` threads have measured rates to plan with."""
     path = calibration_file(machine_name())
     found = calibration(threads)
     if found.profile is not None and (warnings := busy_warning(found.profile)):
@@ -69,7 +69,7 @@ def examine_memory(ram: Ram | None, limits: CgroupLimits, root: Path = Path("/")
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
-    """Where downloaded models are, by the rules of huggingface_hub."""
+    """Locate the cache of downloaded models, by the rules of huggingface_hub."""
     if named := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
         return _expanded(named, environment)
     if home := environment.get("HF_HOME"):
@@ -79,7 +79,7 @@ def hub_cache(environment: Mapping[str, str]) -> Path:
 
 
 def examine_hub_cache(folder: Path) -> list[Finding]:
-    """How much is in the cache of models, and how much more fits. A cache that is not there yet is fine."""
+    """Measure what is in the cache of models, and how much more fits. A cache that is not there yet is fine."""
     sizes = list(islice(_blob_sizes(folder), _MOST_FILES))
     about = "at least " if len(sizes) == _MOST_FILES else ""
     holds = f"{about}{format_bytes(sum(sizes))} in {counted(len(sizes), 'file')}" if sizes else "empty"
@@ -93,7 +93,7 @@ def examine_hub_cache(folder: Path) -> list[Finding]:
 
 
 def examine_kernel_cache() -> list[Finding]:
-    """Whether compiled kernels are kept."""
+    """Tell whether compiled kernels are kept."""
     try:
         return [ok(f"compiled kernels are kept in {code_folder('cpu')}")]
     except NotKept as reason:
@@ -165,7 +165,7 @@ def _huge_pages(root: Path) -> list[Finding]:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether this process may write there, or make the folder. Nothing is written to find out."""
+    """Tell whether this process may write there, or make the folder. Nothing is written to find out."""
     existing = _existing(folder)
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 

@@ -115,7 +115,7 @@ def _ram(need_bytes: int, ram: Ram | None, is_quantisable: bool) -> Finding:
 
 
 def _vram(plan: Plan, driver: Driver | None, model: Path) -> list[Finding]:
-    """Whether all that can be resident fits the freest GPU."""
+    """Tell whether all that can be resident fits the freest GPU."""
     if not any(placement.on_device for placement in plan.placements):
         return []
     text = f"with all that can be offloaded in VRAM it takes about {format_bytes(plan.total_vram_bytes)} of it"

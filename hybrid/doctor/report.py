@@ -1,4 +1,4 @@
-"""What an examination finds: a report of sections of findings, as data and as text."""
+"""The report of an examination: sections of findings, as data and as text."""
 
 import textwrap
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ _NARROWEST = 40
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """The weight of a finding."""
 
     OK = "ok"
     NOTE = "note"  # worth knowing; everything still runs

@@ -27,7 +27,7 @@ class DeviceOpener:
         self._on_warm_up = on_warm_up
 
     def look(self, ordinal: int, _: DeviceProfile) -> GpuFacts:
-        """What the device says of itself, its fixed costs measured. Raises DeviceUnavailableError."""
+        """Ask the device for its facts, its fixed costs measured. Raises DeviceUnavailableError."""
         from offload.devices.cuda import nvml
         from offload.devices.cuda.device import CudaDevice
 

@@ -77,14 +77,14 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
 
 
 def _with_activations(linears: Sequence[Linear], asked: Activations | None) -> tuple[Linear, ...]:
-    """What was asked for goes before what the model says."""
+    """Set the activations that were asked for, which go before what the model says."""
     if asked is None:
         return tuple(linears)
     return tuple(replace(linear, spec=replace(linear.spec, activations=asked)) for linear in linears)
 
 
 def make_plan(settings: RunSettings) -> Plan:
-    """What would go where, and what would help.
+    """Plan what would go where, and what would help.
 
     A machine profile stands for the GPU when one is named, else the driver is asked.
     """
@@ -190,7 +190,7 @@ def _depths(context_limit: int) -> tuple[int, ...]:
 
 
 def _activation_bytes(opened: OpenedModel) -> int:
-    """What onnxruntime and the buffers between islands take in a step of CHUNK_TOKENS: a generous estimate.
+    """Estimate what onnxruntime and the buffers between islands take in a step of CHUNK_TOKENS: a generous estimate.
 
     Inputs and outputs of the widest group, which mostly is the logits' (once), and of the next (twice); and where
     attention is not GroupQueryAttention, fp32 scores for every head, query and key, twice.
@@ -208,7 +208,7 @@ def _activation_bytes(opened: OpenedModel) -> int:
 
 
 def _stays_whole(opened: OpenedModel) -> bool:
-    """Whether the graph is one island while no device takes part: `loading.linears_outside` has the reasons."""
+    """Tell whether the graph is one island while no device takes part: `loading.linears_outside` has the reasons."""
     if opened.host_format is not None or opened.attends_outside:
         return False
     return all(

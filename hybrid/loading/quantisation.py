@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def host_format_of(text: str | None) -> WeightFormat | None:
-    """What `--host-dtype` asks for. Raises UsageError."""
+    """Parse `--host-dtype`. Raises UsageError."""
     if text is None or text in (WeightFormat.INT8, WeightFormat.INT4):
         return None if text is None else WeightFormat(text)
     raise UsageError(f"--host-dtype {text}: must be int8 or int4")
 
 
 def activations_asked(text: str | None) -> Activations | None:
-    """What `--activations` asks for. Raises UsageError."""
+    """Parse `--activations`. Raises UsageError."""
     if text is None or text in list(Activations):
         return None if text is None else Activations(text)
     raise UsageError(f"--activations {text}: must be int8 or float")
 
 
 def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat | None) -> list[str]:
-    """What the plan has to say of weights that are quantised on load."""
+    """Note the weights that are quantised on load, for the plan."""
     if host_format is None:
         return []
     chosen = [linear for linear in linears if linear.is_quantisable]
@@ -48,7 +48,7 @@ def quantisation_notes(linears: Sequence[LinearSpec], host_format: WeightFormat 
 def without_effect(
     linears: Sequence[LinearSpec], host_format: WeightFormat | None, activations: Activations | None
 ) -> list[str]:
-    """What was asked for of quantised weights, where this model has none that it could be done with."""
+    """Note requests for quantised weights that this model has none for."""
     if host_format is not None and not any(linear.is_quantisable for linear in linears):
         return [f"--host-dtype {host_format}: no effect, no Linear of this model has float weights to quantise"]
     if activations is not None and host_format is None and all(linear.format.is_float for linear in linears):
@@ -78,7 +78,7 @@ class HostQuantisation:
 
     @property
     def makes_any(self) -> bool:
-        """Whether anything is quantised on load."""
+        """Tell whether anything is quantised on load."""
         return bool(self._making)
 
     def warm_up(self, backend: "NumbaBackend") -> None:

@@ -8,7 +8,7 @@ DEMO_MODEL = Path(__file__).parents[1] / "demo"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What to run, where, and with how much.
+    """The settings of a run: what, where, and with how much.
 
     `model` is a folder, an .onnx file, or the name of a model on the Hugging Face hub; `variant` picks one of
     several ONNX precisions there.

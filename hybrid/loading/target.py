@@ -1,4 +1,4 @@
-"""Where a run goes: which device, with which profile, and how much of its memory."""
+"""Chooses the target of a run: which device, with which profile, and how much of its memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ CPU_PROFILE, GPU_PROFILE, SIMULATED_PROFILE = "generic-cpu", "generic-gpu", "toy
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What has to be known of a GPU before a plan can be made for it."""
+    """The facts of a GPU that a plan is made from."""
 
     name: str
     free_bytes: int
@@ -67,7 +67,7 @@ def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfi
 
 
 def check_device(settings: RunSettings) -> tuple[str, int, Budget]:
-    """What `--device` and `--cuda` ask for. Raises UsageError for what they cannot be, and cannot be together."""
+    """Read `--device` and `--cuda`. Raises UsageError for what they cannot be, and cannot be together."""
     device, ordinal = _parse_device(settings.device)
     budget = budget_asked(settings)
     if device == "cpu" and settings.cuda is not None and not budget.is_zero:
@@ -76,7 +76,7 @@ def check_device(settings: RunSettings) -> tuple[str, int, Budget]:
 
 
 def budget_asked(settings: RunSettings) -> Budget:
-    """What `--cuda` asks for. Raises BudgetError."""
+    """Parse `--cuda`. Raises BudgetError."""
     return AUTO if settings.cuda is None else parse_budget(settings.cuda)
 
 
@@ -136,7 +136,7 @@ def _on_gpu(
 
 
 def _measured(settings: RunSettings, gpu_name: str | None = None) -> Calibration:
-    """What was measured on this machine; a machine that is named takes its place."""
+    """Load what was measured on this machine; a machine that is named takes its place."""
     if settings.machine is not None:
         return Calibration(None)
     return calibration(resolve_threads(settings.threads), gpu_name)

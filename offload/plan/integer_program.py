@@ -53,7 +53,7 @@ class GroupKind:
 
 @dataclass(frozen=True)
 class Limits:
-    """What all groups share. None: no limit."""
+    """The limits that all groups share. None: no limit."""
 
     vram_bytes: float
     pinned_bytes: float | None

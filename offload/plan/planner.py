@@ -59,7 +59,7 @@ def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
 
 
 def is_searched(request: PlanRequest) -> bool:
-    """Whether the model is small enough to look for its best placement; else only the simplest ones are compared."""
+    """Tell whether the model is small enough to search its best placement; else only the simplest ones are compared."""
     return len(request.linears) <= _MOST_SEARCHED and _named_kinds(request) <= _MOST_NAMED
 
 
@@ -94,7 +94,7 @@ def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -
 
 
 def _is_worth_it(plan: Plan, for_decode: Plan) -> bool:
-    """Whether what `plan` gives to prefill is worth what decode loses, or that it holds all."""
+    """Tell whether what `plan` gives to prefill is worth what decode loses, or that it holds all."""
     holds_all = not any(len(placement.streamed_in(prefill=True)) for placement in plan.placements)
     gains = holds_all or plan.prefill.step_s < for_decode.prefill.step_s * _PREFILL_WORTH
     return gains and plan.predicted.decode_step_s * _WORTH <= for_decode.predicted.decode_step_s
@@ -133,7 +133,7 @@ class _Search:
             self.notes += (_why_short(request),)
 
     def holds_all(self) -> bool:
-        """Whether the budget holds every Linear that may be on the device."""
+        """Tell whether the budget holds every Linear that may be on the device."""
         return self._excess_bytes(lambda _: Shares(1.0), NO_RING) <= 0
 
     def best(self, programmes: _Programmes) -> _Candidate:
@@ -169,7 +169,7 @@ class _Search:
         return self._candidate(shares, best.ring)
 
     def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:
-        """What other programs do: an equal share of everything, whole layers first, and the rest streamed."""
+        """Place as other programs do: an equal share of everything, whole layers first, and the rest streamed."""
         steps = _FEW_STEPS if self.is_short else SEARCH_STEPS
         share = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part), NO_RING), steps)
         yield (lambda _: Shares(share)), NO_RING
@@ -184,7 +184,7 @@ class _Search:
             yield (lambda _: Shares(streams, 1.0 - streams)), _SIMPLE_RING
 
     def _largest_count(self, names: list[str]) -> int:
-        """How many Linears, in order, fit the budget whole."""
+        """Count the Linears that, in order, fit the budget whole."""
         low, high = 0, len(names)
         while low < high:
             middle = (low + high + 1) // 2
@@ -194,7 +194,7 @@ class _Search:
         return low
 
     def programmes(self) -> _Programmes:
-        """What the integer programme finds for every ring, fastest first; nothing where no column fits the device."""
+        """Solve the integer programme for every ring, fastest first; nothing where no column fits the device."""
         request = self.request
         if self.is_short or not self._may_use_device():
             return []
@@ -219,7 +219,7 @@ class _Search:
         return sorted(found, key=lambda entry: entry[0].bound_s)
 
     def _solved(self, programmes: _Programmes, known_s: float) -> Iterator[_Candidate]:
-        """What may be faster than `known_s`."""
+        """Yield what may be faster than `known_s`."""
         kinds = Kinds(self.request)
         for fastest, ring, programme in programmes:
             if fastest.bound_s >= known_s * _TIE:
@@ -265,7 +265,7 @@ class _Search:
         return _Candidate(shares, ring, placements, step_s, is_within)
 
     def _excess_bytes(self, shares: SharesOf, ring: StreamRing) -> int:
-        """How far shares are above the budget of VRAM, negative below."""
+        """Measure how far shares are above the budget of VRAM, negative below."""
         placements = place_linears(self.request, self._counted_shares(shares))
         taken = vram_bytes(self.request, placements, self._counted(ring))
         return sum(taken.values()) - self.request.budget_bytes
@@ -285,6 +285,6 @@ class _Search:
 
 
 def _unpinnable_bytes(request: PlanRequest, placements: tuple[LinearPlacement, ...]) -> int:
-    """How far streamed columns are beyond their limit."""
+    """Measure how far streamed columns are beyond their limit."""
     limit_bytes = request.pinned_limit_bytes
     return 0 if limit_bytes is None else packed_stream_bytes(placements) - limit_bytes
