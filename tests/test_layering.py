@@ -30,6 +30,7 @@ MAY_READ_ENVIRONMENT = {
     "hybrid/engine/island.py",  # what onnxruntime is told before it is imported
 }
 MAY_PRINT = {
+    "hybrid/cli/flags.py",
     "hybrid/cli/main.py",
     "hybrid/cli/command_line.py",
     "hybrid/show/console.py",

@@ -27,7 +27,7 @@ from pathlib import Path
 from random import Random
 
 from hybrid.chat.saved import load as load_conversation
-from hybrid.cli.main import chat, plan, run
+from hybrid.cli.flags import ChatFlags, PlanFlags, RunFlags
 from hybrid.cli.settings_file import read_settings, settings_of
 from hybrid.loading.open_engine import open_engine
 from hybrid.loading.planning import make_plan
@@ -97,7 +97,7 @@ def _open_settings(folder: Path, random: Random) -> None:
 
 @cache
 def _known_settings() -> dict[str, type]:
-    return settings_of(run) | settings_of(plan) | settings_of(chat)
+    return settings_of(RunFlags) | settings_of(PlanFlags) | settings_of(ChatFlags)
 
 
 def _open_recommended(folder: Path, random: Random) -> None:

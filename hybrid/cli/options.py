@@ -1,4 +1,4 @@
-"""The flags of the `hybrid` command: their names, types and help texts."""
+"""The flags of the `hybrid` command, one by one: their types and help texts. `hybrid.cli.flags` says who has them."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -22,35 +22,6 @@ GROUPS = {  # of flags, as --help shows them
     ),
     "Output": ("--verbose", "--stats", "--op-times", "--timeline", "--draw", "--json", "--out"),
 }  # fmt: skip
-
-HELP = "Run language models bigger than your GPU."
-
-EXAMPLES = """\
-hybrid run --model DIR --cuda 6 "Why is the sky blue?"
-hybrid plan --model DIR --cuda 6
-hybrid chat --help
-"""
-
-RUN_HELP = """Complete a prompt with a model that may be bigger than the GPU.
-
-The completion goes to standard output, everything else to standard error."""
-
-RUN_EXAMPLES = """\
-hybrid-run "Once upon a time"
-hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
-hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
-hybrid-run --model ~/models/mistral-7b --cuda 0 --ram 4 "Larger than RAM:"
-hybrid-run --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --cuda 80% "Why is the sky blue?"
-hybrid-run --temperature 1 --n 3 --stop "." "Once upon a time"
-hybrid-run --stats stats.json "Once upon a time"
-"""
-
-PLAN_HELP = "Show where the weights would go, and what a decode step would cost, without running anything."
-
-PLAN_EXAMPLES = """\
-hybrid plan --model ~/models/mistral-7b --cuda 6
-hybrid plan --model mistralai/Mistral-7B-Instruct-v0.2 --cuda 6 --machine colab-t4 --json
-"""
 
 CUDA_HELP = (
     "How much VRAM to use, context and libraries included: GiB, fractions too (6, 2.5), with a unit "
@@ -264,27 +235,3 @@ ProfileOut = Annotated[
     ),
 ]
 ProfileAsJson = Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")]
-
-TUNE_HELP = "Measure this machine, so that plans and predicted speeds rest on its own rates."
-
-TUNE_EXAMPLES = """\
-hybrid tune --calibrate
-hybrid tune --calibrate --threads 4 --out four-threads.json
-"""
-
-CHAT_HELP = "Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat."
-
-CHAT_EXAMPLES = """\
-hybrid chat --model TinyLlama/TinyLlama-1.1B-Chat-v1.0
-hybrid chat --model ~/models/mistral-7b --cuda 6 --system "Answer in one sentence."
-printf 'Hello\\nAnd in French?\\n' | hybrid chat --model ~/models/mistral-7b
-"""
-
-DOCTOR_HELP = """Look at everything a run depends on: CPU, memory, packages, GPU, and a model if one is named.
-
-Each problem comes with the command that mends it; the exit code is 1 when there is one."""
-
-DOCTOR_EXAMPLES = """\
-hybrid doctor
-hybrid doctor --model ~/models/mistral-7b --json
-"""

@@ -1,167 +1,138 @@
-"""`hybrid run`: one prompt, its completions on standard output, what they took on standard error."""
+"""`hybrid run`, also `hybrid-run`: one prompt, completed."""
 
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
-from hybrid.cli.recording import Recording
-from hybrid.errors import UsageError
-from hybrid.machine.cpu_load import cpu_times, others_load
-from hybrid.show import report
-from hybrid.show.console import can_redraw, ctrl_c_stops, emit, say, width
-from hybrid.show.gpu_text import now_text, summary_text
-from hybrid.show.progress import ProgressLine
-from hybrid.show.status_line import StatusLine
-from hybrid.show.truth import compare, slow_because
-from hybrid.show.wrapping import WordWrap
-from hybrid.text.beam import beam_search
-from hybrid.text.detokenizer import TextStream
-from hybrid.text.generate import Generation, StopReason, generate_several, text_of
-from hybrid.text.sampling import SamplingSettings
-from hybrid.text.stop_words import StopWords
-from hybrid.text.text_model import TextModel
-from offload.spec.units import counted
+from hybrid.cli.chat import chat
+from hybrid.cli.command_line import INTERRUPTED
+from hybrid.cli.early_checks import check_early
+from hybrid.cli.flag_values import run_settings, sampling_values, shaping_without_effect
+from hybrid.cli.flags import ChatFlags, RunFlags
+from hybrid.errors import ArgumentsError, UsageError
+from hybrid.show.console import check_writable, note_between, prompt_text, say, tell_program, width
+from hybrid.show.progress import Progress
 
-if TYPE_CHECKING:
-    from hybrid.engine.engine import Engine
+EXAMPLES = """\
+hybrid-run "Once upon a time"
+hybrid-run --model ~/models/mistral-7b --cuda 6 "The sky is blue because"
+hybrid-run --cuda 80% --temperature 0.8 --seed 1 --max-tokens 500 - < prompt.txt
+hybrid-run --model ~/models/mistral-7b --cuda 0 --ram 4 "Larger than RAM:"
+hybrid-run --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --cuda 80% "Why is the sky blue?"
+hybrid-run --temperature 1 --n 3 --stop "." "Once upon a time"
+hybrid-run --stats stats.json "Once upon a time"
+"""
 
-
-_SHORT_S = 1.0  # what is over by then needs no progress
+_JSON = "json"  # what --stats writes to standard error
 
 
-@dataclass(frozen=True)
-class Request:
-    """The text to generate. `beams` above 1 is a beam search, which sampling and `count` do not go with."""
+def run(flags: RunFlags) -> int:
+    """Complete a prompt with a model that may be bigger than the GPU.
 
-    prompt_ids: list[int]
-    sampling: SamplingSettings
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    count: int = 1
-    beams: int = 1
-    length_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.count > 1 and self.sampling.temperature == 0:
-            raise UsageError(f"--n {self.count}: without a --temperature above 0 all completions would be the same")
-
-
-def complete(
-    model: TextModel,
-    request: Request,
-    recording: Recording | None = None,
-    on_stats: Callable[[dict[str, Any]], None] | None = None,
-    summary: bool = True,
-    verbose: bool = False,
-) -> bool:
-    """Write the completions, after each what it took; False when Ctrl-C ended them.
-
-    `on_stats` is given what `report.stats_json` says of each; `summary` tells people; `verbose` watches a GPU at work.
+    The completion goes to standard output, everything else to standard error.
     """
-    if request.beams > 1:
-        _search(model, request)
-        return True
-    finished = True
-    generations = generate_several(
-        model.engine, request.prompt_ids, request.sampling, request.max_tokens, model.stop_ids, request.count
-    )
-    for number, generation in enumerate(generations):
-        if number:
-            emit("\n")
-        began = cpu_times()
-        with ctrl_c_stops(generation), _live(model.engine, generation, verbose) as status:
-            pieces = text_of(generation, TextStream(model.tokenizer, after=request.prompt_ids), StopWords(request.stop))
-            _write(_updating(status, pieces if number else _after_prompt(model.engine, pieces)))
-        truth = compare(generation.stats, model.engine)
-        why = slow_because(truth, others_load(began, cpu_times()))
-        memory = model.engine.memory()
-        if on_stats is not None:
-            times = recording.op_times() if recording and number == 0 else None
-            on_stats(report.stats_json(generation, model.engine, memory, truth, times))
-        if summary:
-            say(report.closing_line(generation.stats, memory, truth, why))
-            if verbose and model.engine.monitor is not None:
-                say(summary_text(model.engine.monitor))
-        if generation.stats.stop_reason is StopReason.INTERRUPTED:
-            finished = False
-            break
-    return finished
+    if flags.print_config:
+        from hybrid.cli.settings_file import print_settings
+
+        return print_settings(flags)
+    if flags.prompt is None and flags.file is None and sys.stdin.isatty() and sys.stdout.isatty():
+        return _talk_instead(flags)
+    settings = run_settings(flags)
+    text = prompt_text(flags.prompt, flags.file)
+    asked = sampling_values(flags)
+    _check_together(flags)
+    stats_path = _stats_file(flags.stats)
+    stop = tuple(flags.stop or ())
+    check_early(settings, asked, stop, flags.chat_template)
+
+    with Progress(sys.stderr) as progress:
+        from hybrid.cli.completion import Request, complete
+        from hybrid.cli.recording import start_recording, write_stats
+        from hybrid.show import report
+        from hybrid.show.disk_text import without_disk
+        from hybrid.text.generation_defaults import merge_sampling
+        from hybrid.text.text_model import open_text_model
+
+        recording = start_recording(flags.timeline, flags.op_times)
+        watched = recording.timeline if recording else None
+        text_model = open_text_model(
+            settings, flags.chat_template, False, progress.on_stage, progress.on_bytes, watched
+        )
+    with text_model:
+        sampling = merge_sampling(text_model.defaults.sampling, **asked)
+        if flags.beams > 1 and flags.temperature is None:
+            sampling = replace(sampling, temperature=0.0)
+        request = Request(
+            text_model.prompt_ids(text, flags.raw),
+            sampling,
+            flags.max_tokens,
+            stop,
+            flags.n,
+            flags.beams,
+            flags.length_penalty,
+        )
+        for note in (*text_model.tokenizer.notes, *text_model.defaults.notes):
+            say(f"note: {note}")
+        say(report.opening_lines(text_model.engine, flags.cuda))
+        planned = text_model.engine.plan
+        idle = _without_effect(flags, sampling.temperature)
+        for note in (*idle, *(() if flags.verbose else without_disk(planned, planned.warnings))):
+            say(f"note: {note}")
+        text_model.engine.on_warning = note_between
+        if flags.verbose:
+            say(report.plan_text(planned, flags.cuda, width(sys.stderr)))
+        taken: list[dict[str, Any]] = []
+        on_stats = taken.append if stats_path else _tell_stats if flags.stats else None
+        summary = flags.stats != _JSON
+        finished = complete(text_model, request, recording, on_stats, summary, flags.verbose)
+        if stats_path is not None:
+            write_stats(stats_path, taken)
+        if recording is not None:
+            if flags.op_times and summary:
+                say(report.op_times_text(recording.op_times(), width(sys.stderr)).rstrip("\n"))
+            recording.write(text_model.engine.decoder.name)  # before the device closes: its part is read now
+    return 0 if finished else INTERRUPTED
 
 
-def _live(engine: "Engine", generation: Generation, verbose: bool) -> AbstractContextManager[StatusLine | None]:
-    """The line that shows a GPU at work."""
-    monitor = engine.monitor
-    if not verbose or monitor is None:
-        return nullcontext()
-    return StatusLine(
-        sys.stderr, lambda: f"{report.rate(generation.stats.decode_tokens_per_s)} · {now_text(monitor.read())}"
-    )
+def _talk_instead(flags: RunFlags) -> int:
+    """On a terminal, without a prompt: chat with the flags that it shares."""
+    if flags.timeline is not None or flags.op_times:
+        raise UsageError("--timeline and --op-times look at the completion of a PROMPT; give one")
+    shared = {field.name: getattr(flags, field.name) for field in fields(ChatFlags) if hasattr(flags, field.name)}
+    return chat(ChatFlags(**shared))
 
 
-def _updating(status: StatusLine | None, pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces, with the line kept up to date in between."""
-    for piece in pieces:
-        yield piece
-        if status is not None:
-            status.update()
+def _check_together(flags: RunFlags) -> None:
+    """Refuse flags that do not go together. Raises UsageError."""
+    if flags.raw and flags.chat_template is not None:
+        raise UsageError("--raw and --chat-template contradict each other; drop one of them")
+    if flags.beams > 1 and flags.stats is not None:
+        raise UsageError("--stats tells what sampling took; it does not go with --beams")
+    if flags.beams > 1 and (flags.n > 1 or flags.temperature or flags.stop):
+        raise UsageError("--beams searches for one likeliest text; it does not go with --n, --temperature or --stop")
+    if flags.n > 1 and flags.temperature == 0:
+        raise UsageError(f"--n {flags.n}: without a --temperature above 0 all completions would be the same")
 
 
-def _after_prompt(engine: "Engine", pieces: Iterator[str]) -> Iterator[str]:
-    """The pieces; until the first of them comes, a terminal shows how much of the prompt has been read."""
-    label = "Reading the prompt"
-    with _waiting(label) as progress:
-        if progress is not None:
-            engine.on_read = lambda read, tokens: progress.on_share(label, read / tokens)
-        first = next(pieces, "")
-    yield first
-    yield from pieces
+def _stats_file(stats: str | None) -> Path | None:
+    """The file that `--stats` names, if it names one. Raises UsageError where it could not be written in the end."""
+    if stats is None or stats == _JSON:
+        return None
+    path = Path(stats).expanduser()
+    if path.suffix.lower() != ".json":
+        raise ArgumentsError(f"--stats {stats}: must be json, or a file whose name ends in .json")
+    check_writable("--stats", path)
+    return path
 
 
-def _waiting(label: str) -> AbstractContextManager[ProgressLine | None]:
-    """Show on a terminal that something takes its time, where it does."""
-    return ProgressLine(sys.stderr, label, after_s=_SHORT_S) if can_redraw(sys.stderr) else nullcontext()
+def _without_effect(flags: RunFlags, temperature: float) -> list[str]:
+    lines = shaping_without_effect(flags, temperature)
+    if flags.length_penalty != 1.0 and flags.beams == 1:
+        lines.append("--length-penalty: no effect without --beams")
+    return lines
 
 
-def _search(model: TextModel, request: Request) -> None:
-    with _waiting(f"Searching with {request.beams} beams"):
-        best = model.engine.alone(
-            lambda: beam_search(
-                model.engine,
-                request.prompt_ids,
-                request.beams,
-                request.max_tokens,
-                model.stop_ids,
-                request.length_penalty,
-            )
-        )[0]
-    stream = TextStream(model.tokenizer, after=request.prompt_ids)
-    _write([*(stream.feed(token_id) for token_id in best.token_ids), stream.flush()])
-    tokens = counted(len(best.token_ids), "token")
-    say(f"best of {request.beams} beams · {tokens} · log probability {best.log_probability:.2f}")
-
-
-def _write(pieces: Iterable[str]) -> None:
-    """Write pieces of text as they come, on a terminal broken at words, and end them with a newline."""
-    last = ""
-    try:
-        for piece in _broken(pieces) if sys.stdout.isatty() else pieces:
-            if piece:
-                emit(piece)
-                last = piece
-    finally:  # an error message does not start in the middle of a line
-        if last and not last.endswith("\n"):
-            emit("\n")
-
-
-def _broken(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces broken at words for the terminal, however wide it is at that moment."""
-    wrap = WordWrap(lambda: width(sys.stdout))
-    try:
-        for piece in pieces:
-            yield wrap.feed(piece)
-    except (Exception, KeyboardInterrupt):
-        yield wrap.flush()
-        raise
-    yield wrap.flush()
+def _tell_stats(stats: dict[str, Any]) -> None:
+    tell_program(json.dumps(stats))

@@ -10,12 +10,13 @@ import json
 import re
 import tomllib
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hybrid.errors import UsageError
+from hybrid.show.console import emit
 from hybrid.shown import show
 from hybrid.source.folder import hub_name
 from offload.small_files import UnreadableFileError, read_small_text
@@ -36,13 +37,16 @@ _TYPE_NAMES = {
 }
 
 
-def settings_of(command: Callable[..., object], without: Collection[str] = _NOT_SETTINGS) -> dict[str, type]:
-    """The settings of a command by their long flags, and the type of each: "max-tokens" and int."""
-    settings = {}
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        if name not in without and name != "return":
-            settings[_flag(name, hint)] = _plain(hint)
-    return settings
+def settings_of(flags: type) -> dict[str, type]:
+    """The settings among the `flags` of a command by their long flags, and the type of each: "max-tokens" and int."""
+    return {_flag(name, hint): _plain(hint) for name, hint in _settings(flags).items()}
+
+
+def print_settings(flags: object) -> int:
+    """Print the settings that are in force among the `flags` of a command; gives the exit code."""
+    hints = _settings(type(flags))
+    emit(print_config({_flag(name, hint): getattr(flags, name) for name, hint in hints.items()}))
+    return 0
 
 
 def presets() -> list[str]:
@@ -92,6 +96,12 @@ def print_config(values: Mapping[str, Any]) -> str:
         name = key if _BARE_KEY.fullmatch(key) else _quoted(key)
         lines.append(f"# {name} is decided at run time" if value is None else f"{name} = {_toml(key, value)}")
     return "\n".join(lines) + "\n"
+
+
+def _settings(flags: type) -> dict[str, Any]:
+    """The fields that are settings, and what they are annotated with."""
+    hints = get_type_hints(flags, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name not in _NOT_SETTINGS}
 
 
 def _preset_folder() -> Path:

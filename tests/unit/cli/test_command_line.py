@@ -105,7 +105,7 @@ def test_errors_name_the_command_that_was_typed(capsys: pytest.CaptureFixture[st
 def test_what_cannot_be_is_said_before_anything_long_is_imported(
     arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("hybrid.cli.run", "hybrid.show.report", "hybrid.text.text_model"):
+    for module in ("hybrid.cli.completion", "hybrid.show.report", "hybrid.text.text_model"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     failure(capsys, *arguments.split(), program="hybrid-run")
 

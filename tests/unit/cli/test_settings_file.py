@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.cli import main as cli
+from hybrid.cli.flags import PlanFlags, RunFlags
 from hybrid.cli.settings_file import find_settings, presets, print_config, read_settings, settings_of
 from hybrid.errors import UsageError
 from hybrid.loading.planning import make_plan
 from hybrid.loading.settings import RunSettings
 
-RUN = settings_of(cli.run)
+RUN = settings_of(RunFlags)
 NAMES = {"colab-t4", "gpu-6gb", "gpu-8gb", "gpu-12gb", "gpu-24gb", "cpu-only", "ram-2gb"}
 
 
@@ -47,7 +47,7 @@ def test_keys_are_the_long_flags_of_the_command() -> None:
     assert RUN["max-tokens"] is int
     assert RUN["temperature"] is float
     assert RUN["cuda"] is str
-    assert {"json", "verbose"} <= settings_of(cli.plan).keys()
+    assert {"json", "verbose"} <= settings_of(PlanFlags).keys()
     assert not {"prompt", "version", "config"} & RUN.keys()
 
 
