@@ -1,15 +1,35 @@
 """What `import hybrid` offers, and what it costs."""
 
+import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import hybrid
+from hybrid.cli.flag_values import run_settings
+from hybrid.cli.flags import RunFlags
+from hybrid.cli.options import KvDtype
 from hybrid.loading.settings import RunSettings
 from hybrid.text import text_model
+
+HEAVY = (
+    "onnx",
+    "onnxruntime",
+    "numba",
+    "scipy",
+    "cupy",
+    "pynvml",
+    "rich",
+    "sentencepiece",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+)
 
 
 def test_the_public_names() -> None:
@@ -18,22 +38,19 @@ def test_the_public_names() -> None:
         assert getattr(hybrid, name) is not None
 
 
-def test_importing_the_package_imports_nothing_heavy() -> None:
-    heavy = (
-        "numpy",
-        "onnx",
-        "onnxruntime",
-        "numba",
-        "scipy",
-        "cupy",
-        "pynvml",
-        "rich",
-        "sentencepiece",
-        "huggingface_hub",
-    )
-    code = f"import sys, hybrid, hybrid.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "libraries"),
+    [
+        ("import hybrid, hybrid.cli.main", ("numpy", *HEAVY)),
+        ("from hybrid.cli.main import main; main(['--help'])", ("numpy", *HEAVY)),
+        ("from hybrid import load", HEAVY),
+    ],
+)
+def test_importing_the_package_imports_nothing_heavy(code: str, libraries: Sequence[str]) -> None:
+    """Libraries that take long are imported when a model is loaded."""
+    code += f"; import sys; print([name for name in {libraries!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_load_completes_a_prompt_with_the_demo_model() -> None:
@@ -55,6 +72,17 @@ def test_what_load_is_given_reaches_the_settings(monkeypatch: pytest.MonkeyPatch
     assert seen[0].ram == "1.5"
     assert (seen[0].kv_dtype, seen[0].host_dtype, seen[0].activations) == ("fp16", "int8", "float")
     assert (seen[0].threads, seen[0].context_tokens) == (1, 9)
+
+
+def test_python_and_the_command_line_have_the_same_settings() -> None:
+    settings = [field.name for field in fields(RunSettings)]
+    assert sorted(inspect.signature(hybrid.load).parameters) == sorted([*settings, "progress"])
+    given = RunFlags(
+        "a prompt", None, "m", "fp16", "1", "cpu", "t4", 9, 2, "3", KvDtype.FP16, "int8", True, activations="float"
+    )
+    assert run_settings(given) == RunSettings(
+        "m", "fp16", "1", "cpu", "t4", 9, 2, "3", "fp16", "int8", "float", allow_unused=True
+    )
 
 
 def test_a_closed_model_says_so() -> None:

@@ -2,15 +2,19 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hybrid.errors import UsageError
 from hybrid.shown import show
 from hybrid.text.sampling import SamplingSettings
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _NAMES = {
     bool: "True or False",
@@ -32,6 +36,18 @@ def check_arguments(function: str, given: Mapping[str, Any], hints: Mapping[str,
         kinds = _kinds(hints[name])
         if not any(_is(value, kind) for kind in kinds):
             raise UsageError(f"{function}(): {name} is {show(value)}, must be {_in_words(kinds)}")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a call of `function` checked as `check_arguments` does."""
+    hints = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+
+    @wraps(function)
+    def call(*positional: P.args, **named: P.kwargs) -> R:
+        check_arguments(function.__name__, dict(zip(hints, positional, strict=False)) | named, hints)
+        return function(*positional, **named)
+
+    return call
 
 
 def sampling_hints() -> dict[str, Any]:

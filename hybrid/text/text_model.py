@@ -4,14 +4,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from hybrid.errors import TokenizerError
 from hybrid.loading.resolve import resolve_model
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.show.progress import ProgressLine
 from hybrid.source.folder import find_model
-from hybrid.text.arguments import check_arguments, sampling_hints, stop_texts
+from hybrid.text.arguments import check_arguments, checked, sampling_hints, stop_texts
 from hybrid.text.chat_template import ChatTemplate, Message, expect_chat_template, load_chat_template
 from hybrid.text.detokenizer import TextStream
 from hybrid.text.generate import Generation, GenerationStats, generate, text_of
@@ -171,6 +171,7 @@ def open_text_model(
     return TextModel(engine, tokenizer, defaults, template)
 
 
+@checked
 def load(
     model: str | Path = DEMO_MODEL,
     cuda: str | float | None = None,
@@ -185,7 +186,6 @@ def load(
     ram: str | float | None = None,
     allow_unused: bool = False,
     progress: bool = True,
-    **unknown: Any,
 ) -> TextModel:
     """Load a model for use from Python: a folder, an .onnx file, or a name on the Hugging Face hub.
 
@@ -202,9 +202,6 @@ def load(
     standard error, or below the cell of a notebook, how far downloading, loading and compiling are. Raises OffloadError
     for anything that can be put right.
     """
-    given = {name: value for name, value in locals().items() if name != "unknown"} | unknown
-    hints = {name: hint for name, hint in get_type_hints(load).items() if name not in ("unknown", "return")}
-    check_arguments("load", given, hints)
     settings = RunSettings(
         model=model,
         variant=variant,
