@@ -18,6 +18,7 @@ from hybrid.graph.decoder import Decoder
 from hybrid.graph.graph import Graph
 from hybrid.loading.settings import RunSettings
 from hybrid.machine.memory import MemoryUse
+from hybrid.progress import Progress
 from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, StreamRing
 from offload.spec.linear import ColumnRange, Layout, LinearSpec, WeightFormat
 
@@ -137,6 +138,20 @@ class FakeEngine(Unshared):
         return logits
 
 
+class RecordedProgress(Progress):
+    """What it is told: the stages with their bytes, and the bytes of every part."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.parts: list[int] = []
+
+    def on_stage(self, label: str, total_bytes: int) -> None:
+        self.stages.append((label, total_bytes))
+
+    def on_bytes(self, nbytes: int) -> None:
+        self.parts.append(nbytes)
+
+
 def engine_modules(
     engine: FakeEngine, failure: BaseException | None = None, settings_seen: list[RunSettings] | None = None
 ) -> dict[str, ModuleType]:
@@ -148,10 +163,10 @@ def engine_modules(
         if failure is not None:
             raise failure
 
-    def open_engine(settings: RunSettings, on_stage: Any, on_bytes: Any, timeline: Any) -> FakeEngine:
+    def open_engine(settings: RunSettings, progress: Progress, timeline: Any) -> FakeEngine:
         remember(settings)
-        on_stage("Loading weights", 2**20)
-        on_bytes(2**20)
+        progress.on_stage("Loading weights", 2**20)
+        progress.on_bytes(2**20)
         return engine
 
     def make_plan(settings: RunSettings) -> Plan:

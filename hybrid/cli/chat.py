@@ -6,7 +6,7 @@ from hybrid.cli.early_checks import check_early
 from hybrid.cli.flag_values import run_settings, sampling_values, shaping_without_effect
 from hybrid.cli.flags import ChatFlags
 from hybrid.show.console import note_between, say
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 
 EXAMPLES = """\
 hybrid chat --model TinyLlama/TinyLlama-1.1B-Chat-v1.0
@@ -25,7 +25,7 @@ def chat(flags: ChatFlags) -> int:
     settings = run_settings(flags)
     stop = tuple(flags.stop or ())
     check_early(settings, asked, stop, flags.chat_template)
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         from hybrid.chat.opening import find_template, open_conversation
         from hybrid.chat.terminal import chat as talk
         from hybrid.show import report
@@ -33,7 +33,7 @@ def chat(flags: ChatFlags) -> int:
         from hybrid.text.generation_defaults import merge_sampling
         from hybrid.text.text_model import open_text_model
 
-        text_model = open_text_model(settings, on_stage=progress.on_stage, on_bytes=progress.on_bytes)
+        text_model = open_text_model(settings, progress=progress)
     with text_model:
         engine, tokenizer = text_model.engine, text_model.tokenizer
         folder = engine.decoder.folder

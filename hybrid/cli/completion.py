@@ -12,7 +12,7 @@ from hybrid.machine.cpu_load import cpu_times, others_load
 from hybrid.show import report
 from hybrid.show.console import can_redraw, ctrl_c_stops, emit, say, width
 from hybrid.show.gpu_text import now_text, summary_text
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 from hybrid.show.status_line import StatusLine
 from hybrid.show.truth import compare, slow_because
 from hybrid.show.wrapping import WordWrap
@@ -119,9 +119,9 @@ def _after_prompt(engine: "Engine", pieces: Iterator[str]) -> Iterator[str]:
     yield from pieces
 
 
-def _waiting(label: str) -> AbstractContextManager[Progress | None]:
+def _waiting(label: str) -> AbstractContextManager[ProgressLine | None]:
     """What shows on a terminal that something takes its time, where it does."""
-    return Progress(sys.stderr, label, after_s=_SHORT_S) if can_redraw(sys.stderr) else nullcontext()
+    return ProgressLine(sys.stderr, label, after_s=_SHORT_S) if can_redraw(sys.stderr) else nullcontext()
 
 
 def _search(model: TextModel, request: Request) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hybrid.cli.flags import DoctorFlags
 from hybrid.show.console import emit, width
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 
 EXAMPLES = """\
 hybrid doctor
@@ -22,7 +22,7 @@ def doctor(flags: DoctorFlags) -> int:
 
     Each problem comes with the command that mends it; the exit code is 1 when there is one.
     """
-    with Progress(sys.stderr, "Examining this machine"):
+    with ProgressLine(sys.stderr, "Examining this machine"):
         from hybrid.doctor.examination import examine
         from hybrid.doctor.text import report_text
 

@@ -8,7 +8,7 @@ from hybrid.cli.early_checks import check_early
 from hybrid.cli.flag_values import run_settings
 from hybrid.cli.flags import PlanFlags
 from hybrid.show.console import emit, width
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 from hybrid.show.wrapping import fold
 
 EXAMPLES = """\
@@ -25,7 +25,7 @@ def plan(flags: PlanFlags) -> int:
         return print_settings(flags)
     settings = run_settings(flags)
     check_early(settings)
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         from hybrid.loading.planning import make_plan
         from hybrid.loading.resolve import resolve_model
         from hybrid.show import report
@@ -39,8 +39,7 @@ def plan(flags: PlanFlags) -> int:
             settings.variant,
             config_only=True,
             allow_unused=settings.allow_unused,
-            on_stage=progress.on_stage,
-            on_bytes=progress.on_bytes,
+            progress=progress,
         )
         progress.on_stage("Planning", 0)
         made = make_plan(replace(settings, model=path))

@@ -13,7 +13,7 @@ from hybrid.cli.flag_values import run_settings, sampling_values, shaping_withou
 from hybrid.cli.flags import ChatFlags, RunFlags
 from hybrid.errors import ArgumentsError, UsageError
 from hybrid.show.console import check_writable, note_between, prompt_text, say, tell_program, width
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 
 EXAMPLES = """\
 hybrid-run "Once upon a time"
@@ -47,7 +47,7 @@ def run(flags: RunFlags) -> int:
     stop = tuple(flags.stop or ())
     check_early(settings, asked, stop, flags.chat_template)
 
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         from hybrid.cli.completion import Request, complete
         from hybrid.cli.recording import start_recording, write_stats
         from hybrid.show import report
@@ -57,9 +57,7 @@ def run(flags: RunFlags) -> int:
 
         recording = start_recording(flags.timeline, flags.op_times)
         watched = recording.timeline if recording else None
-        text_model = open_text_model(
-            settings, flags.chat_template, False, progress.on_stage, progress.on_bytes, watched
-        )
+        text_model = open_text_model(settings, flags.chat_template, False, progress, watched)
     with text_model:
         sampling = merge_sampling(text_model.defaults.sampling, **asked)
         if flags.beams > 1 and flags.temperature is None:

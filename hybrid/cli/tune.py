@@ -6,7 +6,7 @@ import sys
 from hybrid.cli.flags import TuneFlags
 from hybrid.errors import UsageError
 from hybrid.show.console import check_writable, emit, say, width
-from hybrid.show.progress import Progress
+from hybrid.show.progress import ProgressLine
 
 EXAMPLES = """\
 hybrid tune --calibrate
@@ -32,7 +32,7 @@ def tune(flags: TuneFlags) -> int:
     folder = calibration_file("").parent if out is None else out.absolute().parent
     for warning in threads_warning(flags.threads):
         say(f"note: {warning}")
-    with Progress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         threads = resolve_threads(flags.threads)
         made = measure_machine(flags.device, threads, folder, progress.on_share, force=flags.force)
     path = out or calibration_file(made.profile.name)

@@ -1,8 +1,8 @@
 """Load a model as planned: settings -> `Engine`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hybrid.engine.attention import AttentionBinder
 from hybrid.engine.engine import Engine
@@ -25,6 +25,7 @@ from hybrid.machine.cgroups import read_limits
 from hybrid.machine.memory import MemoryWatch
 from hybrid.machine.ram import read_ram, resolve_ram
 from hybrid.machine.threads import resolve_threads, threads_warning
+from hybrid.progress import Progress
 from offload.devices.base import Device
 from offload.devices.cuda.vram_meter import VramMeter
 from offload.host.attention import HostAttention
@@ -44,29 +45,13 @@ from offload.weights.column_reads import HostWeight
 from offload.weights.ram import read_into_ram
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Who is told how loading goes: `on_stage(label, total_bytes)` when a stage begins (0: not known beforehand),
-    `on_bytes(nbytes)` for every part of it that is done.
-    """
-
-    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None
-    on_bytes: Callable[[int], None] = lambda nbytes: None
-
-
-def open_engine(
-    settings: RunSettings,
-    on_stage: Callable[[str, int], None] | None = None,
-    on_bytes: Callable[[int], None] | None = None,
-    timeline: Timeline | None = None,
-) -> Engine:
-    """Open, plan and load the model of `settings`; see `Progress` for the callbacks.
+def open_engine(settings: RunSettings, progress: Progress | None = None, timeline: Timeline | None = None) -> Engine:
+    """Open, plan and load the model of `settings`.
 
     All of it is done on the engine's thread. Raises OffloadError, of which every error of this package is one, for
     anything a user can put right.
     """
-    progress = Progress(on_stage or Progress.on_stage, on_bytes or Progress.on_bytes)
-    return engine_thread().run(lambda: _open_engine(settings, progress, timeline))
+    return engine_thread().run(lambda: _open_engine(settings, progress or Progress(), timeline))
 
 
 def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline | None) -> Engine:
@@ -157,7 +142,7 @@ def _load(
     vram: VramMeter | None,
 ) -> Engine:
     memory = MemoryWatch(vram)
-    progress = _watched(progress, memory)
+    progress = _Watched(progress, memory)
     files = FileWatch.of(opened.decoder.graph)
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
@@ -236,21 +221,23 @@ def _load(
     return engine
 
 
-def _watched(progress: Progress, memory: MemoryWatch) -> Progress:
-    """`progress` that also takes note of the memory in use, and ends a load that nobody waits for."""
-    check = engine_thread().check
+class _Watched(Progress):
+    """Also takes note of the memory in use, and ends a load that nobody waits for."""
 
-    def on_stage(label: str, total_bytes: int) -> None:
-        check()
-        memory.sample()
-        progress.on_stage(label, total_bytes)
+    def __init__(self, progress: Progress, memory: MemoryWatch) -> None:
+        self._progress = progress
+        self._memory = memory
+        self._check = engine_thread().check
 
-    def on_bytes(nbytes: int) -> None:
-        check()
-        memory.sample()
-        progress.on_bytes(nbytes)
+    def on_stage(self, label: str, total_bytes: int) -> None:
+        self._check()
+        self._memory.sample()
+        self._progress.on_stage(label, total_bytes)
 
-    return Progress(on_stage, on_bytes)
+    def on_bytes(self, nbytes: int) -> None:
+        self._check()
+        self._memory.sample()
+        self._progress.on_bytes(nbytes)
 
 
 def _unsupported(device: Device | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from hybrid.errors import ModelFileError, UsageError
 from hybrid.families.config import check_class, parse_config
+from hybrid.progress import Progress
 from hybrid.shown import show
 from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, hub_name, is_there, read_json, shard_names
 from hybrid.source.hub_errors import Pause
@@ -22,8 +23,7 @@ def resolve_model(
     *,
     config_only: bool = False,
     allow_unused: bool = False,
-    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None,
-    on_bytes: Callable[[int], None] = lambda nbytes: None,
+    progress: Progress | None = None,
     pause: Pause = time.sleep,
 ) -> Path:
     """The folder or ONNX file of a model, downloaded first when it is the name of one on the hub.
@@ -31,20 +31,20 @@ def resolve_model(
     What lies at the path wins over the hub. `variant` names one of several ONNX files: "fp16", "q4". With
     `config_only` a model of safetensors comes without them, which is enough to plan; an ONNX file always comes whole,
     since it is the plan's input. A class that is not known is refused before its weights come, unless `allow_unused`.
-    `on_stage` and `on_bytes` are those of `hybrid.loading.open_engine.Progress`; `pause` waits some seconds before
-    another attempt. Raises ModelError or UsageError.
+    `pause` waits some seconds before another attempt. Raises ModelError or UsageError.
     """
     local = Path(name_or_path).expanduser()
     name = hub_name(str(name_or_path))
     if is_there(local) or name is None:
         return local if variant is None else _local_variant(local, variant)
     repository, revision = name
-    on_stage(f"Looking up {repository}", 0)
+    progress = progress or Progress()
+    progress.on_stage(f"Looking up {repository}", 0)
     snapshot = look_up(repository, revision or DEFAULT_REVISION, pause)
     choice = choose_files(snapshot.label, snapshot.files, variant)
 
     def bring(files: tuple[RepositoryFile, ...]) -> None:
-        fetch(snapshot, files, on_stage, on_bytes, pause)
+        fetch(snapshot, files, progress, pause)
 
     _check_settings(snapshot, (*choice.settings, *((choice.index,) if choice.index else ())))
     bring(choice.settings)

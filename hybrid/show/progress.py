@@ -8,6 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TextIO
 
+from hybrid.progress import Progress
 from hybrid.show.console import can_redraw, terminal_size
 from hybrid.show.notebook import notebook_line
 from hybrid.show.redrawn import RedrawnLines
@@ -20,7 +21,7 @@ _RATE_OVER_S = 15.0  # a rate is one of the last seconds: downloads and disks ch
 _FEWEST_BAR_CELLS, _MOST_BAR_CELLS = 6, 40
 
 
-class ProgressLine:
+class ProgressLine(Progress):
     """Shows the stage that is under way while a `with` lasts, and what is left of it.
 
     A terminal shows nothing of what lasts less than `after_s`. A thread draws, so that also a stage that tells nothing
@@ -53,11 +54,9 @@ class ProgressLine:
             self._lines.erase()
 
     def on_stage(self, label: str, total_bytes: int) -> None:
-        """Begin a stage of so many bytes; 0: not known beforehand."""
         self._begin(_Stage(label, float(total_bytes), self._clock()))
 
     def on_bytes(self, nbytes: int) -> None:
-        """So many more bytes of the stage are done; from any thread."""
         with self._lock:
             self._stage.add(nbytes, self._clock())
             is_done = self._stage.done >= self._stage.total > 0

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hybrid.errors import ModelFileError
+from hybrid.progress import Progress
 from hybrid.shown import listed, show
 from hybrid.source.hub_download import Download
 from hybrid.source.hub_errors import HubError, NoHub, Pause, Unreachable, explain, is_busy, reason, with_retries
@@ -121,8 +122,7 @@ def look_up(repository: str, revision: str, pause: Pause = time.sleep) -> Snapsh
 def fetch(
     snapshot: Snapshot,
     files: Sequence[RepositoryFile],
-    on_stage: Callable[[str, int], None],
-    on_bytes: Callable[[int], None],
+    progress: Progress,
     pause: Pause = time.sleep,
 ) -> None:
     """Bring files into the cache, those that are not there. Raises ModelFileError, never leaves half a file."""
@@ -136,7 +136,7 @@ def fetch(
     from huggingface_hub import constants
 
     repository, cache, client = snapshot.repository, snapshot.cache, _client()
-    downloads = [Download(client, cache, repository, snapshot.commit, file, on_bytes) for file in missing]
+    downloads = [Download(client, cache, repository, snapshot.commit, file, progress.on_bytes) for file in missing]
     nbytes = sum(download.bytes_to_fetch for download in downloads)
     free_bytes = _free_bytes(cache)
     if nbytes > free_bytes:
@@ -144,7 +144,7 @@ def fetch(
             f"{repository}: {format_bytes(nbytes)} to download, but {cache} has only "
             f"{format_bytes(free_bytes)} free; make room, or set HF_HOME to a folder on a larger disk"
         )
-    on_stage(f"Downloading {repository}", nbytes)
+    progress.on_stage(f"Downloading {repository}", nbytes)
     for download in downloads:
         try:
             download.run(pause)

@@ -1,7 +1,7 @@
 """An engine with its tokenizer: text in, text out. What notebooks use, and what the command line is built on."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid.errors import TokenizerError
 from hybrid.loading.resolve import resolve_model
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from hybrid.progress import Progress
 from hybrid.show.progress import ProgressLine
 from hybrid.source.folder import find_model
 from hybrid.text.arguments import check_arguments, checked, sampling_hints, stop_texts
@@ -149,25 +150,22 @@ def open_text_model(
     settings: RunSettings,
     template_name: str | None = None,
     may_guess_template: bool = False,
-    on_stage: Callable[[str, int], None] = lambda label, total_bytes: None,
-    on_bytes: Callable[[int], None] = lambda nbytes: None,
+    progress: Progress | None = None,
     timeline: Timeline | None = None,
 ) -> TextModel:
     """Find, download if need be, and load the model of `settings`; see `load_chat_template` for the template.
 
-    The callbacks are those of `hybrid.loading.open_engine.Progress`. Raises OffloadError.
+    Raises OffloadError.
     """
     from hybrid.loading.open_engine import open_engine
 
-    path = resolve_model(
-        settings.model, settings.variant, allow_unused=settings.allow_unused, on_stage=on_stage, on_bytes=on_bytes
-    )
+    path = resolve_model(settings.model, settings.variant, allow_unused=settings.allow_unused, progress=progress)
     folder = find_model(path).folder
     expect_chat_template(folder, template_name)  # beside the tokenizer, which takes about as long
     tokenizer = load_tokenizer(folder)
     defaults = read_generation_defaults(folder)
     template = load_chat_template(folder, tokenizer, template_name, may_guess_template)
-    engine = open_engine(replace(settings, model=path), on_stage, on_bytes, timeline)
+    engine = open_engine(replace(settings, model=path), progress, timeline)
     return TextModel(engine, tokenizer, defaults, template)
 
 
@@ -219,4 +217,4 @@ def load(
     if not progress or sys.stderr is None:
         return open_text_model(settings)
     with ProgressLine(sys.stderr, "Loading") as shown:
-        return open_text_model(settings, on_stage=shown.on_stage, on_bytes=shown.on_bytes)
+        return open_text_model(settings, progress=shown)

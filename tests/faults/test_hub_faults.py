@@ -12,8 +12,10 @@ import pytest
 from hybrid.errors import ModelError, ModelFileError, UnsupportedModelError, UsageError
 from hybrid.loading.open_model import open_model
 from hybrid.loading.resolve import resolve_model
+from hybrid.progress import Progress
 from hybrid.source import hub_repository
 from hybrid.source.hub_errors import BACKOFF_S
+from tests.fakes import RecordedProgress
 from tests.hub_stub import StubHub, connect, tiny_files
 from tests.messages import one_line
 
@@ -52,13 +54,13 @@ def whole_files(tmp_path: Path, hub: StubHub) -> None:
 
 def test_a_broken_connection_goes_on_where_it_broke(hub: StubHub, tmp_path: Path) -> None:
     hub.cuts[WEIGHTS] = [3000, 40_000, 0]
-    counted: list[int] = []
-    path = resolve(on_bytes=counted.append)
+    told = RecordedProgress()
+    path = resolve(progress=told)
     ranges = [request.range for request in hub.requests if request.path == f"/storage/{WEIGHTS}"]
     last = len(hub.files[WEIGHTS]) - 1
     assert ranges == [None, f"bytes=3000-{last}", f"bytes=43000-{last}", f"bytes=43000-{last}"]
     assert hub.sent_bytes[WEIGHTS] == len(hub.files[WEIGHTS])
-    assert sum(counted) == sum(len(hub.files[name]) for name in ("config.json", "tokenizer.model", WEIGHTS))
+    assert sum(told.parts) == sum(len(hub.files[name]) for name in ("config.json", "tokenizer.model", WEIGHTS))
     open_model(path, None)
     assert parts(tmp_path) == []
 
@@ -80,11 +82,10 @@ def test_another_run_goes_on_where_one_gave_up(hub: StubHub, tmp_path: Path) -> 
     whole_files(tmp_path, hub)
 
     hub.cuts.clear()
-    stages: list[int] = []
-    counted: list[int] = []
-    open_model(resolve(on_stage=lambda label, total: stages.append(total), on_bytes=counted.append), None)
+    told = RecordedProgress()
+    open_model(resolve(progress=told), None)
     assert hub.sent_bytes[WEIGHTS] == len(hub.files[WEIGHTS])
-    assert sum(stages) == sum(counted) == len(hub.files[WEIGHTS]) - 3000
+    assert sum(total for _, total in told.stages) == sum(told.parts) == len(hub.files[WEIGHTS]) - 3000
 
 
 def test_two_programs_at_once_download_once(hub: StubHub, tmp_path: Path) -> None:
@@ -97,12 +98,13 @@ def test_two_programs_at_once_download_once(hub: StubHub, tmp_path: Path) -> Non
 
 
 def test_ctrl_c_keeps_what_has_arrived(hub: StubHub, tmp_path: Path) -> None:
-    def interrupt(nbytes: int) -> None:
-        if parts(tmp_path):
-            raise KeyboardInterrupt
+    class Interrupted(Progress):
+        def on_bytes(self, nbytes: int) -> None:
+            if parts(tmp_path):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolve(on_bytes=interrupt)
+        resolve(progress=Interrupted())
     (part,) = parts(tmp_path)
     assert 0 < part.stat().st_size < len(hub.files[WEIGHTS])
     open_model(resolve(), None)
@@ -121,9 +123,9 @@ def test_a_part_that_is_not_ours_is_thrown_away(stale: bytes, hub: StubHub, tmp_
 def test_a_server_that_ignores_ranges(hub: StubHub, tmp_path: Path) -> None:
     hub.ignores_ranges = True
     hub.cuts[WEIGHTS] = [3000]
-    counted: list[int] = []
-    open_model(resolve(on_bytes=counted.append), None)
-    assert sum(counted) == sum(len(hub.files[name]) for name in ("config.json", "tokenizer.model", WEIGHTS))
+    told = RecordedProgress()
+    open_model(resolve(progress=told), None)
+    assert sum(told.parts) == sum(len(hub.files[name]) for name in ("config.json", "tokenizer.model", WEIGHTS))
     whole_files(tmp_path, hub)
 
 

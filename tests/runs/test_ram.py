@@ -33,7 +33,7 @@ from offload.plan.plan import HostTier
 from offload.run.recovery import Replanner
 from offload.spec.units import GIB, MIB
 from tests.block_models import open_zero_blocks
-from tests.fakes import small_plan
+from tests.fakes import RecordedProgress, small_plan
 from tests.unit.plan.test_planner import request
 
 REPOSITORY = Path(__file__).parents[2]
@@ -232,17 +232,17 @@ def test_tables_in_files_are_released_after_every_step_under_a_cap() -> None:
 
 
 def test_the_bytes_told_while_loading_are_those_that_were_announced(folder: Path) -> None:
-    announced, told = dict[str, int](), list[int]()
+    told = RecordedProgress()
     settings = RunSettings(model=folder, cuda="0", ram="440MiB")
-    with closing(open_engine(settings, lambda label, nbytes: announced.update({label: nbytes}), told.append)) as engine:
-        assert sum(told) == announced["Loading weights"] == engine.plan.ram_bytes["host weights"] > 0
+    with closing(open_engine(settings, told)) as engine:
+        assert sum(told.parts) == dict(told.stages)["Loading weights"] == engine.plan.ram_bytes["host weights"] > 0
 
 
 def test_a_load_that_quantises_says_so(folder: Path) -> None:
-    announced, told = dict[str, int](), list[int]()
+    told = RecordedProgress()
     settings = RunSettings(model=folder, cuda="0", host_dtype="int8")
-    with closing(open_engine(settings, lambda label, nbytes: announced.update({label: nbytes}), told.append)):
-        assert sum(told) == announced["Loading weights (quantising to int8)"] > 0
+    with closing(open_engine(settings, told)):
+        assert sum(told.parts) == dict(told.stages)["Loading weights (quantising to int8)"] > 0
 
 
 def test_a_load_that_fails_ends_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

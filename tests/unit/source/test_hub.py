@@ -15,6 +15,7 @@ from hybrid.loading.open_model import open_model
 from hybrid.loading.resolve import resolve_model
 from hybrid.source.folder import find_model
 from hybrid.source.hub_files import RepositoryFile, choose_files
+from tests.fakes import RecordedProgress
 from tests.hub_stub import StubHub, connect, tiny_files
 
 NAME = "org/tiny"
@@ -55,9 +56,9 @@ def test_a_sharded_model_opens_and_is_downloaded_once(hub: StubHub) -> None:
 
 
 def test_progress_adds_up(hub: StubHub) -> None:
-    stages: list[tuple[str, int]] = []
-    parts: list[int] = []
-    resolve_model(NAME, on_stage=lambda label, total: stages.append((label, total)), on_bytes=parts.append)
+    told = RecordedProgress()
+    resolve_model(NAME, progress=told)
+    stages, parts = told.stages, told.parts
     assert stages[0] == (f"Looking up {NAME}", 0)
     assert {label for label, _ in stages[1:]} == {f"Downloading {NAME}"}
     assert sum(parts) == sum(total for _, total in stages) == sum(len(hub.files[name]) for name in NEEDED)
