@@ -29,6 +29,7 @@ HEAVY = (
     "tokenizers",
     "jinja2",
     "huggingface_hub",
+    "http.client",
 )
 
 
