@@ -25,6 +25,7 @@ ENTRANCES = {
     "jinja2": {"hybrid/text/jinja_sandbox.py"},
 }
 MAY_READ_ENVIRONMENT = {
+    "hybrid/cli/doctor.py",  # what it is to examine
     "hybrid/machine/user_folders.py",  # where the XDG specification says that settings are
     "offload/compiled_code.py",  # where it says that caches are
     "hybrid/engine/island.py",  # what onnxruntime is told before it is imported
