@@ -1,8 +1,8 @@
-"""Who is told how far loading is."""
+"""Progress of loading, as whoever shows or records it is told."""
 
 
 class Progress:
-    """Takes note of nothing; what shows or records it overrides this."""
+    """Ignores what it is told; subclasses show or record it."""
 
     def on_stage(self, label: str, total_bytes: int) -> None:
         """Begin a stage of so many bytes; 0: not known beforehand."""

@@ -23,8 +23,7 @@ def doctor(flags: DoctorFlags) -> int:
     Each problem comes with the command that mends it; the exit code is 1 when there is one.
     """
     with ProgressLine(sys.stderr, "Examining this machine"):
-        from hybrid.doctor.examination import examine
-        from hybrid.doctor.text import report_text
+        from hybrid.doctor import examine, report_text
 
         found = examine(None if flags.model is None else Path(flags.model), os.environ)
     emit(json.dumps(found.to_json(), indent=2) + "\n" if flags.as_json else report_text(found, width(sys.stdout)))

@@ -46,7 +46,7 @@ class ConfigFlags:
 
 @dataclass(frozen=True)
 class LoadFlags:
-    """Which model, where its weights and cache go, and as what: fields of `RunSettings`."""
+    """The model, where its weights and cache go, and as what: fields of `RunSettings`."""
 
     model: options.Model = str(DEMO_MODEL)
     variant: options.Variant = None
@@ -63,7 +63,7 @@ class LoadFlags:
 
 @dataclass(frozen=True)
 class SamplingFlags:
-    """How token follows token."""
+    """The choice of tokens, and where a text ends."""
 
     max_tokens: options.MaxTokens = 256
     temperature: options.Temperature = None
@@ -81,7 +81,7 @@ class SamplingFlags:
 
 @dataclass(frozen=True)
 class PromptFlags:
-    """What to complete."""
+    """The text to complete."""
 
     prompt: options.Prompt = None
     file: options.PromptFile = None

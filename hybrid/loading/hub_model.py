@@ -45,7 +45,7 @@ def bring_model(
 
 
 def find_in_cache(repository: str, revision: str | None) -> Path | None:
-    """What is in the cache of a model: its folder, its config where weights are missing, None for nothing."""
+    """Look in the cache for a model: gives its folder, its config where weights are missing, None for nothing."""
     snapshot = look_up_in_cache(repository, revision or DEFAULT_REVISION)
     if snapshot is None:
         return None
