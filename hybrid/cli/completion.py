@@ -33,7 +33,7 @@ _SHORT_S = 1.0  # what is over by then needs no progress
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. `beams` above 1 is a beam search, which sampling and `count` do not go with."""
+    """The text to generate. `beams` above 1 is a beam search, which sampling and `count` do not go with."""
 
     prompt_ids: list[int]
     sampling: SamplingSettings
@@ -120,7 +120,7 @@ def _after_prompt(engine: "Engine", pieces: Iterator[str]) -> Iterator[str]:
 
 
 def _waiting(label: str) -> AbstractContextManager[ProgressLine | None]:
-    """What shows on a terminal that something takes its time, where it does."""
+    """Show on a terminal that something takes its time, where it does."""
     return ProgressLine(sys.stderr, label, after_s=_SHORT_S) if can_redraw(sys.stderr) else nullcontext()
 
 
