@@ -23,7 +23,7 @@ from hybrid.formats.genai_config import GenaiConfig, parse_genai_config
 from hybrid.formats.onnx_context import ContextLimit, graph_limits
 from hybrid.formats.onnx_graph import read_graph, with_types_and_shapes
 from hybrid.formats.onnx_switches import with_switches
-from hybrid.formats.onnx_validation import check_sizes
+from hybrid.formats.onnx_validation import check_ranks, check_sizes
 from hybrid.graph.branches import pruned, with_branches_taken
 from hybrid.graph.decoder import CachePair, Decoder, Switch
 from hybrid.graph.find import find_linears
@@ -85,6 +85,7 @@ def open_onnx(source: ModelFolder, context_tokens: int) -> Decoder:
         graph = with_types_and_shapes(graph, shapes)
     except ValueError as error:
         raise ModelFileError(f"{path}: shapes that do not fit each other ({show(str(error), 200)})") from None
+    check_ranks(graph, path)
     check_sizes(graph, path)
     limit = _context_limit(graph, genai, config)
     switches: tuple[Switch, ...] = ()

@@ -17,7 +17,7 @@ import onnx
 import onnx.defs
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.graph.graph import ElementType, Graph
+from hybrid.graph.graph import ElementType, Graph, Shape
 from hybrid.shown import show
 from offload.spec.units import counted
 
@@ -65,6 +65,9 @@ class _Needs:
     attributes: Mapping[str, _Number]
     outputs: int = 1
 
+
+# Of query, key, value, past key and value, lengths, total length, cosines, sines and positions.
+_ATTENTION_RANKS = (3, 3, 3, 4, 4, None, None, 2, 2, 2)
 
 _WHOLE, _RATIO = _Number(), _Number(kind=_FLOAT)
 _HEADS = _Number(1, _MAX_HEADS, required=True)
@@ -127,6 +130,23 @@ def validate(model: onnx.ModelProto, path: Path) -> None:
     if missing:
         name, reader = next(iter(missing.items()))
         raise ModelFileError(f"{reader} reads {show(name)}, which nothing gives")
+
+
+def check_ranks(graph: Graph, path: Path) -> None:
+    """Refuse an attention of tensors with too few or too many dimensions: onnxruntime does not, and aborts the process.
+
+    What is known of shapes is compared. Raises ModelFileError.
+    """
+    known: dict[str, Shape | None] = {name: weight.shape for name, weight in graph.initializers.items()}
+    known |= graph.shapes
+    for node in graph.nodes:
+        if node.op_type != "GroupQueryAttention":
+            continue
+        for number, (name, rank) in enumerate(zip(node.inputs, _ATTENTION_RANKS, strict=False)):
+            shape = known.get(name)
+            if rank is not None and shape is not None and len(shape) != rank:
+                where = f"{path}: node {show(node.name or node.op_type)}: input {number + 1}, {show(name)}"
+                raise ModelFileError(f"{where}, is {list(shape)}, must have {counted(rank, 'dimension')}")
 
 
 def check_sizes(graph: Graph, path: Path) -> None:

@@ -305,3 +305,12 @@ def _refusal(path: Path) -> str:
     except ModelError as error:
         return str(error)
     return ""
+
+
+def test_an_attention_of_positions_that_are_no_matrix(tmp_path: Path) -> None:
+    """onnxruntime would abort the process in its first step."""
+    nodes = gqa()
+    next(node for node in nodes if node.op_type == "GroupQueryAttention").input.append("one")
+    save(tmp_path, [*embedded(), *nodes], gqa_tensors(rows=64), (IDS, MASK, *PASTS))
+    with pytest.raises(ModelFileError, match=r"'layers\.0/attention': input 10, 'one'"):
+        open_path(tmp_path)
