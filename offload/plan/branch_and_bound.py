@@ -1,4 +1,4 @@
-"""Mixed-integer linear programmes of a few binary variables, by branch and bound over linear programmes (HiGHS).
+"""Mixed-integer linear programs (MILPs) of a few binary variables, by branch and bound over linear programs (HiGHS).
 
 HiGHS has a solver of its own for these, which now and then prints a line for its developers, past all its options. It
 goes to file descriptor 1, which is the whole process's: nothing here may redirect it while other threads write.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 _WHOLE = 1e-6  # how far from a whole number a variable may be
-_MOST_SOLVED = 500  # linear programmes times binary variables: tenths of a second, and all choices of five variables
+_MOST_SOLVED = 500  # linear programs times binary variables: tenths of a second, and all choices of five variables
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Minimum:
 
 
 @dataclass(frozen=True)
-class MixedProgramme:
+class Milp:
     """All x with `lower <= x <= upper` and `rows @ x <= most`, where the variables `binary` (indices) are 0 or 1."""
 
     lower: Vector
@@ -44,7 +44,7 @@ class MixedProgramme:
     def minimise(self, objective: Vector, gap: float) -> Minimum | None:
         """The minimum of `objective`, or within `gap` of it, relative; None where none is found.
 
-        The search ends early after a number of linear programmes that depends on the binary variables alone.
+        The search ends early after a number of linear programs that depends on the binary variables alone.
         """
         best, best_value = None, np.inf
         left = _MOST_SOLVED // max(1, len(self.binary))

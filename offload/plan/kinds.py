@@ -1,11 +1,11 @@
-"""Groups of Linears that look alike, as the integer programme sees them, and its answer as shares of every Linear."""
+"""Groups of Linears that look alike, as the MILP sees them, and its answer as shares of every Linear."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
 from offload.plan.cost import Workload, host_s, resident_format, step_cost, streamed_format
-from offload.plan.integer_program import GroupKind, Limits, Programme, Solution
+from offload.plan.milp import GroupKind, Limits, PlacementMilp, Solution
 from offload.plan.multiply_time import launches, multiply_s
 from offload.plan.packing import TILE_COLUMNS, working_memory
 from offload.plan.placing import CHUNK_TOKENS, NO_RING, PlanRequest, Shares, SharesOf, place_linears
@@ -23,7 +23,7 @@ class Kinds:
     def __init__(self, request: PlanRequest, work: Workload | None = None) -> None:
         self._request = request
         self._work = work or Workload(request.depth)
-        # All as if in RAM: the programme itself decides how much of them is not.
+        # All as if in RAM: the MILP itself decides how much of them is not.
         on_host = place_linears(replace(request, ram_budget_bytes=None), lambda _: Shares())
         cost = step_cost(on_host, NO_RING, request.step, request.profile, self._work)
         alike: _Groups = {}
@@ -50,15 +50,15 @@ class Kinds:
             found.append([linear for linear in linears if self._request.movable(linear)])
         return [linears for linears in found if linears]
 
-    def programme(
+    def milp(
         self,
         vram_bytes: float,
         ring: StreamRing,
         resident: SharesOf | None = None,
         ram_bytes: float | None = None,
         least_activation_bytes: int = 0,
-    ) -> Programme:
-        """The programme with so much VRAM for resident columns and activations.
+    ) -> PlacementMilp:
+        """The MILP with so much VRAM for resident columns and activations.
 
         With `resident` the resident shares and at least the streamed ones are given. `ram_bytes` may be taken by host
         and streamed columns; host columns beyond it are read from files.
@@ -84,7 +84,7 @@ class Kinds:
             start_s=request.profile.cpu.step_s,
             least_activation_bytes=least_activation_bytes,
         )
-        return Programme(kinds, limits)
+        return PlacementMilp(kinds, limits)
 
     def shares(self, solution: Solution) -> SharesOf:
         """The shares of every Linear."""

@@ -133,7 +133,7 @@ class StreamRing:
 class Plan:
     """Everything execution has to obey. `vram_bytes` and `ram_bytes` are by name; their sums are the totals.
 
-    `bound_s` is a time below which no placement within the budgets comes, as far as the integer programme knows.
+    `bound_s` is a time below which no placement within the budgets comes, as far as the MILP knows.
     """
 
     model: str

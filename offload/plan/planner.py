@@ -1,12 +1,12 @@
-"""Decide where the columns go: candidates, the integer programme's among them, are replayed; the fastest one wins."""
+"""Decide where the columns go: candidates, the MILP's among them, are replayed; the fastest one wins."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
 from offload.plan.fitting import SEARCH_STEPS, grow, largest_part, shrink
-from offload.plan.integer_program import Programme, Solution
 from offload.plan.kinds import MOST_KINDS, Kinds
+from offload.plan.milp import PlacementMilp, Solution
 from offload.plan.packing import packed_stream_bytes
 from offload.plan.placing import (
     NO_RING,
@@ -47,11 +47,11 @@ def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
     Raises RamBudgetError when all of them need more RAM than there may be.
     """
     decode = _Search(request, for_prefill=False, is_final=is_final)
-    programmes = decode.programmes()
-    bound_s = min((fastest.bound_s for fastest, _, _ in programmes), default=None)
-    plan = _plan_for_prefill(request, decode, is_final) if programmes else None
+    milps = decode.milps()
+    bound_s = min((fastest.bound_s for fastest, _, _ in milps), default=None)
+    plan = _plan_for_prefill(request, decode, is_final) if milps else None
     if plan is None or bound_s is None or bound_s < plan.predicted.decode_step_s * _WORTH:
-        for_decode = _planned(decode, programmes)
+        for_decode = _planned(decode, milps)
         if plan is None or not _is_worth_it(plan, for_decode):
             plan = for_decode
     check_ram(plan.ram_bytes, plan.ram_budget_bytes, request.most_ram_bytes)
@@ -82,7 +82,7 @@ def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -
         plan = place(request, lambda _: Shares(1.0), NO_RING)
     elif may_stream(request):
         prefill = _Search(request, for_prefill=True, is_final=is_final)
-        plan = _planned(prefill, prefill.programmes())
+        plan = _planned(prefill, prefill.milps())
         if not plan.prefill_tokens:
             return None
     else:
@@ -109,11 +109,11 @@ class _Candidate:
     fits: bool
 
 
-_Programmes = list[tuple[Solution, StreamRing, Programme]]
+_Milps = list[tuple[Solution, StreamRing, PlacementMilp]]
 
 
-def _planned(search: "_Search", programmes: _Programmes) -> Plan:
-    best = search.best(programmes)
+def _planned(search: "_Search", milps: _Milps) -> Plan:
+    best = search.best(milps)
     if search.is_short:
         return place(search.request, best.shares, best.ring)
     shares, ring, prefill_tokens = prefill_phase(search.request, best.shares, best.ring, best.placements)
@@ -136,19 +136,19 @@ class _Search:
         """Tell whether the budget holds every Linear that may be on the device."""
         return self._excess_bytes(lambda _: Shares(1.0), NO_RING) <= 0
 
-    def best(self, programmes: _Programmes) -> _Candidate:
+    def best(self, milps: _Milps) -> _Candidate:
         """The fastest placement, or where it hardly differs, one that does less."""
         on_host = self._candidate(lambda _: Shares(), NO_RING)
         if not self._may_use_device():
             return on_host
         candidates = [self._candidate(shares, ring) for shares, ring in self._simple()]
         known_s = min((c.step_s for c in (on_host, *candidates) if c.fits), default=inf)
-        fitting = [c for c in (*candidates, *self._solved(programmes, known_s)) if c.fits]
+        fitting = [c for c in (*candidates, *self._solved(milps, known_s)) if c.fits]
         if not fitting:
             return on_host
         least_s = min(candidate.step_s for candidate in fitting)
         best = next(candidate for candidate in fitting if candidate.step_s * _TIE <= least_s)
-        if self._is_final and programmes and best.step_s * _POLISHED > programmes[0][0].bound_s:
+        if self._is_final and milps and best.step_s * _POLISHED > milps[0][0].bound_s:
             best = self._polished(best)
         return on_host if on_host.fits and best.step_s >= on_host.step_s * _WORTH else best
 
@@ -193,8 +193,8 @@ class _Search:
             low, high = (middle, high) if over <= 0 else (low, middle - 1)
         return low
 
-    def programmes(self) -> _Programmes:
-        """Solve the integer programme for every ring, fastest first; nothing where no column fits the device."""
+    def milps(self) -> _Milps:
+        """Solve the MILP for every ring, fastest first; nothing where no column fits the device."""
         request = self.request
         if self.is_short or not self._may_use_device():
             return []
@@ -206,10 +206,10 @@ class _Search:
         found = []
         for ring in (NO_RING, *_RINGS) if streams else (NO_RING,):
             room_bytes = request.budget_bytes - fixed_bytes - self._counted(ring).nbytes
-            programme = kinds.programme(room_bytes, ring, ram_bytes=ram_bytes, least_activation_bytes=least_bytes)
-            fastest = programme.fastest()
+            milp = kinds.milp(room_bytes, ring, ram_bytes=ram_bytes, least_activation_bytes=least_bytes)
+            fastest = milp.fastest()
             if fastest is not None:
-                found.append((fastest, ring, programme))
+                found.append((fastest, ring, milp))
         if kinds.count > MOST_KINDS:
             self.notes += (
                 f"{kinds.count:,} kinds of Linears are planned as {MOST_KINDS} at most, those of about one size alike",
@@ -218,13 +218,13 @@ class _Search:
             self.notes += ("the search for a placement ended early: a better one may exist",)
         return sorted(found, key=lambda entry: entry[0].bound_s)
 
-    def _solved(self, programmes: _Programmes, known_s: float) -> Iterator[_Candidate]:
+    def _solved(self, milps: _Milps, known_s: float) -> Iterator[_Candidate]:
         """Yield what may be faster than `known_s`."""
         kinds = Kinds(self.request)
-        for fastest, ring, programme in programmes:
+        for fastest, ring, milp in milps:
             if fastest.bound_s >= known_s * _TIE:
                 break
-            candidate = self._fit(kinds.shares(programme.smoothest(fastest)), ring)
+            candidate = self._fit(kinds.shares(milp.smoothest(fastest)), ring)
             yield candidate
             if candidate.fits:
                 known_s = min(known_s, candidate.step_s)

@@ -1,4 +1,4 @@
-"""Small moves of a placement that make its step shorter: rounding to whole tiles upsets what a programme balanced.
+"""Small moves of a placement that make its step shorter: rounding to whole tiles upsets what the MILP balanced.
 
 A pattern search (Hooke and Jeeves, 1961) over the shares of each kind of group.
 """

@@ -30,11 +30,11 @@ def prefill_phase(
     all_streamed = place_linears(request, streaming_all(request, shares))
     rings = (ring,) if ring.slots else _RINGS
     used = next((one for one in rings if fits(request, all_streamed, one)), rings[-1])
-    programme = kinds.programme(inf, used, resident=shares)
-    fastest = programme.fastest()
+    milp = kinds.milp(inf, used, resident=shares)
+    fastest = milp.fastest()
     if fastest is None:
         return shares, ring, 0
-    wanted = kinds.shares(programme.smoothest(fastest))
+    wanted = kinds.shares(milp.smoothest(fastest))
 
     def both(linear: LinearSpec) -> Shares:
         return replace(shares(linear), prefill=wanted(linear).streamed if _streamable(request, linear) else 0.0)

@@ -159,7 +159,7 @@ def test_a_folder_without_a_model_is_an_error_of_ours(tmp_path: Path) -> None:
 def test_a_plan_loads_no_heavy_library(folder: Path) -> None:
     """In a fresh process: import, then plan a Hugging Face folder without a GPU library or a compiler.
 
-    The integer programme needs scipy's solver.
+    The MILP needs scipy's solver.
     """
     program = f"""
 import sys

@@ -10,13 +10,13 @@ from scipy.optimize import linprog
 
 from hybrid.loading.planning import make_plan
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
-from offload.plan.branch_and_bound import MixedProgramme
+from offload.plan.branch_and_bound import Milp
 
 BINARY = 4
 GAP = 1e-4
 
 
-def programme(seed: int) -> tuple[MixedProgramme, np.ndarray]:  # type: ignore[type-arg]
+def milp(seed: int) -> tuple[Milp, np.ndarray]:  # type: ignore[type-arg]
     """Four shares, each of which costs something as soon as any of it is taken, within a limit; and an objective."""
     rng = np.random.default_rng(seed)
     count = 2 * BINARY
@@ -24,12 +24,12 @@ def programme(seed: int) -> tuple[MixedProgramme, np.ndarray]:  # type: ignore[t
     limit = np.concatenate([rng.uniform(1, 3, BINARY), rng.uniform(0, 1, BINARY)])
     rows, most = np.vstack([uses, limit]), np.array([0.0] * BINARY + [limit.sum() * rng.uniform(-0.1, 0.9)])
     objective = np.concatenate([-rng.uniform(1, 4, BINARY), rng.uniform(0, 2, BINARY)])
-    return MixedProgramme(np.zeros(count), np.ones(count), rows, most, np.arange(BINARY, count)), objective
+    return Milp(np.zeros(count), np.ones(count), rows, most, np.arange(BINARY, count)), objective
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_no_choice_of_the_binary_variables_is_better(seed: int) -> None:
-    problem, objective = programme(seed)
+    problem, objective = milp(seed)
     values = []
     for chosen in product((0.0, 1.0), repeat=BINARY):
         bounds = [(0.0, 1.0)] * BINARY + [(value, value) for value in chosen]
@@ -47,25 +47,25 @@ def test_no_choice_of_the_binary_variables_is_better(seed: int) -> None:
     assert objective @ x <= min(values) + GAP * abs(min(values)) + 1e-9
 
 
-def knapsack(count: int) -> tuple[MixedProgramme, np.ndarray]:  # type: ignore[type-arg]
+def knapsack(count: int) -> tuple[Milp, np.ndarray]:  # type: ignore[type-arg]
     """Even weights and an odd limit, which only trying nearly all choices shows to be out of reach."""
     rows = np.vstack([np.hstack([np.eye(count), -np.eye(count)]), np.repeat([0.0, 2.0], count)])
     objective = np.repeat([-1.0, 0.0], count)
     most = np.array([0.0] * count + [count - 1.0 + count % 2])
-    return MixedProgramme(np.zeros(2 * count), np.ones(2 * count), rows, most, np.arange(count, 2 * count)), objective
+    return Milp(np.zeros(2 * count), np.ones(2 * count), rows, most, np.arange(count, 2 * count)), objective
 
 
 @pytest.mark.parametrize("count", [10, 14, 40])
 def test_work_is_bounded_and_says_so(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     solved = 0
-    relaxed = MixedProgramme._relaxed
+    relaxed = Milp._relaxed
 
     def counted(*given: object) -> object:
         nonlocal solved
         solved += 1
         return relaxed(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(MixedProgramme, "_relaxed", counted)
+    monkeypatch.setattr(Milp, "_relaxed", counted)
     problem, objective = knapsack(count)
     minimum = problem.minimise(objective, GAP)
     assert solved <= 500 // count + 3

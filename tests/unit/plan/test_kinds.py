@@ -1,4 +1,4 @@
-"""Kinds of groups: a programme has a few, whatever the model; those of about one size are planned alike."""
+"""Kinds of groups: a MILP has a few, whatever the model; those of about one size are planned alike."""
 
 import itertools
 from dataclasses import replace
@@ -51,8 +51,7 @@ def test_linears_that_stay_are_a_kind_of_their_own() -> None:
     asked = request(linears, 4 * MIB)
     found = Kinds(asked)
     assert all(not linear.host_only_reason for some in found.movable for linear in some)
-    programme = found.programme(2 * MIB, NO_RING)
-    fastest = programme.fastest()
+    fastest = found.milp(2 * MIB, NO_RING).fastest()
     assert fastest is not None
     assert len(fastest.shares) == len(found.movable) + 1 <= MOST_KINDS
     shares = found.shares(fastest)

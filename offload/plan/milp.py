@@ -1,4 +1,4 @@
-"""The placement as a mixed-integer linear programme over kinds of Linear groups.
+"""The placement as a mixed-integer linear program (MILP) over kinds of Linear groups.
 
 Groups that look alike (the q/k/v of every layer) share one pair of fractions: one variable per Linear would be
 degenerate, and optimal vertices bunch the streamed columns together and stall the ring. For each kind of group:
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offload.plan.branch_and_bound import Minimum, MixedProgramme
+from offload.plan.branch_and_bound import Milp, Minimum
 
 _SLACK = 1e-3  # of the best time, which the second solve gives up for a ring that seldom has to be full
 _GAP = 1e-4  # relative, between the best solution found and the bound
@@ -79,7 +79,7 @@ class Solution:
     finished: bool
 
 
-class Programme:
+class PlacementMilp:
     """Variables in this order: r, s, z, t for every kind; then e, a in GB, S and the file bytes, in GB."""
 
     def __init__(self, kinds: Sequence[GroupKind], limits: Limits) -> None:
@@ -124,7 +124,7 @@ class Programme:
             upper[-2] = most_s
         binary = np.arange(2 * self._count, 3 * self._count)
         rows, most = np.array(self._rows), np.array(self._most)
-        return MixedProgramme(self._lower, upper, rows, most, binary).minimise(objective, _GAP)
+        return Milp(self._lower, upper, rows, most, binary).minimise(objective, _GAP)
 
     def _level(self, i: int, kind: GroupKind) -> None:
         r, s, z, t = (i + part * self._count for part in range(4))
