@@ -86,7 +86,7 @@ def models(draw: st.DrawFn) -> list[LinearSpec]:
 BUDGETS = st.integers(0, 24 * MIB)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(linears=models(), budget_bytes=BUDGETS)
 def test_a_plan_keeps_the_budget_and_every_column(linears: list[LinearSpec], budget_bytes: int) -> None:
     plan = make_plan(request(linears, budget_bytes))
@@ -110,7 +110,7 @@ def test_a_plan_keeps_the_budget_and_every_column(linears: list[LinearSpec], bud
     assert placed >= sum(linear.weight_bytes for linear in linears) - len(linears)  # at most rounded and aligned
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(linears=models(), budget_bytes=BUDGETS, ram_budget_bytes=BUDGETS, pinned=st.sampled_from([0, None]))
 def test_a_plan_keeps_the_ram_budget_and_waits_for_the_disk(
     linears: list[LinearSpec], budget_bytes: int, ram_budget_bytes: int, pinned: int | None
@@ -139,7 +139,7 @@ def test_what_ram_cannot_hold_goes_to_the_device_first() -> None:
     assert plan.bound_s <= plan.predicted.decode_step_s < 1.5 * plan.bound_s
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(linears=models(), budgets=st.lists(BUDGETS, min_size=2, max_size=2).map(sorted))
 def test_more_budget_is_never_fewer_resident_bytes(linears: list[LinearSpec], budgets: list[int]) -> None:
     less, more = (make_plan(request(linears, budget_bytes)) for budget_bytes in budgets)
@@ -147,7 +147,7 @@ def test_more_budget_is_never_fewer_resident_bytes(linears: list[LinearSpec], bu
     assert less.predicted.decode_step_s > 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(linears=models(), budget_bytes=BUDGETS)
 def test_the_same_question_has_the_same_answer_byte_for_byte(linears: list[LinearSpec], budget_bytes: int) -> None:
     first, second = (json.dumps(make_plan(request(list(linears), budget_bytes)).to_json()) for _ in range(2))
@@ -155,7 +155,7 @@ def test_the_same_question_has_the_same_answer_byte_for_byte(linears: list[Linea
     assert json.loads(first)["vram_bytes"].keys() == dict.fromkeys(VRAM_KEYS).keys()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     linears=models(),
     resident_share=st.floats(0, 1),
