@@ -16,6 +16,7 @@ from hybrid.engine.engine import Engine
 from hybrid.loading.settings import DEMO_MODEL
 from offload.plan.plan import HostTier
 from offload.plan.scratch import MAX_ROWS
+from tests import onnxruntime_int8
 from tests.engines import (
     PLACEMENTS,
     SHARED_MODELS,
@@ -69,6 +70,8 @@ def _check(engine: Engine, case: Case, tokens: int = _TOKENS, chunk: int | None 
     with closing(engine):
         ids, first = greedy(engine, golden.prompt_ids, min(tokens, len(golden.greedy_ids)), chunk)
     assert ids == golden.greedy_ids[: len(ids)]
+    if "q8dyn" in folder.name and not onnxruntime_int8.is_exact():
+        return  # the logits were recorded where it is
     if "qdq" not in folder.name:  # multiplied exactly here; in ort.json with rounded activations
         assert np.abs(first - golden.first_step_logits).max() < bound
 

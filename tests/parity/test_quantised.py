@@ -20,6 +20,7 @@ from offload.host.base import HostColumns
 from offload.plan.scratch import MAX_ROWS
 from offload.spec.linear import BLOCKS, Activations, Layout, WeightFormat
 from offload.spec.quantised import QuantisedWeight
+from tests import onnxruntime_int8
 from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy, read_golden
 from tests.hf_models import random_weights, tiny_config, write_model
 from tests.quantised import random_weight
@@ -103,12 +104,16 @@ def test_cut_and_whole_exports_agree(export: OpenedModel) -> None:
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
 def test_every_placement_of_blocks_gives_the_same_tokens(export: OpenedModel, placement: Placement) -> None:
-    """A few tokens at a time are multiplied as on the host; longer prompts as fp16, where the device does it."""
-    with closing(engine_on_cpu(export)) as on_host, closing(engine_on_simulated(export, placement)) as placed:
-        expected_ids, expected = greedy(on_host, _IDS, 8, chunk=MAX_ROWS)
-        ids, logits = greedy(placed, _IDS, 8, chunk=MAX_ROWS)
-        assert ids == expected_ids
-        assert np.abs(logits - expected).max() < 1e-3
+    """A few tokens at a time are multiplied as on the host; longer prompts as fp16, where the device does it.
+
+    Where activations are rounded to int8, the last bit of a sum, which is up to the processor, may tip a rounding.
+    """
+    for opened, bound in ((with_float_activations(export), 1e-3), (export, 0.3)):
+        with closing(engine_on_cpu(opened)) as on_host, closing(engine_on_simulated(opened, placement)) as placed:
+            expected_ids, expected = greedy(on_host, _IDS, 8, chunk=MAX_ROWS)
+            ids, logits = greedy(placed, _IDS, 8, chunk=MAX_ROWS)
+            assert ids == expected_ids
+            assert np.abs(logits - expected).max() < bound
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS[:2], ids=str)
@@ -156,6 +161,7 @@ def test_dequantised_weights_meet_rounded_activations_when_asked() -> None:
     folder = SHARED_MODELS / "exports/stories260K/transposed-qdq"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
+    onnxruntime_int8.skip_unless_exact()
     golden = read_golden(folder / "ort.json")
     with (
         closing(engine_on_cpu(open_for_run(RunSettings(folder)))) as exact,
