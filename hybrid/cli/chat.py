@@ -17,10 +17,6 @@ printf 'Hello\\nAnd in French?\\n' | hybrid chat --model ~/models/mistral-7b
 
 def chat(flags: ChatFlags) -> int:
     """Talk with a model. /help in the chat lists its commands; Ctrl-C ends a reply, Ctrl-D the chat."""
-    if flags.print_config:
-        from hybrid.cli.settings_file import print_settings
-
-        return print_settings(flags)
     asked = sampling_values(flags)
     settings = run_settings(flags)
     stop = tuple(flags.stop or ())

@@ -12,6 +12,7 @@ import typer
 
 from hybrid.cli import chat, doctor, options, plan, run, tune
 from hybrid.cli.command_line import HELP_FLAGS, Command, Group, invoke
+from hybrid.cli.flags import ConfigFlags
 
 HELP = "Run language models bigger than your GPU."
 
@@ -41,13 +42,18 @@ def _add(application: typer.Typer, command: Callable[[Any], int], examples: str)
 
 
 def _with_parameters(command: Callable[[Any], int]) -> Callable[..., int]:
-    """The command as typer reads it: with a parameter for each flag."""
-    flags = get_type_hints(command)["flags"]
+    """The command as typer reads it: with a parameter for each flag. `--print-config` prints them instead."""
+    flags_class = get_type_hints(command)["flags"]
 
     def call(**values: Any) -> int:
-        return command(flags(**values))
+        flags = flags_class(**values)
+        if isinstance(flags, ConfigFlags) and flags.print_config:
+            from hybrid.cli.settings_file import print_settings
 
-    call.__signature__ = inspect.signature(flags)  # type: ignore[attr-defined]
+            return print_settings(flags)
+        return command(flags)
+
+    call.__signature__ = inspect.signature(flags_class)  # type: ignore[attr-defined]
     return call
 
 

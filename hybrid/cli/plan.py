@@ -19,10 +19,6 @@ hybrid plan --model mistralai/Mistral-7B-Instruct-v0.2 --cuda 6 --machine colab-
 
 def plan(flags: PlanFlags) -> int:
     """Show where the weights would go, and what a decode step would cost, without running anything."""
-    if flags.print_config:
-        from hybrid.cli.settings_file import print_settings
-
-        return print_settings(flags)
     settings = run_settings(flags)
     check_early(settings)
     with ProgressLine(sys.stderr) as progress:

@@ -33,10 +33,6 @@ def run(flags: RunFlags) -> int:
 
     The completion goes to standard output, everything else to standard error.
     """
-    if flags.print_config:
-        from hybrid.cli.settings_file import print_settings
-
-        return print_settings(flags)
     if flags.prompt is None and flags.file is None and sys.stdin.isatty() and sys.stdout.isatty():
         return _talk_instead(flags)
     settings = run_settings(flags)
