@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ import pytest
 from hybrid.cli import completion
 from hybrid.cli import main as cli
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
-from hybrid.show import report
 from hybrid.text.open_tokenizer import load_tokenizer
-from tests.fakes import FakeEngine, engine_modules, placement, small_plan, train_tokenizer
+from tests.fakes import FakeEngine, engine_modules, small_plan, train_tokenizer
 
 ROOT = Path(__file__).parents[3]
 STORY = "the cat sat on the mat"
@@ -259,33 +257,6 @@ def test_plan_json_is_the_plan_and_nothing_else(engine: FakeEngine, capsys: pyte
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads(json.dumps(small_plan().to_json()))
     assert err == ""
-
-
-def test_rounding_to_tiles_does_not_split_a_row() -> None:
-    layers = [placement(str(layer), "q_proj", 48 + layer % 3, 0) for layer in range(22)]
-    plan = replace(small_plan(), placements=(*layers, placement("22", "q_proj", 0, 0)))
-    assert [label for label, _ in report.layer_rows(plan)] == ["0-21", "22"]
-
-
-@pytest.mark.parametrize(
-    ("columns", "text"),
-    [
-        ((10, 0, 0), "VRAM"),
-        ((0, 0, 10), "host"),
-        ((5, 5, 0), "50% VRAM\n50% streamed"),
-        ((1, 0, 999), "1% VRAM\n99% host"),
-    ],
-)
-def test_cells(columns: tuple[int, int, int], text: str) -> None:
-    assert report.cell_text(columns) == text
-
-
-@pytest.mark.parametrize(
-    ("rate", "text"),
-    [(None, "-"), (0.456, "0.46 tokens/s"), (12.34, "12.3 tokens/s"), (4321.0, "4,321 tokens/s")],
-)
-def test_rates(rate: float | None, text: str) -> None:
-    assert report.rate(rate) == text
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["--version"], []])
