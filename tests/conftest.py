@@ -1,4 +1,4 @@
-"""What every test starts from."""
+"""The settings and folders that every test starts from."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ if os.environ.get("CI"):
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, so no collection of garbage has to look at it; recovery collects often."""
+    """Freeze what is imported by now, so no collection of garbage has to look at it; recovery collects often."""
     gc.collect()
     gc.freeze()
 

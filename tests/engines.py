@@ -53,7 +53,7 @@ PLACEMENTS = (
 
 @dataclass(frozen=True)
 class Golden:
-    """What a model has to generate."""
+    """The prompt of a model and the ids it has to generate."""
 
     prompt_ids: list[int]
     greedy_ids: list[int]

@@ -139,7 +139,7 @@ class FakeEngine(Unshared):
 
 
 class RecordedProgress(Progress):
-    """What it is told: the stages with their bytes, and the bytes of every part."""
+    """Keep what it is told: the stages with their bytes, and the bytes of every part."""
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, int]] = []

@@ -68,7 +68,7 @@ def stored(values: Array, dtype: str) -> tuple[str, Array]:
 
 
 def rounded(values: Array, dtype: str) -> Array:
-    """What the stored values stand for, float64."""
+    """Give the values that the stored ones stand for, float64."""
     name, array = stored(values, dtype)
     return (from_bfloat16(array) if name == "BF16" else array).astype(np.float64)
 

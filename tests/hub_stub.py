@@ -22,7 +22,7 @@ STORED = (".safetensors", ".onnx", ".onnx_data", ".bin")  # kept in large-file s
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for."""
+    """One request of a client."""
 
     method: str
     path: str
@@ -76,7 +76,7 @@ class StubHub:
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT would be."""
+        """Give the value of HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
@@ -107,7 +107,7 @@ class StubHub:
 
 
 def git_sha1(data: bytes) -> str:
-    """What Git calls a file."""
+    """Give Git's name of a file."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What every error that a user can cause has to be like."""
+"""Check the form of every error that a user can cause."""
 
 from collections.abc import Callable
 

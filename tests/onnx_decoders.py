@@ -58,7 +58,7 @@ def constants(**values: Any) -> list[TensorProto]:
 
 
 def small_constants() -> list[TensorProto]:
-    """What the nodes of `attention` read."""
+    """Initializers that the nodes of `attention` read."""
     return constants(
         split=np.array([1, -1, HEADS, HEAD_DIM]),
         join=np.array([1, -1, HEADS * HEAD_DIM]),
@@ -182,7 +182,7 @@ def gqa(
 
 
 def gqa_tensors(rows: int = 0, rotary_dim: int = HEAD_DIM, element_type: int = TensorProto.FLOAT) -> list[TensorProto]:
-    """What the nodes of `gqa` read besides: q, k and v side by side, axes, and tables of `rows` positions."""
+    """Initializers that the nodes of `gqa` read besides: q, k and v side by side, axes, tables of `rows` positions."""
     packed = np.concatenate([weights()[f"w{what}"] for what in "qkv"], axis=1)
     found = constants(wqkv=packed, ones=np.array([1]))
     if rows:

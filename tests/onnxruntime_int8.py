@@ -1,4 +1,4 @@
-"""Whether onnxruntime multiplies int8 exactly here: on processors without VNNI it saturates sums of two products."""
+"""Find out if onnxruntime multiplies int8 exactly here: without VNNI it saturates sums of two products."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""What `import hybrid` offers, and what it costs."""
+"""Names that `import hybrid` offers, and what it costs."""
 
 import inspect
 import os

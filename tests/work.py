@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lines_run(function: Callable[[], object]) -> int:
-    """How many lines of Python run in `function`, those of what it calls included."""
+    """Count the lines of Python that run in `function`, those of what it calls included."""
     count = 0
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:

@@ -41,7 +41,7 @@ class CUBLASError(RuntimeError):
 
 
 class OutOfMemoryError(MemoryError):
-    """What CuPy's pools raise."""
+    """Raised by CuPy's pools."""
 
 
 class EmulatedCupy:
@@ -213,7 +213,7 @@ class EmulatedCupy:
         return any(start <= address and address + nbytes <= start + len(b) for start, b in self.blocks.items())
 
     def _is_pinned(self, address: int, nbytes: int) -> bool:
-        """Whether the host memory is of one block, from hostAlloc or registered."""
+        """Say whether the host memory is of one block, from hostAlloc or registered."""
         blocks = [range(start, start + len(block)) for start, block in self.pinned.items()]
         blocks += [range(pages.start * PAGESIZE, pages.stop * PAGESIZE) for pages in self.registered.values()]
         return any(block.start <= address and address + nbytes <= block.stop for block in blocks)

@@ -31,7 +31,7 @@ _FILE_HEADER_BYTES = 1021  # odd, so that no element is aligned
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is released is spoilt at once, so that a use of it afterwards is seen."""
+    """Released memory is spoilt at once, so that a use of it afterwards is seen."""
     release = DiskRing.release
 
     def spoil_and_release(ring: DiskRing) -> None:

@@ -179,7 +179,7 @@ def run_mistral(resident: float, streamed: float, prefill: float, rows: Sequence
 
 
 def last_step(made: ModelledRun) -> list[Span]:
-    """What happened during the last step, cut to it."""
+    """Give the spans of the last step, cut to it."""
     start_s, stop_s = sum(made.step_s[:-1]), sum(made.step_s)
     cut = []
     for span in made.spans:
@@ -190,7 +190,7 @@ def last_step(made: ModelledRun) -> list[Span]:
 
 
 def busy_s(spans: Sequence[Span], at_least: int) -> float:
-    """How long so many spans run at the same time."""
+    """Measure for how long so many spans run at the same time."""
     edges = sorted(edge for span in spans for edge in ((span.start_s, 1), (span.start_s + span.duration_s, -1)))
     busy, running = 0.0, 0
     for (now_s, change), (next_s, _) in pairwise([*edges, edges[-1]]):

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line on standard error, exit code 2, no traceback."""
+"""Mistakes of a user: one clear line on standard error, exit code 2, no traceback."""
 
 import subprocess
 import sys

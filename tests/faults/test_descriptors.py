@@ -1,4 +1,4 @@
-"""What a loaded model keeps open, and how many threads and sessions it has, whatever its depth and number of files."""
+"""Files, threads and sessions of a loaded model: as many whatever its depth and number of files."""
 
 import os
 from collections.abc import Callable

@@ -22,7 +22,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def time_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no kernels are kept from before, they are compiled first."""
+    """Kernels that are not kept from before are compiled first."""
     monkeypatch.setattr("tools.fuzz.MAX_CPU_S", 100.0)
 
 

@@ -299,7 +299,7 @@ def test_a_flipped_byte_is_an_error_of_ours_or_none(data: st.DataObject, tmp_pat
 
 
 def _refusal(path: Path) -> str:
-    """What opening says against a file, or nothing."""
+    """Open a file; give the error, or nothing."""
     try:
         open_path(path)
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""What only a GPU can show: true memory, true asynchrony. The suite in tests/device runs on it as well."""
+"""True memory and true asynchrony, which only a GPU can show. The suite in tests/device runs on it as well."""
 
 from collections.abc import Iterator
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""What a part of the GPU kit is told in tests."""
+"""Make the job that a part of the GPU kit is given in tests."""
 
 import time
 from pathlib import Path

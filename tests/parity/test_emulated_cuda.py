@@ -52,7 +52,7 @@ def _slow_cpu(path: Path) -> Path:
 
 
 def _fixed_mib() -> float:
-    """What the emulated context and workspace take, and what is kept for the driver."""
+    """Bytes that the emulated context and workspace take, and those kept for the driver."""
     from offload.devices.cuda.device import CudaDevice
 
     device = CudaDevice()

@@ -34,7 +34,7 @@ def alone(model: TextModel) -> dict[str, str]:
 
 
 def golden(model: TextModel) -> bool:
-    """Whether the model says what it has to."""
+    """Check that the model says what it has to."""
     content = json.loads(DEMO_GOLDEN.read_text())
     generation, _ = model.begin(content["prompt_ids"], SamplingSettings(), 12)
     return list(generation) == content["greedy_ids"][:12]

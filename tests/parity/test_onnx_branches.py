@@ -102,7 +102,7 @@ def test_a_branch_may_give_a_constant(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["h", "logits"])
 @pytest.mark.parametrize("operator", ["Greater", "Less"])
 def test_an_open_branch_reads_tensors_around_it(name: str, operator: str, tmp_path: Path) -> None:
-    """What is decided at every step stays an If: its outputs have the types of its branches' outputs."""
+    """A condition of the step stays an If: its outputs have the types of its branches' outputs."""
     nodes = [*embedded(), *attention()]
     np.full(1, 1.5, np.float32).tofile(tmp_path / "outside.bin")
     stored = TensorProto(name="factor", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)

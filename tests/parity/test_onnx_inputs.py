@@ -1,4 +1,4 @@
-"""What ONNX decoders are fed, under the names of their exporters; sizes that a file does not declare."""
+"""Inputs of ONNX decoders, under the names of their exporters; sizes that a file does not declare."""
 
 import json
 from pathlib import Path
@@ -188,7 +188,7 @@ def test_genai_config_that_contradicts_the_graph_is_told(tmp_path: Path) -> None
 
 
 def test_names_of_tensors_may_be_others(tmp_path: Path) -> None:
-    """What we call logits is something else in this file."""
+    """A tensor named logits is something else in this file."""
     nodes = [*embedded(), *attention()]
     names = {"input_ids": "tokens", "logits": "scores/all", "out": "logits"}
     for ours, theirs in (("past_key_values", "old"), ("present", "new")):

@@ -1,4 +1,4 @@
-"""What a run records of itself, with the demo model on a simulated device."""
+"""Records of a run, with the demo model on a simulated device."""
 
 import pytest
 

@@ -34,7 +34,7 @@ KEPT = (
 
 
 def values(encode: Any, decode: Any, ids: list[list[int]]) -> dict[str, Any]:
-    """What is compared: ids of texts with special tokens parsed and not, texts of ids."""
+    """Give what is compared: ids of texts with special tokens parsed and not, texts of ids."""
     return {
         "parsed": [encode(text, True) for text in TEXTS],
         "split": [encode(text, False) for text in TEXTS],

@@ -1,4 +1,4 @@
-"""What attention costs: by hand, by layout of heads, and as the calibration solves for it."""
+"""The cost of attention: by hand, by layout of heads, and as the calibration solves for it."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is measured of a device: on the simulated one, exactly what it was told to model."""
+"""Measuring a device: of the simulated one, exactly the rates that it was told to model."""
 
 import ctypes
 from dataclasses import dataclass, replace

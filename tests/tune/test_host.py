@@ -1,4 +1,4 @@
-"""What a CPU kernel's launch is taken to cost on a machine that does other things too."""
+"""The cost of a CPU kernel's launch, measured on a machine that does other things too."""
 
 from collections.abc import Sequence
 

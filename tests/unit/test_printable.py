@@ -1,4 +1,4 @@
-"""What strangers' files can write to a terminal: text, and nothing that a terminal obeys."""
+"""Strangers' files write text to a terminal, and nothing that a terminal obeys."""
 
 import os
 import pty

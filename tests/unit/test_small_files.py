@@ -1,4 +1,4 @@
-"""What a name can stand for besides a file of settings: one clause each, and no wait."""
+"""Names of things that are no file of settings: refused in one clause each, without a wait."""
 
 import os
 from collections.abc import Callable

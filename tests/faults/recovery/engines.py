@@ -60,7 +60,7 @@ def tokens_of(engine: Engine) -> list[int]:
 
 
 def columns(plan: Plan) -> tuple[int, int, int]:
-    """How many are resident, streamed and on the host."""
+    """Count those that are resident, streamed and on the host."""
     ranges = [(len(p.resident), len(p.streamed), len(p.host)) for p in plan.placements]
     return sum(r for r, _, _ in ranges), sum(s for _, s, _ in ranges), sum(h for _, _, h in ranges)
 

@@ -16,7 +16,7 @@ STEPS = {"prefill": 0, "decode": 2}
 
 @dataclass
 class Step:
-    """What a device did in one step: the number of the first operation of every level, and of the last of all."""
+    """The operations of a device in one step: the number of the first of every level, and of the last of all."""
 
     levels: list[int]
     last: int

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Usage:
-    """What ptxas says of one kernel."""
+    """The resources of one kernel, as ptxas reports them."""
 
     registers: int
     spilled_bytes: int
@@ -48,7 +48,10 @@ class Nvrtc:
         return set(numbers)
 
     def compile(self, source: str, kernels: list[str], capability: int, *options: str) -> dict[str, Usage]:
-        """What each kernel, a C++ name such as "k<3>", takes on sm_`capability`. Raises RuntimeError with the log."""
+        """Compile for sm_`capability`; give what each kernel, a C++ name such as "k<3>", takes.
+
+        Raises RuntimeError with the log.
+        """
         library = self._library
         program = ctypes.c_void_p()
         self._check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"", 0, None, None))

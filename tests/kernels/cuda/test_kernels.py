@@ -30,7 +30,7 @@ FORMATS = tuple(
 
 
 def all_kernels() -> dict[str, set[str]]:
-    """What these tests launch, by program, so that each program is compiled once."""
+    """Name the kernels that these tests launch, by program, so that each program is compiled once."""
     launches = [launch.sum_splits(1, 1), launch.quantise_rows(1, 1), launch.fetch(1)]
     launches += [launch.round_rows(form, 1, 1) for form in HALVES]
     launches += [launch.row_scales(1), launch.scale_rows(1, 1)]

@@ -122,7 +122,7 @@ def test_no_kernel_multiplies_fp32_or_many_rows() -> None:
 
 
 def test_numbers_agree_with_the_sources() -> None:
-    """What launch.py assumes of the kernels' constants."""
+    """The kernels' constants are those that launch.py assumes."""
 
     def constant(file: str, name: str) -> int:
         found = re.search(rf"\b{name} = (\d+)", program(file))

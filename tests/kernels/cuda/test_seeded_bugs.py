@@ -164,7 +164,7 @@ BUGS = (
 
 
 def passes(scenario: Scenario, source: Callable[[str], str]) -> bool:
-    """Whether a scenario gives what it should under every schedule."""
+    """Say whether a scenario gives the expected result under every schedule."""
     launcher = HostLauncher(source=source)
     for schedule in Schedule:
         launcher.schedule = schedule

@@ -42,7 +42,7 @@ class Sequence:
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def step(self, attention: HostAttention, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        """What ours and the float64 one attend, (tokens, heads * d)."""
+        """Attend with our kernel and in float64, (tokens, heads * d) each."""
         tokens, (cos, sin) = len(q), self.tables()
         output = np.full(q.shape, UNTOUCHED)
         rotary = (cos, sin) if self.spec.rotary_dim else (None, None)

@@ -295,7 +295,7 @@ def test_a_prompt_from_standard_input(model: Path) -> None:
 
 
 def read_all(descriptor: int) -> bytes:
-    """What comes out of a pseudo-terminal until its other side is closed."""
+    """Read a pseudo-terminal until its other side is closed."""
     parts = []
     while True:
         try:
@@ -364,7 +364,7 @@ def test_a_bar_is_drawn_on_a_terminal_and_gone_afterwards(model: Path) -> None:
 
 
 class Terminal(io.StringIO):
-    """What is written, as a terminal gets it."""
+    """A stream that says it is a terminal."""
 
     def isatty(self) -> bool:
         return True

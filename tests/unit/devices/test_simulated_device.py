@@ -1,4 +1,4 @@
-"""What the simulated device is strict about, and its clock."""
+"""The simulated device: its strictness, and its clock."""
 
 from dataclasses import replace
 from typing import Any
@@ -188,7 +188,7 @@ def test_registered_memory_is_checked_like_pinned(device: SimulatedDevice) -> No
 
 
 def test_effects_come_in_order_of_finish_times() -> None:
-    """What starts during a wait and finishes before it has its effect first."""
+    """Work that starts during a wait and finishes before it has its effect first."""
     clock, done = VirtualClock(), list[str]()
     gemm = clock.queue("a", "gemm", "compute", 10, lambda: done.append("gemm"), ())
     first = clock.queue("b", "first", "copy-in", 6, lambda: done.append("first"), ())

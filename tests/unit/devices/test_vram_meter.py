@@ -1,4 +1,4 @@
-"""What a process takes of a GPU: who is asked, what that says, and the budget it is held to."""
+"""VRAM that a process takes: who is asked, what that says, and the budget it is held to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ OTHERS, CUDA_SAYS = 1_000_000, 5_555
 
 @dataclass
 class Gpu:
-    """What this process takes of it: nothing until it has a context."""
+    """Bytes that this process takes of it: none until it has a context."""
 
     own_bytes: int = 0
 

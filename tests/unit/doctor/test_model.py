@@ -1,4 +1,4 @@
-"""What is said of a model: which weights stay on the CPU, and whether it fits."""
+"""Findings about a model: weights that stay on the CPU, and whether it fits."""
 
 import json
 import shutil

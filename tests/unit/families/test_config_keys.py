@@ -1,4 +1,4 @@
-"""What becomes of every key of config.json: read, harmless, or refused unless it is neutral."""
+"""Every key of config.json is read, harmless, or refused unless it is neutral."""
 
 import ast
 import importlib.util
@@ -35,7 +35,7 @@ CLASSES = {
 
 
 def is_known(family: str, key: str) -> bool:
-    """Whether the key is read, harmless, or refused unless it is neutral."""
+    """Check that the key is read, harmless, or refused unless it is neutral."""
     return key in READ | READ_OF[family] | HARMLESS or key in NEUTRAL or key.startswith("_")
 
 

@@ -1,4 +1,4 @@
-"""What is asked of quantisation, and what the plan says of it."""
+"""Quantisation: what may be asked, and the notes of the plan."""
 
 import pytest
 

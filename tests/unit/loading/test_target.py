@@ -1,4 +1,4 @@
-"""Where a run goes, for every combination of --cuda, --device and --machine, with and without a GPU."""
+"""Targets of runs, for every combination of --cuda, --device and --machine, with and without a GPU."""
 
 import json
 from collections.abc import Callable

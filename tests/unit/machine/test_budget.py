@@ -1,4 +1,4 @@
-"""What `--cuda` says and how many bytes that is."""
+"""Texts of `--cuda`, and how many bytes each is."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What other processes take of the CPUs, out of files as the kernel writes them, and what a run says of it."""
+"""The CPU load of other processes, out of files as the kernel writes them, and the note of a run."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Where the time of steps goes, from spans made by hand."""
+"""Times of operators in steps, from spans made by hand."""
 
 from dataclasses import replace
 

@@ -75,7 +75,7 @@ def may_lose_a_fiftieth(less: Plan, more: Plan) -> bool:
 
 
 def one_tile_each_s(asked: PlanRequest) -> float:
-    """What the host takes for a tile of 16 columns of every Linear: so far may rounding unbalance the levels."""
+    """Time the host for a tile of 16 columns of every Linear: so far may rounding unbalance the levels."""
     rates = asked.profile.cpu.multiply_bytes_per_s
     return sum(16 * linear.column_bytes / rates[linear.format][1] for linear in asked.linears)
 

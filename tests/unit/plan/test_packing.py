@@ -1,4 +1,4 @@
-"""What lies together on a device, with sizes worked out by hand."""
+"""Packed matrices on a device, with sizes worked out by hand."""
 
 from dataclasses import replace
 

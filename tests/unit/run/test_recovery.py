@@ -1,4 +1,4 @@
-"""How a plan shrinks, by the figures; that runs go on with it is in tests/faults/recovery."""
+"""Shrinking plans, by the figures; that runs go on with them is in tests/faults/recovery."""
 
 from collections.abc import Callable
 

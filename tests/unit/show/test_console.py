@@ -1,4 +1,4 @@
-"""Where a prompt comes from, and what of a file is text."""
+"""Sources of a prompt, and what of a file is text."""
 
 import io
 import sys

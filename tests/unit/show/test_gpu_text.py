@@ -1,4 +1,4 @@
-"""What is said of a GPU that was watched, by the figures."""
+"""Text about a GPU that was watched, by the figures."""
 
 from typing import Any
 

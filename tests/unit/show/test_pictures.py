@@ -1,4 +1,4 @@
-"""What is on the pictures, as data, and that they become files."""
+"""Pictures, as data and as files."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -19,7 +19,7 @@ class Tty(io.StringIO):
         return True
 
     def last_line(self) -> str:
-        """What was drawn last and is seen."""
+        """Give what was drawn last and is seen."""
         drawn = self.getvalue().rpartition("\x1b[J")[2]
         return drawn.removesuffix("\r")
 

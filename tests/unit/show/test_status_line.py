@@ -88,7 +88,7 @@ class Terminal(io.StringIO):
         fcntl.ioctl(self._outside, termios.TIOCSWINSZ, struct.pack("4H", rows, COLUMNS, 0, 0))
 
     def shown(self) -> str:
-        """What was written since the last time."""
+        """Take what was written since the last time."""
         text = self.getvalue()
         self.seek(0)
         self.truncate()

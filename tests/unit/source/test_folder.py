@@ -1,4 +1,4 @@
-"""What a path is."""
+"""Paths: model folders, files, and what is neither."""
 
 import json
 from pathlib import Path

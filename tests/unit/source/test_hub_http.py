@@ -1,4 +1,4 @@
-"""How long to wait for a hub, how much to take from it, and where it may lead."""
+"""Bounds on a hub: how long to wait for it, how much to take from it, and where it may lead."""
 
 import socket
 import ssl

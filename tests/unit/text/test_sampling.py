@@ -173,7 +173,7 @@ def test_drawing_without_sorting_follows_the_weights(score_of: Callable[[Weights
 
 
 def chances(settings: SamplingSettings, logits: Weights, prompt: list[int] | None = None) -> Weights:
-    """How often each token is drawn first."""
+    """Count how often each token is drawn first."""
     counts = np.zeros(len(logits))
     for seed in range(3000):
         counts[Sampler(replace(settings, seed=seed), prompt or [])(logits)] += 1
