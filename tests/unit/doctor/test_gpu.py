@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ NEW, OLD, ANCIENT = (
     for version, cuda in (("580.65.06", (13, 0)), ("535.104.05", (12, 2)), ("470.82.01", (11, 4)))
 )
 _EXAMINE = """
-import json, os
+import json, os, sys
 from importlib.metadata import PackageNotFoundError
 from hybrid.doctor import examine
 
@@ -32,29 +31,44 @@ def find_version(name):
         return "1.24.0"
     raise PackageNotFoundError(name)
 
-report = examine(None, os.environ, find_version)
-print(json.dumps({s.title: [[str(f.level), f.text, f.mend] for f in s.findings] for s in report.sections}))
+for settings in json.loads(sys.argv[1]):
+    os.environ.update(settings)
+    report = examine(None, os.environ, find_version)
+    print(json.dumps({s.title: [[str(f.level), f.text, f.mend] for f in s.findings] for s in report.sections}))
+    for name in settings:
+        del os.environ[name]
 """
 
 
+Examined = dict[str, list[list[str]]]  # level, text and mend of every finding, by section
+
+# What the stub is told, by what it is like then.
+STUBS = {
+    "usual": {},
+    "mute": {
+        "STUB_REFUSES": "nvmlSystemGetDriverVersion nvmlDeviceGetMemoryInfo nvmlDeviceGetCudaComputeCapability",
+        "STUB_GPUS": "2",
+        "STUB_CUDA": "12040",
+    },
+    "no count": {"STUB_REFUSES": "nvmlDeviceGetCount_v2"},
+    "no handle": {"STUB_REFUSES": "nvmlDeviceGetHandleByIndex_v2"},
+    "no CUDA version": {"STUB_REFUSES": "nvmlSystemGetCudaDriverVersion_v2"},
+    "not loaded": {"STUB_INIT": "9"},  # NVML_ERROR_DRIVER_NOT_LOADED
+}
+
+
 @pytest.fixture(scope="module")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the stub under the driver's name."""
-    return build_stub(tmp_path_factory.mktemp("nvml"))
+def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examined]:
+    """Examinations in one process that has the stub for a driver, under each of its settings."""
+    stub = build_stub(tmp_path_factory.mktemp("nvml"))
+    environment = {"LD_LIBRARY_PATH": str(stub), "PYTHONPATH": str(ROOT), "HOME": str(stub)}
+    command = [sys.executable, "-c", _EXAMINE, json.dumps(list(STUBS.values()))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=stub)
+    return dict(zip(STUBS, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def examined(stub: Path, **settings: str) -> dict[str, list[list[str]]]:
-    """GPU and CUDA findings of an examination in a process that has the stub for a driver."""
-    environment = {"LD_LIBRARY_PATH": str(stub), "PYTHONPATH": str(ROOT), "HOME": str(stub), **settings}
-    done = subprocess.run(
-        [sys.executable, "-c", _EXAMINE], env=environment, capture_output=True, text=True, check=True, cwd=stub
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def test_a_gpu_without_cupy_is_a_problem_with_a_mend(stub: Path) -> None:
-    found = examined(stub)
+def test_a_gpu_without_cupy_is_a_problem_with_a_mend(examined: dict[str, Examined]) -> None:
+    found = examined["usual"]
     assert found["GPU"] == [
         ["ok", "driver 580.65.06, serves CUDA up to 13.0", ""],
         ["ok", "GPU 0: Stub T4, 14.00 GiB of 15.00 GiB free, compute capability 7.5", ""],
@@ -63,9 +77,8 @@ def test_a_gpu_without_cupy_is_a_problem_with_a_mend(stub: Path) -> None:
     assert found["CUDA"] == [["problem", "CuPy is not installed: the GPU is not used", mend]]
 
 
-def test_every_metric_may_be_missing_on_its_own(stub: Path) -> None:
-    refused = "nvmlSystemGetDriverVersion nvmlDeviceGetMemoryInfo nvmlDeviceGetCudaComputeCapability"
-    found = examined(stub, STUB_REFUSES=refused, STUB_GPUS="2", STUB_CUDA="12040")
+def test_every_metric_may_be_missing_on_its_own(examined: dict[str, Examined]) -> None:
+    found = examined["mute"]
     assert found["GPU"] == [
         ["ok", "driver of unknown version, serves CUDA up to 12.4", ""],
         ["note", "GPU 0: Stub T4, memory unknown: give --cuda a number of GiB", ""],
@@ -75,19 +88,19 @@ def test_every_metric_may_be_missing_on_its_own(stub: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused", "said"),
+    ("stub", "said"),
     [
-        ("nvmlDeviceGetCount_v2", "the driver sees no GPU"),
-        ("nvmlDeviceGetHandleByIndex_v2", "GPU 0: name unknown, memory unknown: give --cuda a number of GiB"),
-        ("nvmlSystemGetCudaDriverVersion_v2", "driver 580.65.06, serves CUDA up to unknown"),
+        ("no count", "the driver sees no GPU"),
+        ("no handle", "GPU 0: name unknown, memory unknown: give --cuda a number of GiB"),
+        ("no CUDA version", "driver 580.65.06, serves CUDA up to unknown"),
     ],
 )
-def test_the_rest_is_told_without_it(stub: Path, refused: str, said: str) -> None:
-    assert said in [text for _, text, _ in examined(stub, STUB_REFUSES=refused)["GPU"]]
+def test_the_rest_is_told_without_it(examined: dict[str, Examined], stub: str, said: str) -> None:
+    assert said in [text for _, text, _ in examined[stub]["GPU"]]
 
 
-def test_a_driver_that_does_not_start_is_no_driver(stub: Path) -> None:
-    ((level, text, _),) = examined(stub, STUB_INIT="9")["GPU"]  # NVML_ERROR_DRIVER_NOT_LOADED
+def test_a_driver_that_does_not_start_is_no_driver(examined: dict[str, Examined]) -> None:
+    ((level, text, _),) = examined["not loaded"]["GPU"]
     assert level in ("note", "problem")  # a problem on a machine that has an NVIDIA GPU
     assert "no NVIDIA driver found (Driver Not Loaded)" in text
 

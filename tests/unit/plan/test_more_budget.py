@@ -35,7 +35,7 @@ def models(draw: st.DrawFn) -> list[LinearSpec]:
 
     shapes = [("q", hidden, hidden), ("k", hidden, 64), ("v", hidden, 64), ("o", hidden, hidden)]
     shapes += [("gate", hidden, inner), ("up", hidden, inner), ("down", inner, hidden)]
-    layers = range(draw(st.integers(2, 8)))
+    layers = range(draw(st.integers(2, 4)))
     linears = [spec(str(layer), *shape, body) for layer in layers for shape in shapes]
     return [*linears, spec("", "head", hidden, vocabulary, head)]
 

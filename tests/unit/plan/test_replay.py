@@ -18,7 +18,7 @@ from offload.spec.attention import pair_flops
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
 from offload.spec.units import GIB
 
-BUDGETS = (0, 0.5, 2, 6, 10, 12, 15)  # GiB
+BUDGETS = (0, 0.5, 6, 12, 15)  # GiB: nothing, mostly streamed, a half, nearly all, all
 HOST_LEVEL = LevelCost(0.0, 0.0, 3.0, False, 0.0, 0.0, 0, 0.0, 0.0)
 
 

@@ -45,9 +45,17 @@ def simple_plans(request: PlanRequest) -> Iterator[tuple[str, SharesOf, StreamRi
     yield "the rest streamed", most(streamed, request, STREAMED_RING), STREAMED_RING
 
 
-@pytest.mark.parametrize("host_format", [None, WeightFormat.INT4])
-@pytest.mark.parametrize("machine", ["colab-t4", "laptop-6gb", "desktop-24gb"])
-@pytest.mark.parametrize("budget_gib", [0.6, 1.2])
+@pytest.mark.parametrize(
+    ("budget_gib", "machine", "host_format"),
+    [
+        (0.6, "colab-t4", None),
+        (1.2, "colab-t4", WeightFormat.INT4),
+        (0.6, "laptop-6gb", WeightFormat.INT4),
+        (1.2, "laptop-6gb", None),
+        (0.6, "desktop-24gb", WeightFormat.INT4),
+        (1.2, "desktop-24gb", None),
+    ],
+)
 def test_a_plan_is_never_slower_than_what_other_programs_do(
     budget_gib: float, machine: str, host_format: WeightFormat | None
 ) -> None:
