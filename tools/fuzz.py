@@ -9,6 +9,7 @@ more than 300 MB of RAM, more than 5 s of CPU.
 """
 
 import argparse
+import gc
 import os
 import resource
 import select
@@ -194,6 +195,8 @@ def fuzz(name: str, seed: int, numbers: range, work: Path) -> tuple[Counter[str]
 def _in_process(name: str, seed: int, batch: range, work: Path) -> Iterator[tuple[str, str]]:
     """What a child tells of a batch, as it tells it; ends after an input that it does not survive."""
     reading, writing = os.pipe()
+    gc.collect()
+    gc.freeze()  # an onnxruntime session of the parent's waits for its threads when it is freed; the child has none
     child = os.fork()
     if child == 0:
         os.close(reading)
