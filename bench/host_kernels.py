@@ -32,6 +32,7 @@ from bench.interleave import Comparison, interleave, timed
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.spec.linear import Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import counted
 
 Array = npt.NDArray[Any]
@@ -93,7 +94,7 @@ def columns(flat: Array, weight_format: WeightFormat, layout: Layout, n: int = N
     """All columns of the first [n, k] or [k, n] weight in `flat`."""
     values = flat.view(weight_format.storage_dtype)[: n * k]
     shape = (n, k) if layout is Layout.NK else (k, n)
-    return HostColumns(values.reshape(shape), weight_format, layout, 0, n)
+    return HostColumns(StoredWeight.dense(values.reshape(shape), weight_format, layout), 0, n)
 
 
 def multiplier(

@@ -28,8 +28,8 @@ from rich.table import Table
 from bench.interleave import interleave, timed
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
-from offload.spec.linear import Activations, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import Activations, BlockFormat, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import counted
 
 K, N = 2048, 5632
@@ -53,19 +53,20 @@ class SpeedupRow:
     gflops_per_s: float
 
 
-def random_weight(weight_format: WeightFormat, block: int, seed: int) -> QuantisedWeight:
+def random_weight(weight_format: WeightFormat, block: int, seed: int) -> StoredWeight:
     """[K, N] of random bytes, fp32 scales, no zero points."""
     random, blocks = np.random.default_rng(seed), K // block
     nbytes = N * K * _BITS[weight_format] // 8
     packed = np.frombuffer(random.bytes(nbytes), np.uint8).reshape(N, blocks, -1).copy()
     scales = random.uniform(0.001, 0.01, (N, blocks)).astype(np.float32)
-    return QuantisedWeight(packed, scales, None, weight_format, K)
+    return StoredWeight(BlockFormat(_BITS[weight_format], block, WeightFormat.FP32), K, (packed, scales))
 
 
-def onnxruntime_session(weight: QuantisedWeight, threads: int) -> ort.InferenceSession:
+def onnxruntime_session(weight: StoredWeight, threads: int) -> ort.InferenceSession:
     """y = x @ W by one MatMulNBits."""
-    arrays = {"w": weight.packed, "scales": weight.scales.reshape(-1)}
-    attributes = {"K": K, "N": N, "bits": weight.bits, "block_size": weight.block, "accuracy_level": 4}
+    arrays = {"w": weight.arrays[0], "scales": weight.arrays[1].reshape(-1)}
+    blocks = weight.blocks
+    attributes = {"K": K, "N": N, "bits": blocks.bits, "block_size": blocks.block, "accuracy_level": 4}
     node = helper.make_node("MatMulNBits", ["x", *arrays], ["y"], domain="com.microsoft", **attributes)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["M", size]) for name, size in (("x", K), ("y", N))]
     weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
@@ -100,9 +101,7 @@ def bench_kind(backend: NumbaBackend, weight_format: WeightFormat, block: int, r
     weights = [random_weight(weight_format, block, seed) for seed in range(-(-TURNS_BYTES // nbytes))]
     x = np.random.default_rng(rows).standard_normal((rows, K), np.float32)
     y, theirs = np.zeros((rows, N), np.float32), np.zeros((rows, N), np.float32)
-    groups = [
-        backend.group([HostColumns(weight, weight_format, Layout.NK, 0, N, Activations.INT8)]) for weight in weights
-    ]
+    groups = [backend.group([HostColumns(weight, 0, N, Activations.INT8)]) for weight in weights]
     bindings = [_bound(onnxruntime_session(weight, backend.threads), x, theirs) for weight in weights]
     groups[0].multiply(x, [y])
     bindings[0]()

@@ -18,7 +18,7 @@ def open_zero_blocks(folder: Path, shape: ZeroShape) -> OpenedModel:
     graph = opened.decoder.graph
     path, end = folder / "blocks", 0
     nodes: dict[str, Node] = {}
-    floats = {linear.weight for linear in opened.linears}
+    floats = {name for linear in opened.linears for name in linear.weights}
     initializers = {name: tensor for name, tensor in graph.initializers.items() if name not in floats}
     for linear in opened.linears:
         nodes[linear.node.outputs[0]] = node = _matmul_nbits(linear)

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from offload.spec.linear import Activations, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import Activations, BlockFormat, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 
 Array = npt.NDArray[np.float64]
 
@@ -16,25 +16,31 @@ def random_weight(
     block: int,
     scale_dtype: npt.DTypeLike = np.float32,
     zero_points: bool = False,
-) -> QuantisedWeight:
+) -> StoredWeight:
     """Every byte is possible, in the padding too."""
     rng = np.random.default_rng([n, k, block])
-    bits, blocks = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}[weight_format], -(-k // block)
-    packed = rng.integers(0, 256, (n, blocks, block * bits // 8), np.uint8)
-    scales = rng.uniform(-0.1, 0.1, (n, blocks)).astype(scale_dtype)
-    zeros = rng.integers(0, 256, (n, -(-blocks * bits // 8)), np.uint8) if zero_points else None
-    return QuantisedWeight(packed, scales, zeros, weight_format, k)
+    bits = {WeightFormat.INT8: 8, WeightFormat.INT4: 4}[weight_format]
+    scales = WeightFormat.FP16 if scale_dtype == np.float16 else WeightFormat.FP32
+    storage = BlockFormat(bits, block, scales, zero_points)
+    arrays = [
+        rng.uniform(-0.1, 0.1, spec.shape).astype(spec.dtype)
+        if spec.name == "scales"
+        else rng.integers(0, 256, spec.shape, np.uint8)
+        for spec in storage.arrays(k, n)
+    ]
+    return StoredWeight(storage, k, tuple(arrays))
 
 
-def exact(weight: QuantisedWeight) -> Array:
+def exact(weight: StoredWeight) -> Array:
     """W as float64 [N, K]."""
-    n, k = weight.shape
-    zeros = np.full((n, weight.blocks), 1 << (weight.bits - 1))
-    if weight.zero_points is not None:
-        zeros = _unpacked(weight.zero_points, weight.bits)[:, : weight.blocks]
-    values = _unpacked(weight.packed.reshape(n, -1), weight.bits).reshape(n, weight.blocks, weight.block)
-    worth = (values - zeros[:, :, None].astype(np.float64)) * weight.scales.astype(np.float64)[:, :, None]
-    return worth.reshape(n, -1)[:, :k]
+    n, bits, block = weight.out_features, weight.blocks.bits, weight.blocks.block
+    codes, scales, *packed_zeros = weight.arrays
+    zeros = np.full(scales.shape, 1 << (bits - 1))
+    if packed_zeros:
+        zeros = _unpacked(packed_zeros[0], bits)[:, : scales.shape[1]]
+    values = _unpacked(codes.reshape(n, -1), bits).reshape(*scales.shape, block)
+    worth = (values - zeros[:, :, None].astype(np.float64)) * scales.astype(np.float64)[:, :, None]
+    return worth.reshape(n, -1)[:, : weight.in_features]
 
 
 def seen(x: npt.NDArray[np.float32], block: int, activations: Activations) -> Array:

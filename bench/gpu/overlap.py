@@ -31,6 +31,7 @@ from offload.plan.plan import StreamRing
 from offload.run.runner import LinearRunner
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import MIB, counted, format_seconds
 
 _RESIDENT = 0.5  # the rest is split so that bus and CPU need equally long, as far as the profile knows
@@ -165,7 +166,11 @@ class Layers:
     ) -> float:
         """The median seconds of a step over the first `part` of every Linear's columns, placed by `shares`."""
         specs = [[_spec(*linear, part) for linear in level] for level in self._levels]
-        weights = {s.name: self._weights[s.name][: s.out_features] for level in specs for s in level}
+        weights = {
+            s.name: StoredWeight(s.storage, s.in_features, (self._weights[s.name][: s.out_features],))
+            for level in specs
+            for s in level
+        }
         request = PlanRequest(
             model="layers",
             linears=[spec for level in specs for spec in level],

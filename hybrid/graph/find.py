@@ -8,6 +8,7 @@ from math import prod
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
 from offload.spec.linear import BLOCKS, Activations, BlockFormat, Layout, LinearSpec, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 
 _FLOAT_FORMATS = {
     ElementType.FLOAT: WeightFormat.FP32,
@@ -25,38 +26,30 @@ _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class StoredBlocks:
-    """The companions of a MatMulNBits weight that our own kernels can multiply; no zero points is ""."""
-
-    scales: str
-    zero_points: str
-
-
-@dataclass(frozen=True)
 class Linear:
     """A static matmul in its graph: the node, what it reads and writes, and its weight.
 
-    `weight` is the initializer as it is stored, behind any Transpose and Cast. `bias` is the third input of a Gemm or
-    the sixth of a MatMulNBits; `blocks` goes with the weight of a MatMulNBits.
+    `weights` are the initializers that store its weight, behind any Transpose and Cast: those of `StoredWeight`, or
+    the codes alone where only onnxruntime multiplies them. `bias` is the third input of a Gemm or the sixth of a
+    MatMulNBits.
     """
 
     spec: LinearSpec
     node: Node
     input: str
     output: str
-    weight: str
+    weights: tuple[str, ...]
     bias: str = ""
-    blocks: StoredBlocks | None = None
 
 
 @dataclass(frozen=True)
-class _StoredWeight:
+class _Constant:
     initializer: Initializer
     transposed: bool
     scale_bytes: int = 0  # of the scales and zero points of a DequantizeLinear
 
 
-_Weights = Mapping[str, _StoredWeight]
+_Constants = Mapping[str, _Constant]
 
 
 def find_linears(graph: Graph) -> tuple[Linear, ...]:
@@ -66,7 +59,18 @@ def find_linears(graph: Graph) -> tuple[Linear, ...]:
     return _with_kinds(found)
 
 
-def _as_linear(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+def stored_weight(graph: Graph, linear: Linear) -> StoredWeight:
+    """The weight of a Linear where it lies. Raises ValueError for one that only onnxruntime multiplies."""
+    spec = linear.spec
+    wanted = spec.storage.arrays(spec.in_features, spec.out_features)
+    arrays = [
+        graph.initializers[name].array().reshape(array.shape)
+        for name, array in zip(linear.weights, wanted, strict=True)
+    ]
+    return StoredWeight(spec.storage, spec.in_features, tuple(arrays))
+
+
+def _as_linear(graph: Graph, node: Node, weights: _Constants) -> Linear | None:
     match node.domain, node.op_type:
         case ("", "MatMul") | ("com.microsoft", "FusedMatMul"):
             return _matmul(graph, node, weights)
@@ -79,7 +83,7 @@ def _as_linear(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
     return None
 
 
-def _matmul(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+def _matmul(graph: Graph, node: Node, weights: _Constants) -> Linear | None:
     stored = weights.get(node.inputs[1])
     if stored is None or node.inputs[0] in graph.constants:
         return None
@@ -90,7 +94,7 @@ def _matmul(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
     return _linear(graph, node, stored, bool(node.attributes.get("transB", 0)))
 
 
-def _gemm(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+def _gemm(graph: Graph, node: Node, weights: _Constants) -> Linear | None:
     stored = weights.get(node.inputs[1])
     if stored is None or node.inputs[0] in graph.constants:
         return None
@@ -128,8 +132,8 @@ def _matmul_nbits(graph: Graph, node: Node) -> Linear | None:
         activations=Activations.INT8 if rounds else Activations.FLOAT,
     )
     scales, zero_points, _, bias = (*node.inputs[2:], "", "", "", "")[:4]
-    stored = StoredBlocks(scales, zero_points) if blocks else None
-    return Linear(spec, node, node.inputs[0], node.outputs[0], weight.name, bias, stored)
+    names = (weight.name, scales, zero_points) if blocks else (weight.name,)
+    return Linear(spec, node, node.inputs[0], node.outputs[0], tuple(filter(None, names)), bias)
 
 
 def _stored_blocks(graph: Graph, node: Node, bits: int) -> BlockFormat | None:
@@ -150,14 +154,14 @@ def _stored_blocks(graph: Graph, node: Node, bits: int) -> BlockFormat | None:
     return BlockFormat(bits, block, _FLOAT_FORMATS[graph.initializers[scales].element_type], bool(zero_points))
 
 
-def _matmul_integer(graph: Graph, node: Node, weights: _Weights) -> Linear | None:
+def _matmul_integer(graph: Graph, node: Node, weights: _Constants) -> Linear | None:
     stored = weights.get(node.inputs[1])
     if stored is None:
         return None
     return _linear(graph, node, stored, False, host_only="MatMulInteger (dynamically quantised) runs on the CPU only")
 
 
-def _linear(graph: Graph, node: Node, stored: _StoredWeight, transposed: bool, host_only: str = "") -> Linear:
+def _linear(graph: Graph, node: Node, stored: _Constant, transposed: bool, host_only: str = "") -> Linear:
     initializer = stored.initializer
     nk = stored.transposed != transposed
     rows, columns = initializer.shape
@@ -177,16 +181,16 @@ def _linear(graph: Graph, node: Node, stored: _StoredWeight, transposed: bool, h
         group=f"{node.inputs[0]} {weight_format} {layout}",
         host_only_reason=host_only,
     )
-    return Linear(spec, node, node.inputs[0], node.outputs[0], initializer.name)
+    return Linear(spec, node, node.inputs[0], node.outputs[0], (initializer.name,))
 
 
-def _stored_weights(graph: Graph) -> dict[str, _StoredWeight]:
+def _stored_weights(graph: Graph) -> dict[str, _Constant]:
     """The constant matrices by their names, and by those of their Transpose, Cast, Identity and DequantizeLinear."""
     found = {}
     for name, initializer in graph.initializers.items():
         known = initializer.element_type in _FLOAT_FORMATS or initializer.element_type in _QUANTISED_BITS
         if len(initializer.shape) == 2 and known and 0 not in initializer.shape:
-            found[name] = _StoredWeight(initializer, transposed=False)
+            found[name] = _Constant(initializer, transposed=False)
     for node in graph.nodes:
         stored = found.get(node.inputs[0]) if node.inputs else None
         if stored is None:

@@ -15,10 +15,10 @@ from hybrid.engine.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.engine.step_inputs import StepInputs
 from hybrid.errors import EngineError, ModelFileError, OffloadError
 from hybrid.graph.cut import cut
-from hybrid.graph.find import Linear
+from hybrid.graph.find import Linear, stored_weight
 from hybrid.loading.device_opener import DeviceOpener
 from hybrid.loading.planning import OpenedModel, open_for_run, plan_request, plan_within
-from hybrid.loading.quantisation import HostQuantisation, stored_weight
+from hybrid.loading.quantisation import HostQuantisation
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import budget_asked, choose_target
 from hybrid.machine.cgroups import read_limits
@@ -38,10 +38,8 @@ from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.plan.ram_tiers import file_bytes
 from offload.run.recovery import RecoveringLinears, Replanner
 from offload.run.runner import LinearRunner
-from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, WeightFormat
-from offload.spec.quantised import QuantisedWeight
-from offload.weights.column_reads import HostWeight
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.ram import read_into_ram
 
 
@@ -98,7 +96,7 @@ def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
     return [
         linear
         for linear in linears
-        if linear.blocks is not None
+        if linear.spec.blocks is not None
         or linear.spec.name in requantised
         or (
             linear.spec.format.is_float
@@ -147,20 +145,13 @@ def _load(
     decoder = opened.decoder
     program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
     attends = any(level.attentions for level in program.levels)
-    names = {linear.spec.name for linear in outside}
-    weights = {
-        linear.spec.name: decoder.graph.initializers[linear.weight].array()
-        for linear in outside
-        if linear.spec.format.is_float
-    }
-    stored: dict[str, HostWeight] = dict(weights)
-    stored |= {linear.spec.name: stored_weight(decoder.graph, linear) for linear in outside if linear.blocks}
+    weights = {linear.spec.name: stored_weight(decoder.graph, linear) for linear in outside}
     levels = [[linear.name for linear in level.linears] for level in program.levels]
     host = _HostKernels(attends, threads, progress)
 
     def load_linears(plan: Plan) -> LinearRunner:
-        placements = [placement for placement in plan.placements if placement.linear.name in names]
-        quantised = HostQuantisation(decoder.graph, outside, placements)
+        placements = [placement for placement in plan.placements if placement.linear.name in weights]
+        quantised = HostQuantisation(placements)
         backend = host.compiled_for(placements, quantised)
         all_bytes = sum(placement.linear.weight_bytes for placement in placements)
         label = f"Loading weights (quantising to {opened.host_format})" if quantised.makes_any else "Loading weights"
@@ -169,7 +160,7 @@ def _load(
         return LinearRunner(
             levels=levels,
             plan=plan,
-            weights=stored,
+            weights=weights,
             device=device,
             host=backend,
             timeline=timeline,
@@ -294,15 +285,15 @@ class _HostKernels:
 
 def _host_weights(
     placements: Sequence[LinearPlacement],
-    weights: Mapping[str, HostArray],
+    weights: Mapping[str, StoredWeight],
     quantised: HostQuantisation,
     progress: Progress,
-) -> Mapping[str, HostArray | QuantisedWeight]:
+) -> Mapping[str, StoredWeight]:
     """The weights for the host columns: in RAM, or in their mapped files where the plan or the system says so.
 
     Those that are quantised on load are in RAM, whatever it takes.
     """
     is_known = read_ram(read_limits()) is not None  # not knowing how much RAM there is, leave it to the system
-    in_ram = [p for p in placements if p.tier is HostTier.RAM and p.host_format.is_float and is_known]
-    floats = {**weights, **read_into_ram(in_ram, weights, progress.on_bytes)}
-    return {**floats, **quantised.weights(weights, is_known, progress.on_bytes)}
+    in_ram = [p for p in placements if p.tier is HostTier.RAM and p.host_format is p.linear.format and is_known]
+    read = read_into_ram(in_ram, weights, progress.on_bytes)
+    return {**weights, **read, **quantised.made(weights, progress.on_bytes)}

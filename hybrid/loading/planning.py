@@ -212,7 +212,7 @@ def _stays_whole(opened: OpenedModel) -> bool:
     if opened.host_format is not None or opened.attends_outside:
         return False
     return all(
-        linear.blocks is None and (linear.spec.format is WeightFormat.FP32 or not linear.spec.format.is_float)
+        linear.spec.blocks is None and (linear.spec.format is WeightFormat.FP32 or not linear.spec.format.is_float)
         for linear in opened.linears
     )
 
@@ -224,12 +224,9 @@ def _other_weight_bytes(opened: OpenedModel) -> int:
     That is where they are mapped by us, in an island without a matmul: where all Linears run outside onnxruntime.
     """
     graph = opened.decoder.graph
-    linear_weights = {linear.weight for linear in opened.linears}
-    for linear in opened.linears:
-        if linear.blocks is not None:
-            linear_weights |= {linear.blocks.scales, linear.blocks.zero_points}
+    linear_weights = {name for linear in opened.linears for name in linear.weights}
     outside = all(
-        linear.blocks is not None or linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16)
+        linear.spec.blocks is not None or linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16)
         for linear in opened.linears
     )
     total = sum(initializer.nbytes for initializer in body_initializers(graph.nodes))

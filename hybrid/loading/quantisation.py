@@ -4,14 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hybrid.errors import UsageError
-from hybrid.graph.find import Linear
-from hybrid.graph.graph import Graph
-from offload.plan.plan import HostTier, LinearPlacement
-from offload.spec.arrays import HostArray
+from offload.plan.plan import LinearPlacement
 from offload.spec.linear import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import counted
-from offload.weights.ram import quantised_into_ram
 
 if TYPE_CHECKING:
     from offload.host.backend import NumbaBackend
@@ -57,20 +53,12 @@ def without_effect(
 
 
 class HostQuantisation:
-    """Give the Linears outside onnxruntime whose host or streamed columns are block-quantised."""
+    """Compile and make what the host columns of Linears outside onnxruntime need that are block-quantised."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        outside: Iterable[Linear],
-        placements: Iterable[LinearPlacement],
-    ) -> None:
-        linears = {linear.spec.name: linear for linear in outside}
+    def __init__(self, placements: Iterable[LinearPlacement]) -> None:
         in_blocks = [placement for placement in placements if placement.host_blocks is not None]
-        on_host = [placement for placement in in_blocks if len(placement.host)]
-        self._graph = graph
-        self._stored = [(p, linears[p.linear.name]) for p in on_host if linears[p.linear.name].blocks is not None]
-        self._made = [placement for placement in on_host if placement.linear.format.is_float]
+        self._on_host = [placement for placement in in_blocks if len(placement.host)]
+        self._made = [placement for placement in self._on_host if placement.linear.format.is_float]
         made = [placement for placement in in_blocks if placement.linear.format.is_float]
         self._making = {
             (p.linear.format, p.linear.layout, p.host_format) for p in made if len(p.host) + len(p.streamed)
@@ -87,48 +75,20 @@ class HostQuantisation:
         from offload.weights.requantise import warm_up
 
         kinds = set()
-        for _, linear in self._stored:
-            assert linear.spec.blocks is not None
-            kinds.add(QuantisedKind.of(linear.spec.blocks, linear.spec.activations))
-        for placement in self._made:
+        for placement in self._on_host:
             assert placement.host_blocks is not None
             kinds.add(QuantisedKind.of(placement.host_blocks, placement.linear.activations))
         backend.warm_up_quantised(kinds)
         if self._making:
             warm_up(self._making)
 
-    def weights(
-        self, floats: Mapping[str, HostArray], in_ram: bool, on_bytes: Callable[[int], None]
-    ) -> dict[str, QuantisedWeight]:
-        """All of them by Linear: stored ones in RAM or in their mapped files, others made of `floats`.
+    def made(self, weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None]) -> Mapping[str, StoredWeight]:
+        """Quantise host columns of `weights`, by Linear.
 
         Raises OffloadError for a file that has become shorter or cannot be read.
         """
-        found = {linear.spec.name: stored_weight(self._graph, linear) for _, linear in self._stored}
-        if in_ram:
-            columns = {p.linear.name: p.host for p, _ in self._stored if p.tier is HostTier.RAM}
-            found |= quantised_into_ram(found, columns, on_bytes)
-        if self._made:
-            from offload.weights.requantise import requantise_into_ram
+        if not self._made:
+            return {}
+        from offload.weights.requantise import requantise_into_ram
 
-            found |= requantise_into_ram(self._made, floats, on_bytes)
-        return found
-
-
-def stored_weight(graph: Graph, linear: Linear) -> QuantisedWeight:
-    """The weight of a MatMulNBits where it lies."""
-    stored, blocked = linear.blocks, linear.spec.blocks
-    assert stored is not None
-    assert blocked is not None
-    n, blocks = linear.spec.out_features, blocked.blocks(linear.spec.in_features)
-    arrays = {
-        name: graph.initializers[name].array() for name in (linear.weight, stored.scales, stored.zero_points) if name
-    }
-    zeros = arrays[stored.zero_points].reshape(n, -1) if stored.zero_points else None
-    return QuantisedWeight(
-        arrays[linear.weight].reshape(n, blocks, -1),
-        arrays[stored.scales].reshape(n, blocks),
-        zeros,
-        linear.spec.format,
-        linear.spec.in_features,
-    )
+        return requantise_into_ram(self._made, weights, on_bytes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Protocol
@@ -11,8 +12,8 @@ import numpy as np
 from offload.calibrate.rounds import rounds_within
 from offload.host.base import HostBackend, HostColumns
 from offload.spec.arrays import FloatArray, HostArray
-from offload.spec.linear import REQUANTISED_BLOCK, Activations, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import Activations, BlockFormat, Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 
 ROWS = (1, 8, 32, 128)  # of x: decode, and prefills of several lengths
 _LAUNCHES = 200
@@ -61,19 +62,17 @@ def _float_columns(block: HostArray, weight_format: WeightFormat, in_features: i
     weight = block.view(weight_format.storage_dtype)
     columns = weight.size // in_features
     matrix = weight[: columns * in_features].reshape(columns, in_features)
-    return HostColumns(matrix, weight_format, Layout.NK, 0, columns)
+    return HostColumns(StoredWeight.dense(matrix, weight_format, Layout.NK), 0, columns)
 
 
 def _block_columns(block: HostArray, weight_format: WeightFormat, in_features: int) -> HostColumns:
     """A weight as `--host-dtype` makes it, which meets activations that are rounded to int8."""
-    blocks = in_features // REQUANTISED_BLOCK
-    block_bytes = REQUANTISED_BLOCK * (8 if weight_format is WeightFormat.INT8 else 4) // 8
-    codes = block.view(np.uint8)
-    columns = codes.size // (blocks * block_bytes)
-    packed = codes[: columns * blocks * block_bytes].reshape(columns, blocks, block_bytes)
-    scales = np.full((columns, blocks), 0.01, np.float16)
-    weight = QuantisedWeight(packed, scales, None, weight_format, in_features)
-    return HostColumns(weight, weight_format, Layout.NK, 0, columns, Activations.INT8)
+    blocks = BlockFormat.made_on_load(weight_format)
+    columns = block.nbytes // blocks.code_bytes(in_features)
+    codes, scales = blocks.arrays(in_features, columns)
+    codes_here = block.view(np.uint8)[: prod(codes.shape)].reshape(codes.shape)
+    weight = StoredWeight(blocks, in_features, (codes_here, np.full(scales.shape, 0.01, scales.dtype)))
+    return HostColumns(weight, 0, columns, Activations.INT8)
 
 
 def multiply_rates(
@@ -102,8 +101,8 @@ def launch_time(backend: HostBackend) -> float:
 
     One that other programs get in the way of takes milliseconds instead of microseconds, and that may be most of them.
     """
-    columns = HostColumns(np.ones((64, 64), np.float32), WeightFormat.FP32, Layout.NK, 0, 64)
-    multiplier = KernelMultiplier(backend, columns)
+    weight = StoredWeight.dense(np.ones((64, 64), np.float32), WeightFormat.FP32, Layout.NK)
+    multiplier = KernelMultiplier(backend, HostColumns(weight, 0, 64))
     times = []
     for _ in range(_LAUNCHES):
         started = perf_counter()

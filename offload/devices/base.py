@@ -59,8 +59,8 @@ class DeviceArray:
 class DeviceBlocks:
     """Columns of a block-quantised weight, inside a device allocation.
 
-    First the codes of all columns, then their scales, then their zero points where there are any, as QuantisedWeight
-    has them, with nothing in between.
+    First the codes of all columns, then their scales, then their zero points where there are any, as BlockFormat
+    says, with nothing in between.
     """
 
     allocation: DeviceAllocation

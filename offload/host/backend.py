@@ -15,9 +15,8 @@ from offload.host.kernels import compiled, jobs, loops
 from offload.host.kernels.jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
 from offload.host.quantised import QuantisedGroup, QuantisedKind, warm_up
 from offload.host.team import Team, piece_units, shared_team
-from offload.spec.arrays import FloatArray, HostArray
-from offload.spec.linear import ColumnRange, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.arrays import FloatArray
+from offload.spec.linear import ColumnRange, Dense, Layout, WeightFormat
 
 # Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
 DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
@@ -59,7 +58,8 @@ class NumbaBackend:
         """
         kinds: dict[tuple[object, ...], list[int]] = {}
         for number, column in enumerate(columns):
-            _check_weight(column)
+            if not 0 <= column.start <= column.stop <= column.out_features:
+                raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
             kinds.setdefault(_kind(column), []).append(number)
         if len({column.in_features for column in columns}) > 1:
             raise ValueError("the Linears of a group must have equal numbers of input features")
@@ -67,11 +67,10 @@ class NumbaBackend:
         return groups[0][1] if len(groups) == 1 else _MixedGroup(groups)
 
     def _uniform(self, columns: Sequence[HostColumns]) -> HostGroup:
-        weights = [column.weight for column in columns if isinstance(column.weight, QuantisedWeight)]
-        if not weights:
+        if not columns or isinstance(columns[0].weight.storage, Dense):
             return NumbaGroup(self, columns)
         ranges = [ColumnRange(column.start, column.stop) for column in columns]
-        return QuantisedGroup(self, weights, ranges, columns[0].activations)
+        return QuantisedGroup(self, [column.weight for column in columns], ranges, columns[0].activations)
 
     def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]]) -> None:
         """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
@@ -161,7 +160,7 @@ class NumbaGroup:
         self._x, self._outputs = (x, tuple(outputs)) if rows <= _DECODE_ROWS else (None, ())
 
     def _path(self, rows: int) -> _Path:
-        if rows > min(DIRECT_ROWS[column.layout] for column in self._columns):
+        if rows > min(DIRECT_ROWS[column.weight.storage.layout] for column in self._columns):
             return _Path.PANELS
         return _Path.FEW if rows > 1 else _Path.ONE
 
@@ -173,12 +172,12 @@ class NumbaGroup:
             scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
             words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 1]
             for column, count in zip(self._columns, units, strict=True):
-                assert isinstance(column.weight, np.ndarray)
-                kernel = backend.kernel(path, column.format, column.layout)
-                distance = column.weight.strides[0] // column.format.itemsize_bytes
-                if panels and column.layout is Layout.KN:
+                (matrix,), storage = column.weight.arrays, column.weight.storage
+                distance = matrix.strides[0] // matrix.itemsize
+                if panels and storage.layout is Layout.KN:
                     distance = -distance
-                words += [kernel, column.weight.__array_interface__["data"][0], distance]
+                kernel = backend.kernel(path, storage.format, storage.layout)
+                words += [kernel, matrix.__array_interface__["data"][0], distance]
                 words += [column.start, column.stop, 0, column.out_features, count]
             self._tables[path] = np.array(words, np.int64)
         return self._tables[path]
@@ -212,32 +211,8 @@ _X, _ROWS, _UNITS, _OUTPUT, _PIECE = 0, 2, 4, 5, 7
 
 def _kind(column: HostColumns) -> tuple[object, ...]:
     """Name what Linears must have in common to be multiplied in one launch."""
-    weight = column.weight
-    if isinstance(weight, QuantisedWeight):
-        return weight.bits, weight.block, column.activations
-    return ()
-
-
-def _check_weight(column: HostColumns) -> None:
-    weight = column.weight
-    if isinstance(weight, QuantisedWeight):
-        if weight.format is not column.format or column.layout is not Layout.NK:
-            raise ValueError(f"a block-quantised {weight.format} weight is no {column.format} {column.layout} weight")
-    else:
-        _check_float(weight, column.format)
-    if not 0 <= column.start <= column.stop <= column.out_features:
-        raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
-
-
-def _check_float(weight: HostArray, wanted: WeightFormat) -> None:
-    if not wanted.is_float:
-        raise ValueError(f"weights of format {wanted} must come as a QuantisedWeight")
-    if weight.dtype != wanted.storage_dtype or weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"an {wanted} weight is a {wanted.storage_dtype} matrix, not {weight.dtype}{weight.shape}")
-    itemsize = wanted.itemsize_bytes
-    row_stride, stride = weight.strides
-    if (stride != itemsize and weight.shape[1] > 1) or row_stride < itemsize * weight.shape[1] or row_stride % itemsize:
-        raise ValueError(f"rows of a weight must be contiguous, not strided by {weight.strides} bytes")
+    storage = column.weight.storage
+    return () if isinstance(storage, Dense) else (storage.bits, storage.block, column.activations)
 
 
 def _sgemm_address() -> int:

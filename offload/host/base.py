@@ -4,23 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from offload.spec.arrays import FloatArray, HostArray
-from offload.spec.linear import Activations, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.arrays import FloatArray
+from offload.spec.linear import Activations
+from offload.spec.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True)
 class HostColumns:
     """One Linear's share of the host work: output columns `start <= n < stop`, possibly none.
 
-    `weight` is the whole weight, [N, K] or [K, N] as `layout` says, in the format's storage dtype. Its rows
-    are contiguous; its address need not be aligned. Of an int8 or int4 format it is a `QuantisedWeight`, and
-    `activations` says how x is treated; for others that means nothing.
+    `weight` is the whole weight. `activations` says how x is treated where that is block-quantised; else it means
+    nothing.
     """
 
-    weight: HostArray | QuantisedWeight
-    format: WeightFormat
-    layout: Layout
+    weight: StoredWeight
     start: int
     stop: int
     activations: Activations = Activations.FLOAT
@@ -28,12 +25,12 @@ class HostColumns:
     @property
     def in_features(self) -> int:
         """K."""
-        return int(self.weight.shape[1 if self.layout is Layout.NK else 0])
+        return self.weight.in_features
 
     @property
     def out_features(self) -> int:
         """N."""
-        return int(self.weight.shape[0 if self.layout is Layout.NK else 1])
+        return self.weight.out_features
 
 
 class HostGroup(Protocol):

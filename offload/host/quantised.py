@@ -13,7 +13,7 @@ from offload.host.kernels.jobs import BLOCK_HEADER, BLOCK_ROW, UNIT
 from offload.host.team import PIECES, Team, piece_units
 from offload.spec.arrays import FloatArray
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.stored_weight import StoredWeight
 
 _DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
 _ALIGNMENT = 64
@@ -76,17 +76,17 @@ class QuantisedGroup:
     def __init__(
         self,
         backend: Backend,
-        weights: Sequence[QuantisedWeight],
+        weights: Sequence[StoredWeight],
         ranges: Sequence[ColumnRange],
         activations: Activations,
     ) -> None:
         """`ranges` are the output columns to multiply. Raises ValueError for weights of different K or blocks."""
-        if len({(weight.in_features, weight.bits, weight.block) for weight in weights}) != 1:
+        if len({(weight.in_features, weight.blocks.bits, weight.blocks.block) for weight in weights}) != 1:
             raise ValueError("quantised Linears of a group must have equal input features, bits and blocks")
         self._backend = backend
         self._weights = tuple(weights)
         self._ranges = tuple(ranges)
-        self._kinds = [QuantisedKind.of(weight.blocked, activations) for weight in weights]
+        self._kinds = [QuantisedKind.of(weight.blocks, activations) for weight in weights]
         self._itemsize = 1 if activations is Activations.INT8 else 4
         self._x: FloatArray | None = None
         self._outputs: tuple[FloatArray, ...] = ()
@@ -117,15 +117,16 @@ class QuantisedGroup:
         if not rows or not sum(units):
             self._calls = []
             return
-        table = [x.ctypes.data, first.in_features, rows, len(units), sum(units), first.blocks]
+        blocks = first.blocks.blocks(first.in_features)
+        table = [x.ctypes.data, first.in_features, rows, len(units), sum(units), blocks]
         threads = self._backend.threads
         piece = piece_units(sum(units), threads, rows, _MULTIPLE)
         table += [*self._places_of_x(rows), self._kinds[0].ready, piece]
         for kind, weight, columns, count, output in zip(
             self._kinds, self._weights, self._ranges, units, outputs, strict=True
         ):
-            zeros = 0 if weight.zero_points is None else _address(weight.zero_points)
-            table += [kind.kernel(rows), _address(weight.packed), _address(weight.scales), zeros]
+            codes, scales, zeros = (*map(_address, weight.arrays), 0)[:3]
+            table += [kind.kernel(rows), codes, scales, zeros]
             table += [columns.start, columns.stop, output.ctypes.data, weight.out_features, count, 0]
         self._table = np.array(table, np.int64)
         assert len(table) == BLOCK_HEADER + BLOCK_ROW * len(units)
@@ -137,9 +138,10 @@ class QuantisedGroup:
 
     def _places_of_x(self, rows: int) -> list[int]:
         """Place x made ready in the scratch: values, scales, sums, and the bytes from one thread's copy to the next."""
-        weight = self._weights[0]
-        values = _aligned(rows * weight.blocks * weight.block * self._itemsize)
-        factors = _aligned(4 * rows * weight.blocks)
+        stored = self._weights[0].blocks
+        blocks = stored.blocks(self._weights[0].in_features)
+        values = _aligned(rows * blocks * stored.block * self._itemsize)
+        factors = _aligned(4 * rows * blocks)
         nbytes = values + 2 * factors
         copies = self._backend.threads if rows == 1 else 1
         wanted = copies * nbytes + _ALIGNMENT

@@ -12,7 +12,7 @@ from offload.plan.packing import ActivationRow, ColumnMatrix, working_memory
 from offload.plan.plan import LinearPlacement, Plan
 from offload.spec.arrays import FloatArray, HostArray, aligned
 from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
-from offload.weights.column_reads import HostWeight
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.registered import host_pieces, pin
 from offload.weights.store import WeightStore
 from offload.weights.vram_ring import Piece, WeightRing
@@ -67,7 +67,7 @@ class DeviceWork:
         device: Device,
         plan: Plan,
         placements: Sequence[LinearPlacement],
-        host_weights: Mapping[str, HostWeight],
+        host_weights: Mapping[str, StoredWeight],
         stack: ExitStack,
     ) -> None:
         """Allocate, and register those of `host_weights` that prefill streams; `stack` gets what undoes it."""
@@ -101,7 +101,7 @@ class DeviceWork:
         device: Device,
         plan: Plan,
         placements: Sequence[LinearPlacement],
-        host_weights: Mapping[str, HostWeight],
+        host_weights: Mapping[str, StoredWeight],
         stack: ExitStack,
     ) -> list[Piece]:
         """Pin the pieces that prefill streams beyond decode; nothing where that is refused."""
@@ -115,7 +115,7 @@ class DeviceWork:
             return []
         return pieces
 
-    def load(self, weights: Mapping[str, HostWeight], on_bytes: Callable[[int], None] | None) -> None:
+    def load(self, weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None] | None) -> None:
         """Load the weights and begin to stream."""
         self.store.load(weights, on_bytes)
         if self._ring is not None:

@@ -1,7 +1,7 @@
 """Host columns that stay in their files: multiplied piece by piece as the read-ahead ring brings them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,11 +10,9 @@ from offload.plan.plan import LinearPlacement
 from offload.plan.ram_tiers import PIECE_BYTES
 from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import ColumnRange, Layout
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.disk_ring import Bytes, DiskRing, FilePart, split_rows
 from offload.weights.mapped_file import file_of, offset_in_file
-
-Weight = HostArray | QuantisedWeight
 
 
 @dataclass(frozen=True)
@@ -26,20 +24,19 @@ class _FilePiece:
 
     placement: LinearPlacement
     rows: ColumnRange
-    weight: Weight
+    weight: StoredWeight
     parts: tuple[FilePart, ...]
 
     def columns(self, read: Sequence[Bytes]) -> HostColumns:
         """The piece as a weight of its own; `read` has the bytes of its parts."""
         linear, host = self.placement.linear, self.placement.host
         bytes_of = iter(read)
-        arrays = [
+        arrays = tuple(
             next(bytes_of).view(array.dtype).reshape(array.shape) if file_of(array) is not None else array
-            for array in _arrays(self.weight)
-        ]
-        weight = self.weight.with_arrays(arrays) if isinstance(self.weight, QuantisedWeight) else arrays[0]
+            for array in self.weight.arrays
+        )
         start, stop = (0, len(self.rows)) if linear.layout is Layout.NK else (host.start, host.stop)
-        return HostColumns(weight, linear.format, linear.layout, start, stop, linear.activations)
+        return HostColumns(replace(self.weight, arrays=arrays), start, stop, linear.activations)
 
 
 class FileTier:
@@ -48,14 +45,13 @@ class FileTier:
     def __init__(
         self,
         groups: Mapping[str, Sequence[LinearPlacement]],
-        weights: Mapping[str, HostArray] | Mapping[str, Weight],
+        weights: Mapping[str, StoredWeight],
         host: HostBackend,
         capacity_bytes: int,
     ) -> None:
         """Allocate the ring.
 
-        `groups` are in running order; `weights` whole ones mapped from files: of block-quantised ones the packed codes
-        are, the rest may be.
+        `groups` are in running order; `weights` whole ones whose first arrays are mapped from files; the rest may be.
         """
         pieces = [piece for group in groups.values() for p in group for piece in _pieces(p, weights[p.linear.name])]
         self._ring = DiskRing([piece.parts for piece in pieces], capacity_bytes)
@@ -112,19 +108,15 @@ class FileGroup:
             y[:, host.start : host.stop] += part[:, host.start : host.stop]
 
 
-def _arrays(weight: Weight) -> tuple[HostArray, ...]:
-    """Give the arrays that store a weight, with a row for every column of [N, K] or for each of K of [K, N]."""
-    return weight.arrays if isinstance(weight, QuantisedWeight) else (weight,)
-
-
-def _pieces(placement: LinearPlacement, weight: Weight) -> list[_FilePiece]:
+def _pieces(placement: LinearPlacement, weight: StoredWeight) -> list[_FilePiece]:
     """The pieces of a Linear, each one read: stored rows, so that [K, N] is cut along K and sums are added up."""
-    linear, arrays = placement.linear, _arrays(weight)
+    linear, arrays = placement.linear, weight.arrays
     rows = placement.host if linear.layout is Layout.NK else ColumnRange(0, linear.in_features)
     found = []
     for start, stop in split_rows(len(rows), sum(map(_row_bytes, arrays)), PIECE_BYTES):
         first, last = rows.start + start, rows.start + stop
-        stored = weight.columns(first, last) if isinstance(weight, QuantisedWeight) else weight[first:last]
+        in_features = linear.in_features if linear.layout is Layout.NK else last - first
+        stored = StoredWeight(weight.storage, in_features, tuple(array[first:last] for array in arrays))
         parts = tuple(_file_part(array, first, last) for array in arrays if file_of(array) is not None)
         found.append(_FilePiece(placement, ColumnRange(first, last), stored, parts))
     return found

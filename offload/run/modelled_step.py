@@ -30,7 +30,6 @@ read from RAM.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from mmap import PAGESIZE
 
 import numpy as np
@@ -44,9 +43,9 @@ from offload.machine.profile import CpuRates, DeviceProfile
 from offload.plan.cost import StepShape, Workload, host_alone, host_s
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.runner import LinearRunner
-from offload.spec.arrays import FloatArray, HostArray
-from offload.spec.linear import BlockFormat, Layout, LinearSpec
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.arrays import FloatArray
+from offload.spec.linear import LinearSpec, Storage
+from offload.spec.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def run_modelled(
         rates = SimulatedRates.of(gpu)
         device = SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates, hollow=True)
     placements = {placement.linear.name: placement for placement in plan.placements}
-    stored = {name: _untouched(placement.linear, placement.linear.blocks) for name, placement in placements.items()}
-    kept = {name: _untouched(placement.linear, placement.host_blocks) for name, placement in placements.items()}
+    stored = {name: _untouched(p.linear, p.linear.storage) for name, p in placements.items()}
+    kept = {name: _untouched(p.linear, p.host_blocks or p.linear.storage) for name, p in placements.items()}
     host = ModelledHost(device, cpu, plan, kept)
     runner = LinearRunner(levels, plan, stored, device, host, host_weights=kept)
     if runner.warning:
@@ -110,9 +109,7 @@ def run_modelled(
 class ModelledHost:
     """A HostBackend that multiplies nothing, but lets the virtual time pass that it would take."""
 
-    def __init__(
-        self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: Mapping[str, HostArray | QuantisedWeight]
-    ) -> None:
+    def __init__(self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: Mapping[str, StoredWeight]) -> None:
         """`weights`: those of the Linears of the plan, by name, as the runner gets them for the host."""
         self.device = device
         self._cpu = cpu
@@ -161,22 +158,9 @@ def _arrays(level: Sequence[LinearSpec], rows: int) -> tuple[dict[str, FloatArra
     return x, y
 
 
-def _untouched(linear: LinearSpec, blocks: BlockFormat | None) -> HostArray | QuantisedWeight:
-    """A weight as it is stored, or block-quantised, on pages that are never written to, and so never there."""
-    if blocks is None:
-        shape = (linear.in_features, linear.out_features)
-        dtype = linear.format.storage_dtype if linear.format.is_float else np.dtype(np.uint8)
-        return _pages(shape if linear.layout is Layout.KN else shape[::-1], dtype)
-    counts, zero_bytes = (linear.out_features, blocks.blocks(linear.in_features)), blocks.zero_bytes(linear.in_features)
-    packed = _pages((*counts, blocks.block * blocks.bits // 8), np.dtype(np.uint8))
-    scales = _pages(counts, blocks.scales.storage_dtype)
-    zeros = _pages((linear.out_features, zero_bytes), np.dtype(np.uint8)) if zero_bytes else None
-    return QuantisedWeight(packed, scales, zeros, blocks.format, linear.in_features)
-
-
-def _pages(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> HostArray:
-    """An array that shares no page with others."""
-    nbytes = prod(shape) * dtype.itemsize
+def _untouched(linear: LinearSpec, storage: Storage) -> StoredWeight:
+    """A weight on pages that it shares with no other, that are never written to, and so never there."""
+    nbytes = linear.out_features * storage.column_bytes(linear.in_features)
     block = np.empty(nbytes + 2 * PAGESIZE, np.uint8)
     start = -block.ctypes.data % PAGESIZE
-    return block[start : start + nbytes].view(dtype).reshape(shape)
+    return StoredWeight.over(block[start : start + nbytes], storage, linear.in_features, linear.out_features)

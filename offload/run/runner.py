@@ -14,9 +14,7 @@ from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.run.file_tier import FileTier
 from offload.spec.arrays import FloatArray
-from offload.spec.linear import Layout
-from offload.spec.quantised import QuantisedWeight
-from offload.weights.column_reads import HostWeight
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.mapped_file import file_of
 
 _TRACK = "linears"
@@ -45,15 +43,14 @@ class _LevelWork:
 class _HostSide:
     """The weights of host columns, by Linear, and their backend."""
 
-    weights: Mapping[str, HostWeight]
+    weights: Mapping[str, StoredWeight]
     backend: HostBackend | None
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
         """Tell whether its host columns are read at every step; those in no mapped file stay where they lie."""
         if placement.tier is not HostTier.FILE or not len(placement.host):
             return False
-        weight = self.weights[placement.linear.name]
-        return file_of(weight.packed if isinstance(weight, QuantisedWeight) else weight) is not None
+        return file_of(self.weights[placement.linear.name].arrays[0]) is not None
 
     @property
     def given_backend(self) -> HostBackend:
@@ -70,12 +67,12 @@ class LinearRunner:
         self,
         levels: Sequence[Sequence[str]],
         plan: Plan,
-        weights: Mapping[str, HostWeight],
+        weights: Mapping[str, StoredWeight],
         device: Device | None,
         host: HostBackend | None,
         timeline: Timeline | None = None,
         on_bytes: Callable[[int], None] | None = None,
-        host_weights: Mapping[str, HostWeight] | None = None,
+        host_weights: Mapping[str, StoredWeight] | None = None,
     ) -> None:
         """Allocate everything and load the device columns.
 
@@ -266,8 +263,6 @@ def _host_work(
     columns = [
         HostColumns(
             host_side.weights[placement.linear.name],
-            placement.host_format,
-            placement.linear.layout if placement.host_format.is_float else Layout.NK,
             placement.host_in(prefill).start,
             placement.host_in(prefill).stop,
             placement.linear.activations,

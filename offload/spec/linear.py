@@ -1,8 +1,9 @@
-"""The nouns of placement: a Linear, its weight format, and ranges of its output columns."""
+"""The nouns of placement: a Linear, how its weight is stored, and ranges of its output columns."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,9 +52,51 @@ BLOCKS = (16, 32, 64, 128, 256)  # elements of K that may share a scale
 REQUANTISED_BLOCK = 64  # those that do in weights that are quantised on load
 
 
+class Layout(StrEnum):
+    """The order of a weight in memory, K = in_features and N = out_features; both row-major."""
+
+    KN = "KN"  # y = x @ W, as ONNX MatMul stores it: a column is strided
+    NK = "NK"  # y = x @ W.T, as torch.nn.Linear stores it: a column is contiguous
+
+
+class ArraySpec(NamedTuple):
+    """One of the arrays that store a weight."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Describes how a weight of floats is stored: as one matrix."""
+
+    format: WeightFormat
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a format whose elements are no numbers by themselves."""
+        if not self.format.is_float:
+            raise ValueError(f"weights of format {self.format} are stored in blocks")
+
+    def arrays(self, in_features: int, out_features: int) -> tuple[ArraySpec, ...]:
+        """The matrix of a weight of this size."""
+        shape = (in_features, out_features) if self.layout is Layout.KN else (out_features, in_features)
+        return (ArraySpec("weight", self.format.storage_dtype, shape),)
+
+    def column_bytes(self, in_features: int) -> int:
+        """Bytes of one column."""
+        return in_features * self.format.itemsize_bytes
+
+
 @dataclass(frozen=True)
 class BlockFormat:
-    """Describes how a block-quantised weight is stored: see QuantisedWeight, whose arrays it gives the sizes of."""
+    """Describes how a block-quantised weight is stored, as ONNX's MatMulNBits has it.
+
+    Element k of column n is (code - zero point) * scale; each block of K has a scale and a zero point, which is 8
+    (int4) or 128 (int8) where none are stored. Codes and zero points are unsigned; of two int4 in a byte the low half
+    is the first. What the last block has beyond K is read and counts nothing.
+    """
 
     bits: int
     block: int  # elements of K that share a scale
@@ -79,6 +122,19 @@ class BlockFormat:
         """int8 or int4."""
         return WeightFormat.INT8 if self.bits == 8 else WeightFormat.INT4
 
+    @property
+    def layout(self) -> Layout:
+        """NK: every array has a row for each column."""
+        return Layout.NK
+
+    def arrays(self, in_features: int, out_features: int) -> tuple[ArraySpec, ...]:
+        """Codes, scales and zero points, where there are any, of a weight of this size."""
+        n, blocks, byte = out_features, self.blocks(in_features), np.dtype(np.uint8)
+        codes = ArraySpec("codes", byte, (n, blocks, self.block * self.bits // 8))
+        scales = ArraySpec("scales", self.scales.storage_dtype, (n, blocks))
+        zeros = ArraySpec("zero points", byte, (n, self.zero_bytes(in_features)))
+        return (codes, scales, zeros) if self.zeros else (codes, scales)
+
     def blocks(self, in_features: int) -> int:
         """Blocks of one column; the last is padded."""
         return -(-in_features // self.block)
@@ -100,11 +156,7 @@ class BlockFormat:
         return self.code_bytes(in_features) + self.scale_bytes(in_features) + self.zero_bytes(in_features)
 
 
-class Layout(StrEnum):
-    """The order of a weight in memory, K = in_features and N = out_features; both row-major."""
-
-    KN = "KN"  # y = x @ W, as ONNX MatMul stores it: a column is strided
-    NK = "NK"  # y = x @ W.T, as torch.nn.Linear stores it: a column is contiguous
+Storage = Dense | BlockFormat
 
 
 @dataclass(frozen=True)
@@ -141,6 +193,11 @@ class LinearSpec:
     host_only_reason: str = ""  # not empty: why this Linear cannot leave the CPU
     blocks: BlockFormat | None = None
     activations: Activations = Activations.INT8
+
+    @property
+    def storage(self) -> Storage:
+        """How its weight is stored. Raises ValueError for one that only onnxruntime multiplies."""
+        return self.blocks or Dense(self.format, self.layout)
 
     @property
     def is_quantisable(self) -> bool:

@@ -7,20 +7,17 @@ import numpy.typing as npt
 
 from offload.plan.packing import ColumnMatrix
 from offload.spec.arrays import HostArray
-from offload.spec.linear import BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import ColumnRange, Dense, Layout, LinearSpec
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.reads import copy_part
 from offload.weights.requantise import requantise
 
-HostWeight = HostArray | QuantisedWeight
 
-
-def read_rows(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], start: int, out: HostArray) -> None:
+def read_rows(matrix: ColumnMatrix, weights: Mapping[str, StoredWeight], start: int, out: HostArray) -> None:
     """Write the stored rows of a matrix of floats from `start` on into `out`, as many as it has."""
     stop = start + len(out)
     for (linear, columns), position in zip(matrix.segments, matrix.positions(), strict=True):
-        weight = weights[linear.name]
-        assert not isinstance(weight, QuantisedWeight)
+        (weight,) = weights[linear.name].arrays
         if matrix.layout is Layout.KN:
             part = out[:, position : position + len(columns)]
             copy_part(weight, slice(start, stop), slice(columns.start, columns.stop), part)
@@ -32,39 +29,24 @@ def read_rows(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], start: in
             copy_part(weight, rows, slice(0, linear.in_features), out[first - start : last - start])
 
 
-def read_blocks(matrix: ColumnMatrix, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
+def read_blocks(matrix: ColumnMatrix, weights: Mapping[str, StoredWeight], out: npt.NDArray[np.uint8]) -> None:
     """Write a block-quantised matrix into `out`, its bytes as DeviceBlocks has them; float weights are quantised."""
     for linear, columns, target in _targets(matrix, out):
         weight = weights[linear.name]
-        if isinstance(weight, QuantisedWeight):
-            for source, part in zip(weight.arrays, target.arrays, strict=True):
-                width = part.nbytes // len(part) // part.itemsize
-                rows = slice(columns.start, columns.stop)
-                copy_part(source.reshape(len(source), -1), rows, slice(0, width), part.reshape(len(part), -1))
-        else:
-            requantise(weight, linear, columns, target)
+        if isinstance(weight.storage, Dense):
+            requantise(weight, columns, target)
+            continue
+        for source, part in zip(weight.arrays, target.arrays, strict=True):
+            width = part.nbytes // len(part) // part.itemsize
+            rows = slice(columns.start, columns.stop)
+            copy_part(source.reshape(len(source), -1), rows, slice(0, width), part.reshape(len(part), -1))
 
 
 def _targets(
     matrix: ColumnMatrix, memory: npt.NDArray[np.uint8]
-) -> Iterator[tuple[LinearSpec, ColumnRange, QuantisedWeight]]:
+) -> Iterator[tuple[LinearSpec, ColumnRange, StoredWeight]]:
     """Yield each Linear, its columns and their place in `memory`."""
     assert matrix.blocks is not None
-    whole = blocks_in(memory, matrix.blocks, matrix.columns, matrix.in_features)
+    whole = StoredWeight.over(memory, matrix.blocks, matrix.in_features, matrix.columns)
     for (linear, columns), position in zip(matrix.segments, matrix.positions(), strict=True):
         yield linear, columns, whole.columns(position, position + len(columns))
-
-
-def blocks_in(memory: npt.NDArray[np.uint8], blocks: BlockFormat, columns: int, in_features: int) -> QuantisedWeight:
-    """A weight over contiguous bytes, which has its arrays as DeviceBlocks has them."""
-    count = blocks.blocks(in_features)
-    code_bytes = columns * blocks.code_bytes(in_features)
-    scales_end = code_bytes + columns * blocks.scale_bytes(in_features)
-    scale_type = np.float16 if blocks.scales is WeightFormat.FP16 else np.float32
-    return QuantisedWeight(
-        memory[:code_bytes].reshape(columns, count, -1),
-        memory[code_bytes:scales_end].view(scale_type).reshape(columns, count),
-        memory[scales_end:].reshape(columns, -1) if blocks.zeros else None,
-        blocks.format,
-        in_features,
-    )

@@ -16,14 +16,13 @@ from offload.errors import PinningError
 from offload.plan.packing import ColumnMatrix, split_columns
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray
-from offload.spec.linear import ColumnRange, Layout
-from offload.spec.quantised import QuantisedWeight
-from offload.weights.column_reads import HostWeight
+from offload.spec.linear import ColumnRange
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.vram_ring import Piece
 
 
 def host_pieces(
-    placements: Iterable[LinearPlacement], weights: Mapping[str, HostWeight], slot_bytes: int
+    placements: Iterable[LinearPlacement], weights: Mapping[str, StoredWeight], slot_bytes: int
 ) -> list[Piece]:
     """The columns that prefill streams beyond those of decode, in pieces of one Linear each; views of `weights`."""
     pieces = []
@@ -35,13 +34,8 @@ def host_pieces(
         weight = weights[linear.name]
         whole = ColumnMatrix(((linear, ColumnRange(first, first + beyond)),), placement.host_blocks)
         for part in split_columns(beyond, whole.column_bytes, slot_bytes):
-            columns = slice(first + part.start, first + part.stop)
-            pinned: tuple[HostArray, ...]
-            if isinstance(weight, QuantisedWeight):
-                pinned = tuple(_in_rows(array)[columns] for array in weight.arrays)
-            else:
-                pinned = (weight[columns] if linear.layout is Layout.NK else weight[:, columns],)
-            pieces.append(Piece(whole.cut(part), pinned))
+            columns = weight.columns(first + part.start, first + part.stop)
+            pieces.append(Piece(whole.cut(part), tuple(array.reshape(len(array), -1) for array in columns.arrays)))
     return pieces
 
 
@@ -65,11 +59,6 @@ def pin(device: Device, pieces: Sequence[Piece], stack: ExitStack) -> None:
                 device.pin(part)
                 registered.callback(device.unpin, part)
         stack.enter_context(registered.pop_all())
-
-
-def _in_rows(array: HostArray) -> HostArray:
-    """A row for each column of the weight."""
-    return array.reshape(len(array), -1)
 
 
 def _own_memory(matrix: ColumnMatrix, pinned: HostArray) -> npt.NDArray[np.uint8]:

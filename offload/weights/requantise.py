@@ -11,8 +11,8 @@ from offload.host.kernels import requantise as requantise_loops
 from offload.host.team import PIECES, shared_team
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray, aligned
-from offload.spec.linear import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.mapped_file import file_of
 from offload.weights.reads import byte_parts, read_bytes, run_parallel
 
@@ -22,35 +22,30 @@ _READ_BYTES = 4 << 20  # by one thread
 
 
 def requantise_into_ram(
-    placements: Iterable[LinearPlacement], weights: Mapping[str, HostArray], on_bytes: Callable[[int], None]
-) -> dict[str, QuantisedWeight]:
+    placements: Iterable[LinearPlacement], weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None]
+) -> dict[str, StoredWeight]:
     """The host columns of `placements` in their `host_format`, int8 or int4, by the names of their Linears.
 
-    `weights` are whole, [N, K] or [K, N]; of those in mapped files 16 MiB are held at a time, or a block of K where
+    `weights` are whole; of those in mapped files 16 MiB are held at a time, or a block of K where
     that is more, past the mapping. What a result has of other columns is undefined, and takes no memory. `on_bytes` is
     called with the bytes of every part. int8: scale = largest magnitude / 127. int4: as ggml's Q4_0 with a fitted
     scale. Raises OffloadError for a file that has become shorter or cannot be read.
     """
     chosen = list(placements)
-    sizes = [_sizes(placement) for placement in chosen]
+    formats = [BlockFormat.made_on_load(placement.host_format) for placement in chosen]
+    sizes = [
+        placement.linear.out_features * blocks.column_bytes(placement.linear.in_features)
+        for placement, blocks in zip(chosen, formats, strict=True)
+    ]
     # numpy asks for huge pages; what is not written to is not there.
-    memory = np.empty(sum(aligned(size) for pair in sizes for size in pair), np.uint8)
+    memory = np.empty(sum(map(aligned, sizes)), np.uint8)
     position, done = 0, {}
-    for placement, (packed_bytes, scale_bytes) in zip(chosen, sizes, strict=True):
-        packed = memory[position : position + packed_bytes]
-        position += aligned(packed_bytes)
-        scales = memory[position : position + scale_bytes]
-        position += aligned(scale_bytes)
+    for placement, blocks, nbytes in zip(chosen, formats, sizes, strict=True):
         linear, host = placement.linear, placement.host
-        target = QuantisedWeight(
-            packed.reshape(linear.out_features, -(-linear.in_features // REQUANTISED_BLOCK), -1),
-            scales.view(np.float16).reshape(linear.out_features, -1),
-            None,
-            placement.host_format,
-            linear.in_features,
-        )
-        requantise(weights[linear.name], linear, host, target.columns(host.start, host.stop), on_bytes)
-        done[linear.name] = target
+        here = memory[position : position + nbytes]
+        position += aligned(nbytes)
+        done[linear.name] = StoredWeight.over(here, blocks, linear.in_features, linear.out_features)
+        requantise(weights[linear.name], host, done[linear.name].columns(host.start, host.stop), on_bytes)
     return done
 
 
@@ -62,10 +57,9 @@ def warm_up(kinds: Iterable[tuple[WeightFormat, Layout, WeightFormat]]) -> None:
 
 
 def requantise(
-    weight: HostArray,
-    linear: LinearSpec,
+    weight: StoredWeight,
     columns: ColumnRange,
-    into: QuantisedWeight,
+    into: StoredWeight,
     on_bytes: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
     """Write some columns of a whole float weight into `into`, which has as many and is symmetric with fp16 scales.
@@ -73,29 +67,31 @@ def requantise(
     Of a mapped file, 16 MiB are held at a time, or a block of K where that is more, past the mapping. Raises
     OffloadError for a file that has become shorter or cannot be read.
     """
-    is_nk = linear.layout is Layout.NK
-    kernel = _kernel(linear.format, linear.layout, into.format)
+    (matrix,), layout = weight.arrays, weight.storage.layout
+    is_nk = layout is Layout.NK
+    kernel = _kernel(weight.storage.format, layout, into.storage.format)
     job, team = compiled.kernel_address(jobs.requantise), shared_team()
-    rows = columns if is_nk else ColumnRange(0, linear.in_features)
-    step = _rows_a_part(weight, linear.layout)
-    held_rows = min(step, len(rows)) if file_of(weight) is not None else 0
-    buffer = np.empty(held_rows * (weight.nbytes // len(weight)), np.uint8)
-    packed, scales = _address(into.packed), _address(into.scales)
+    rows = columns if is_nk else ColumnRange(0, weight.in_features)
+    step = _rows_a_part(matrix, layout)
+    held_rows = min(step, len(rows)) if file_of(matrix) is not None else 0
+    buffer = np.empty(held_rows * (matrix.nbytes // len(matrix)), np.uint8)
+    (codes, scales), blocks = into.arrays, into.blocks.blocks(into.in_features)
+    first_code, first_scale = _address(codes), _address(scales)
     if not is_nk:  # the kernel counts the columns of both from those of the weight
-        packed -= columns.start * into.packed.strides[0]
-        scales -= columns.start * into.scales.strides[0]
+        first_code -= columns.start * codes.strides[0]
+        first_scale -= columns.start * scales.strides[0]
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        part = _rows(weight, start, stop, buffer)
+        part = _rows(matrix, start, stop, buffer)
         if is_nk:  # columns from `start` on
-            k, first, last, written = linear.in_features, 0, stop - start, (start - columns.start) * into.blocks
+            k, first, last, written = weight.in_features, 0, stop - start, (start - columns.start) * blocks
         else:  # all columns, and of each the blocks from `start` on
             k, first, last, written = stop - start, columns.start, columns.stop, start // REQUANTISED_BLOCK
-        target = packed + written * into.packed.strides[1], scales + written * into.scales.itemsize
+        target = first_code + written * codes.strides[1], first_scale + written * scales.itemsize
         ld = part.strides[0] // part.itemsize
-        task = np.array([kernel, _address(part), ld, k, into.blocks, first, last, *target], np.int64)
+        task = np.array([kernel, _address(part), ld, k, blocks, first, last, *target], np.int64)
         team.run(job, (task.ctypes.data,), team.threads, min(last - first, PIECES * team.threads))
-        on_bytes(k * (last - first) * weight.itemsize)
+        on_bytes(k * (last - first) * matrix.itemsize)
 
 
 def _rows_a_part(weight: HostArray, layout: Layout) -> int:
@@ -115,15 +111,6 @@ def _rows(weight: HostArray, start: int, stop: int, buffer: npt.NDArray[np.uint8
         for first, last in byte_parts(0, part.nbytes, _READ_BYTES)
     )
     return part.view(weight.dtype).reshape(stop - start, -1)
-
-
-def _sizes(placement: LinearPlacement) -> tuple[int, int]:
-    """Bytes of the packed weight and of its scales."""
-    linear, blocks = placement.linear, BlockFormat.made_on_load(placement.host_format)
-    return (
-        linear.out_features * blocks.code_bytes(linear.in_features),
-        linear.out_features * blocks.scale_bytes(linear.in_features),
-    )
 
 
 def _address(array: HostArray) -> int:

@@ -20,9 +20,9 @@ from offload.plan.packing import (
 )
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import aligned
-from offload.spec.linear import ColumnRange, Layout, LinearSpec
-from offload.spec.quantised import QuantisedWeight
-from offload.weights.column_reads import HostWeight, read_blocks, read_rows
+from offload.spec.linear import ColumnRange, LinearSpec
+from offload.spec.stored_weight import StoredWeight
+from offload.weights.column_reads import read_blocks, read_rows
 from offload.weights.reads import READERS, run_parallel
 from offload.weights.vram_ring import Piece, lying_at
 
@@ -66,8 +66,8 @@ class WeightStore:
             self.weights.append(lying_at(matrix, self._memory, offset_bytes))
             offset_bytes += aligned(matrix.nbytes)
 
-    def load(self, weights: Mapping[str, HostWeight], on_bytes: Callable[[int], None] | None = None) -> None:
-        """Fill the store from whole weights, [K, N] or [N, K] in their storage dtype, and wait for it.
+    def load(self, weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None] | None = None) -> None:
+        """Fill the store from whole weights, and wait for it.
 
         What is streamed in another format than it is stored in is quantised on the way. `on_bytes` is called with the
         number of bytes after every part. A hollow device reads nothing. Raises ValueError for a weight that differs
@@ -98,7 +98,7 @@ class WeightStore:
             self._device.free(self._memory)
             self._memory = None
 
-    def _load_resident(self, weights: Mapping[str, HostWeight], report: Callable[[int], None]) -> None:
+    def _load_resident(self, weights: Mapping[str, StoredWeight], report: Callable[[int], None]) -> None:
         """Read the next part into one half of the staging buffer while the other is copied."""
         half_bytes = staging_bytes(self._placements) // 2
         staging = self._device.allocate_pinned(2 * half_bytes)
@@ -125,7 +125,7 @@ class WeightStore:
 class _ResidentPart:
     """A part of a resident matrix: how to read its bytes, and where they go, one after another."""
 
-    read: Callable[[Mapping[str, HostWeight], npt.NDArray[np.uint8]], None]
+    read: Callable[[Mapping[str, StoredWeight], npt.NDArray[np.uint8]], None]
     targets: tuple[DeviceArray, ...]
 
     @property
@@ -147,7 +147,9 @@ def _parts(matrix: ColumnMatrix, weight: DeviceWeight, most_bytes: int) -> Itera
         yield _ResidentPart(partial(_read_rows, matrix, start), (weight.rows(start, stop),))
 
 
-def _read_rows(matrix: ColumnMatrix, start: int, weights: Mapping[str, HostWeight], out: npt.NDArray[np.uint8]) -> None:
+def _read_rows(
+    matrix: ColumnMatrix, start: int, weights: Mapping[str, StoredWeight], out: npt.NDArray[np.uint8]
+) -> None:
     """As `read_rows`, by several threads where that is worth starting them."""
     columns = matrix.shape[1]
     rows = out.view(matrix.format.storage_dtype).reshape(-1, columns)
@@ -176,15 +178,8 @@ def _pinned(device: Device, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]
     return arrays
 
 
-def _check_weight(linear: LinearSpec, weight: HostWeight) -> None:
-    if isinstance(weight, QuantisedWeight):
-        if (weight.blocked, weight.shape) != (linear.blocks, (linear.out_features, linear.in_features)):
-            raise ValueError(f"{linear.name}: expected a weight in {linear.blocks}, not in {weight.blocked}")
-        return
-    shape = (linear.in_features, linear.out_features)
-    expected = shape if linear.layout is Layout.KN else shape[::-1]
-    if weight.shape != expected or weight.dtype != linear.format.storage_dtype:
-        raise ValueError(
-            f"{linear.name}: expected a weight {list(expected)} of {linear.format.storage_dtype},"
-            f" not {list(weight.shape)} of {weight.dtype}"
-        )
+def _check_weight(linear: LinearSpec, weight: StoredWeight) -> None:
+    found = weight.storage, weight.in_features, weight.out_features
+    if found != (linear.storage, linear.in_features, linear.out_features):
+        sizes = f"{linear.in_features} to {linear.out_features} features in {linear.storage}"
+        raise ValueError(f"{linear.name}: expected a weight of {sizes}, not of {found[1]} to {found[2]} in {found[0]}")

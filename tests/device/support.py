@@ -12,7 +12,7 @@ from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, Stream
 from offload.plan.scratch import scratch_bytes
 from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.stored_weight import StoredWeight
 from tests.quantised import exact, seen
 
 
@@ -51,13 +51,10 @@ def download(device: Any, stream: Any, array: DeviceArray) -> HostArray:
     return pinned.view(array.format.storage_dtype).reshape(array.shape).copy()
 
 
-def upload_blocks(
-    device: Any, stream: Any, allocation: Any, offset_bytes: int, weight: QuantisedWeight
-) -> DeviceBlocks:
+def upload_blocks(device: Any, stream: Any, allocation: Any, offset_bytes: int, weight: StoredWeight) -> DeviceBlocks:
     """Copy a block-quantised weight to a place on the device."""
-    arrays = [weight.packed, weight.scales, *([] if weight.zero_points is None else [weight.zero_points])]
-    stored = np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
-    w = DeviceBlocks(allocation, offset_bytes, weight.out_features, weight.in_features, weight.blocked)
+    stored = np.concatenate([array.reshape(-1).view(np.uint8) for array in weight.arrays])
+    w = DeviceBlocks(allocation, offset_bytes, weight.out_features, weight.in_features, weight.blocks)
     upload(device, stream, allocation, offset_bytes, stored[None], WeightFormat.INT8)
     return w
 
@@ -192,14 +189,20 @@ def make_plan(
     )
 
 
-def in_one_block(weights: Mapping[str, HostArray]) -> dict[str, HostArray]:
+def as_stored(spec: LinearSpec, matrix: HostArray) -> StoredWeight:
+    """A matrix of floats as the weight of a Linear."""
+    return StoredWeight(spec.storage, spec.in_features, (matrix,))
+
+
+def in_one_block(weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
     """Copies that lie one after another in memory of ours, as host columns do."""
     block = np.empty(sum(aligned(weight.nbytes) for weight in weights.values()), np.uint8)
     copies, position = {}, 0
     for name, weight in weights.items():
         part = block[position : position + weight.nbytes]
-        part[:] = weight.reshape(-1).view(np.uint8)
-        copies[name] = part.view(weight.dtype).reshape(weight.shape)
+        copies[name] = StoredWeight.over(part, weight.storage, weight.in_features, weight.out_features)
+        for target, array in zip(copies[name].arrays, weight.arrays, strict=True):
+            target[...] = array
         position += aligned(weight.nbytes)
     return copies
 
@@ -218,12 +221,13 @@ class NumpyHostGroup:
     def multiply(self, x: Any, outputs: Sequence[Any]) -> None:
         for part, output in zip(self._columns, outputs, strict=True):
             seen_x = x
-            if isinstance(part.weight, QuantisedWeight):
+            storage = part.weight.storage
+            if isinstance(storage, BlockFormat):
                 weight = exact(part.weight).T
-                seen_x = seen(x, part.weight.block, part.activations)
+                seen_x = seen(x, storage.block, part.activations)
             else:
-                weight = to_float64(part.weight, part.format)
-                weight = weight if part.layout is Layout.KN else weight.T
+                weight = to_float64(part.weight.arrays[0], storage.format)
+                weight = weight if storage.layout is Layout.KN else weight.T
             output[:, part.start : part.stop] = seen_x @ weight[:, part.start : part.stop]
 
 

@@ -17,9 +17,8 @@ from offload.plan.plan import HostTier, LinearPlacement
 from offload.plan.ram_tiers import PAGE_BYTES, READ_AHEAD, ram_bytes
 from offload.run.file_tier import FileTier
 from offload.run.runner import LinearRunner
-from offload.spec.arrays import HostArray
-from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.disk_ring import DiskRing
 from offload.weights.mapped_file import map_array
 from tests.device.support import NumpyHost, blocks_linear, in_one_block, make_plan, place
@@ -42,22 +41,23 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiskRing, "release", spoil_and_release)
 
 
-def in_a_file(model: Model, path: Path) -> dict[str, HostArray]:
+def in_a_file(model: Model, path: Path) -> dict[str, StoredWeight]:
     """The model's weights, written into one file and mapped."""
     with path.open("wb") as file:
         file.write(bytes(_FILE_HEADER_BYTES))
         for weight in model.weights.values():
-            file.write(weight.tobytes())
-    mapped: dict[str, HostArray] = {}
+            file.write(weight.arrays[0].tobytes())
+    mapped: dict[str, StoredWeight] = {}
     offset = _FILE_HEADER_BYTES
     for name, weight in model.weights.items():
-        mapped[name] = map_array(path, weight.dtype, offset, weight.shape)
+        (array,) = weight.arrays
+        mapped[name] = replace(weight, arrays=(map_array(path, array.dtype, offset, array.shape),))
         offset += weight.nbytes
     return mapped
 
 
 def file_runner(
-    model: Model, placements: list[LinearPlacement], device: Any, weights: Mapping[str, HostArray]
+    model: Model, placements: list[LinearPlacement], device: Any, weights: Mapping[str, StoredWeight]
 ) -> LinearRunner:
     plan = replace(make_plan(placements, CHUNK, SLOTS, SLOT_BYTES), read_ahead_bytes=12 * PAGE_BYTES)
     return LinearRunner(model.names, plan, weights, device, NumpyHost())
@@ -143,9 +143,9 @@ def test_a_step_fails_when_the_file_shrinks_and_so_does_the_next(device: Any, tm
     runner.close()
 
 
-def blocks_in_a_file(weight: QuantisedWeight, path: Path, scales_in_ram: bool = False) -> QuantisedWeight:
+def blocks_in_a_file(weight: StoredWeight, path: Path, scales_in_ram: bool = False) -> StoredWeight:
     """The same weight with its arrays mapped from one file, in another order than they are used in."""
-    mapped: list[HostArray] = []
+    mapped = []
     with path.open("wb") as file:
         file.write(bytes(_FILE_HEADER_BYTES))
         for array in reversed(weight.arrays):
@@ -153,16 +153,16 @@ def blocks_in_a_file(weight: QuantisedWeight, path: Path, scales_in_ram: bool = 
             file.write(array.tobytes())
             file.flush()
             mapped.append(map_array(path, array.dtype, offset, array.shape))
-    return weight.with_arrays([mapped[-1], *(weight.arrays[1:] if scales_in_ram else mapped[-2::-1])])
+    return replace(weight, arrays=(mapped[-1], *(weight.arrays[1:] if scales_in_ram else mapped[-2::-1])))
 
 
 def placed_blocks(
-    weight: QuantisedWeight, host_start: int = 0, activations: Activations = Activations.FLOAT
+    weight: StoredWeight, host_start: int = 0, activations: Activations = Activations.FLOAT
 ) -> LinearPlacement:
     n = weight.out_features
-    spec = blocks_linear("w", "w", weight.in_features, n, weight.blocked, activations)
+    spec = blocks_linear("w", "w", weight.in_features, n, weight.blocks, activations)
     ranges = ColumnRange(0, host_start), ColumnRange(host_start, host_start), ColumnRange(host_start, n)
-    return LinearPlacement(spec, *ranges, "test", weight.format, HostTier.FILE)
+    return LinearPlacement(spec, *ranges, "test", weight.storage.format, HostTier.FILE)
 
 
 @pytest.mark.parametrize("activations", list(Activations))
@@ -183,7 +183,7 @@ def test_blocks_are_multiplied_as_in_ram(
         monkeypatch.setattr("offload.run.file_tier.PIECE_BYTES", piece_bytes)
         placement = placed_blocks(weight, host_start, activations)
         mapped = blocks_in_a_file(weight, tmp_path / "weights", scales_in_ram)
-        in_ram = backend.group([HostColumns(weight, weight_format, Layout.NK, host_start, 207, activations)])
+        in_ram = backend.group([HostColumns(weight, host_start, 207, activations)])
         files = FileTier({"w": [placement]}, {"w": mapped}, backend, 12 * PAGE_BYTES)
         with closing(files):
             files.start()
@@ -208,7 +208,8 @@ def test_the_planned_buffer_holds_several_pieces_of_blocks(
             file.truncate(offset + nbytes)
         arrays.append(map_array(tmp_path / "weights", dtype, offset, shape))
         offset += nbytes
-    weight = QuantisedWeight(arrays[0], arrays[1], arrays[2] if zero_points else None, WeightFormat.INT4, k)
+    storage = BlockFormat(4, 16, WeightFormat.FP32, zero_points)
+    weight = StoredWeight(storage, k, tuple(arrays[: 3 if zero_points else 2]))
     placement = placed_blocks(weight)
     asked: list[tuple[list[int], int]] = []
     monkeypatch.setattr("offload.weights.disk_ring.seats", lambda spans, capacity: asked.append((spans, capacity)))

@@ -16,7 +16,7 @@ from offload.devices.simulated.happens_before import AccessHistory, StreamOrderE
 from offload.devices.simulated.rates import SimulatedRates
 from offload.run.runner import LinearRunner
 from offload.spec.linear import WeightFormat
-from tests.device.support import NumpyHost, in_one_block, linear, make_plan, place
+from tests.device.support import NumpyHost, as_stored, in_one_block, linear, make_plan, place
 from tests.device.test_ring import COLUMNS, Stage
 
 FAST_COPIES = SimulatedRates(1e15, 1e15, copy_latency_s=1e-12, launch_s=1e-3)
@@ -87,7 +87,7 @@ def test_a_missing_wait_of_the_ring_is_found(
 
 def make_runner(device: Any) -> LinearRunner:
     spec = linear("q", "q", 32, 64)
-    weights = {"q": np.ones((64, 32), np.float16)}
+    weights = {"q": as_stored(spec, np.ones((64, 32), np.float16))}
     plan = make_plan([place(spec, 0.5, 0.25)], chunk_tokens=2, slots=1, slot_bytes=512)
     return LinearRunner([["q"]], plan, weights, device, NumpyHost())
 
@@ -189,8 +189,9 @@ def test_a_missing_wait_of_a_change_of_phase_is_found(
 
 def test_unpinning_columns_in_use_is_found() -> None:
     device = SimulatedDevice(1 << 20)
-    weights = in_one_block({"q": np.ones((64, 32), np.float16)})
-    plan = make_plan([place(linear("q", "q", 32, 64), 0, 0, 1)], 2, slots=1, slot_bytes=512, prefill_tokens=2)
+    spec = linear("q", "q", 32, 64)
+    weights = in_one_block({"q": as_stored(spec, np.ones((64, 32), np.float16))})
+    plan = make_plan([place(spec, 0, 0, 1)], 2, slots=1, slot_bytes=512, prefill_tokens=2)
     runner = LinearRunner([["q"]], plan, weights, device, NumpyHost())
     assert runner._work is not None
     step = runner._work.bind(runner._prefill_levels[0].device, 2)

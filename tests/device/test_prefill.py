@@ -11,11 +11,11 @@ from offload.devices.cuda.device import CudaDevice
 from offload.errors import PinningError
 from offload.plan.plan import HostTier, LinearPlacement
 from offload.run.runner import LinearRunner
-from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, LinearSpec
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.mapped_file import map_array
 from tests.device.emulated_cupy import EmulatedCupy
-from tests.device.support import NumpyHost, NumpyHostGroup, in_one_block, linear, make_plan, place
+from tests.device.support import NumpyHost, NumpyHostGroup, as_stored, in_one_block, linear, make_plan, place
 from tests.device.test_runner import BF16, CHUNK, FP16, SLOT_BYTES, SLOTS, Model
 
 PREFILL = 4  # tokens from which on a step is prefill
@@ -35,7 +35,7 @@ def placed(model: Model, shares: str) -> list[LinearPlacement]:
 
 
 def make_runner(
-    model: Model, shares: str, device: Any, host_weights: Mapping[str, HostArray] | None = None
+    model: Model, shares: str, device: Any, host_weights: Mapping[str, StoredWeight] | None = None
 ) -> LinearRunner:
     plan = make_plan(placed(model, shares), CHUNK, SLOTS, SLOT_BYTES, prefill_tokens=PREFILL)
     host_weights = host_weights or in_one_block(model.weights)
@@ -122,7 +122,7 @@ def test_a_plan_without_prefill_tokens_pins_nothing(device: Any, monkeypatch: py
 def test_only_the_pages_that_prefill_streams_are_pinned(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight of 4096 columns of 64 bytes: columns 2048 to 3072 of it are 64 KiB."""
     spec = linear("q", "q", 32, 4096)
-    weights = in_one_block({"q": np.ones((4096, 32), np.float16)})
+    weights = in_one_block({"q": as_stored(spec, np.ones((4096, 32), np.float16))})
     pinned: list[int] = []
     pin, unpin = device.pin, device.unpin
     monkeypatch.setattr(device, "pin", lambda part: pinned.append(part.nbytes) or pin(part))
@@ -154,8 +154,8 @@ def test_a_mapped_file_is_never_pinned(device: Any, tmp_path: Path, monkeypatch:
     model = Model()
     monkeypatch.setattr(device, "pin", None)
     mapped = in_one_block(model.weights)
-    (tmp_path / "weight").write_bytes(mapped["q0"].tobytes())
-    mapped["q0"] = map_array(tmp_path / "weight", np.float16, 0, mapped["q0"].shape)
+    (tmp_path / "weight").write_bytes(mapped["q0"].arrays[0].tobytes())
+    mapped["q0"] = as_stored(model.linears[0], map_array(tmp_path / "weight", np.float16, 0, (64, 48)))
     runner = make_runner(model, "three ways, more in prefill", device, mapped)
     assert runner.warning == (
         "prefill streams no host columns: the host columns of q0 are in a mapped file, not in memory of our own"

@@ -13,11 +13,13 @@ from offload.observe.timeline import Timeline
 from offload.plan.packing import packed_stream_bytes, resident_bytes, working_memory
 from offload.plan.plan import LinearPlacement
 from offload.run.runner import LinearRunner
-from offload.spec.arrays import ALIGNMENT_BYTES, HostArray
+from offload.spec.arrays import ALIGNMENT_BYTES
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from tests.device.support import (
     NumpyHost,
     NumpyHostGroup,
+    as_stored,
     linear,
     make_plan,
     place,
@@ -48,10 +50,11 @@ class Model:
         self.levels.append([linear("head", "head", 48, 200, weight_format, layout)])
         rng = np.random.default_rng(4)
         self.linears = [spec for level in self.levels for spec in level]
-        self.weights: dict[str, HostArray] = {}
+        self.weights: dict[str, StoredWeight] = {}
         for spec in self.linears:
             shape = (spec.in_features, spec.out_features)
-            self.weights[spec.name] = random_stored(rng, shape[:: 1 if spec.layout is Layout.KN else -1], spec.format)
+            shape = shape[:: 1 if spec.layout is Layout.KN else -1]
+            self.weights[spec.name] = as_stored(spec, random_stored(rng, shape, spec.format))
         self.names = [[spec.name for spec in level] for level in self.levels]
 
     def run(self, runner: LinearRunner, level: int, tokens: int, scale: float = 1.0) -> None:
@@ -66,7 +69,7 @@ class Model:
         outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
         runner.run(level, inputs, outputs)
         for spec in specs:
-            weight = to_float64(self.weights[spec.name], spec.format)
+            weight = to_float64(self.weights[spec.name].arrays[0], spec.format)
             weight = weight if spec.layout is Layout.KN else weight.T
             x = inputs[spec.group]
             one = np.float32(scale)
@@ -254,8 +257,8 @@ def test_refuses_what_does_not_fit() -> None:
         build([*model.names, ["head"]])
     with pytest.raises(ValueError, match="more than one level"):
         build([["q0"], ["k0", "v0"]])
-    with pytest.raises(ValueError, match=r"q0: expected a weight \[64, 48\] of float16"):
-        build(model.names, weights=model.weights | {"q0": model.weights["q0"].T})
+    with pytest.raises(ValueError, match="q0: expected a weight of 48 to 64 features"):
+        build(model.names, weights=model.weights | {"q0": model.weights["o0"]})
     runner = build(model.names)
     with pytest.raises(ValueError, match="1 to 20 tokens, not 21"):
         model.run(runner, 0, 21)

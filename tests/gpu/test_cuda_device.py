@@ -12,7 +12,7 @@ from offload.errors import DeviceUnavailableError, OutOfDeviceMemoryError
 from offload.plan.packing import resident_bytes, working_memory
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Layout, WeightFormat
-from tests.device.support import NumpyHost, linear, make_plan, place, random_stored, to_float64
+from tests.device.support import NumpyHost, as_stored, linear, make_plan, place, random_stored, to_float64
 
 pytestmark = pytest.mark.gpu
 
@@ -91,7 +91,7 @@ def test_streaming_under_load(cuda: CudaDevice, layout: Layout) -> None:
     specs = [linear(f"l{i}", f"l{i}", 2048, 8192, WeightFormat.FP16, layout) for i in range(8)]
     rng = np.random.default_rng(0)
     weights = {
-        spec.name: random_stored(rng, (2048, 8192) if layout is Layout.KN else (8192, 2048), spec.format)
+        spec.name: as_stored(spec, random_stored(rng, (2048, 8192)[:: 1 if layout is Layout.KN else -1], spec.format))
         for spec in specs
     }
     placements = [place(spec, 0.25, 0.75) for spec in specs]
@@ -104,7 +104,7 @@ def test_streaming_under_load(cuda: CudaDevice, layout: Layout) -> None:
     x = rng.standard_normal((3, 2048)).astype(np.float16).astype(np.float32)
     expected = {}
     for spec in specs:
-        weight = to_float64(weights[spec.name], spec.format)
+        weight = to_float64(weights[spec.name].arrays[0], spec.format)
         expected[spec.name] = x @ (weight if layout is Layout.KN else weight.T)
     for _ in range(20):
         for level, spec in enumerate(specs):

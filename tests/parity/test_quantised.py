@@ -18,8 +18,8 @@ from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.plan.scratch import MAX_ROWS
-from offload.spec.linear import BLOCKS, Activations, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import BLOCKS, Activations, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from tests import onnxruntime_int8
 from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy, read_golden
 from tests.hf_models import random_weights, tiny_config, write_model
@@ -30,16 +30,15 @@ EXPORTS = ["stories260K/optimum-q4", "babyllama-tok105-1M/genai-cpu-int4", "baby
 _IDS = [1, 40, 77, 12, 9, 55, 60, 33, 21, 8, 99, 14]
 
 
-def matmul_nbits(weight: QuantisedWeight, x: npt.NDArray[np.float32], accuracy_level: int) -> npt.NDArray[np.float32]:
+def matmul_nbits(weight: StoredWeight, x: npt.NDArray[np.float32], accuracy_level: int) -> npt.NDArray[np.float32]:
     """y = x @ W in onnxruntime."""
     ort = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
 
-    arrays = {"w": weight.packed, "scales": weight.scales.reshape(-1)}
-    if weight.zero_points is not None:
-        arrays["zeros"] = weight.zero_points.reshape(-1)
-    n, k = weight.shape
-    attributes = {"K": k, "N": n, "bits": weight.bits, "block_size": weight.block, "accuracy_level": accuracy_level}
+    codes, *others = weight.arrays
+    arrays = {"w": codes, **{name: other.reshape(-1) for name, other in zip(("scales", "zeros"), others, strict=False)}}
+    n, k, blocks = weight.out_features, weight.in_features, weight.blocks
+    attributes = {"K": k, "N": n, "bits": blocks.bits, "block_size": blocks.block, "accuracy_level": accuracy_level}
     node = helper.make_node("MatMulNBits", ["x", *arrays], ["y"], domain="com.microsoft", **attributes)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["M", size]) for name, size in (("x", k), ("y", n))]
     initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
@@ -61,7 +60,7 @@ def test_agrees_with_onnxruntime(weight_format: WeightFormat, block: int, zero_p
         x = np.random.default_rng(rows).standard_normal((rows, 512), np.float32)
         for level, activations in ((4, Activations.INT8), (1, Activations.FLOAT)):
             expected = matmul_nbits(weight, x, level)
-            columns = HostColumns(weight, weight_format, Layout.NK, 0, 96, activations)
+            columns = HostColumns(weight, 0, 96, activations)
             y = np.empty((rows, 96), np.float32)
             NumbaBackend(2).group([columns]).multiply(x, [y])
             assert np.abs(y - expected).max() < 2e-6 * np.abs(expected).max()

@@ -18,6 +18,7 @@ from offload.host.base import HostColumns
 from offload.host.cast import cast_activations
 from offload.host.kernels import loops
 from offload.spec.linear import Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.mapped_file import map_array
 
 Array = npt.NDArray[Any]
@@ -32,18 +33,20 @@ def backend() -> NumbaBackend:
     return NumbaBackend(threads=2)
 
 
-def stored(values: Array, weight_format: WeightFormat) -> Array:
+def stored(values: Array, weight_format: WeightFormat, layout: Layout) -> StoredWeight:
     """`values` as a weight, cut off rather than rounded for bf16."""
     if weight_format is WeightFormat.BF16:
-        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(weight_format.storage_dtype)
+        cut_off = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return StoredWeight.dense(cut_off, weight_format, layout)
+    return StoredWeight.dense(values.astype(weight_format.storage_dtype), weight_format, layout)
 
 
-def exact(weight: Array, columns: HostColumns) -> Array:
+def exact(weight: StoredWeight) -> Array:
     """The weight as float64 [K, N]."""
-    if columns.format is WeightFormat.BF16:
-        weight = (weight.astype(np.uint32) << 16).view(np.float32)
-    return (weight.T if columns.layout is Layout.NK else weight).astype(np.float64)
+    (matrix,) = weight.arrays
+    if weight.storage.format is WeightFormat.BF16:
+        matrix = (matrix.astype(np.uint32) << 16).view(np.float32)
+    return (matrix.T if weight.storage.layout is Layout.NK else matrix).astype(np.float64)
 
 
 def make(
@@ -51,7 +54,7 @@ def make(
 ) -> HostColumns:
     random = np.random.default_rng([k, n])
     values = random.standard_normal((n, k) if layout is Layout.NK else (k, n))
-    return HostColumns(stored(values, weight_format), weight_format, layout, start, n if stop is None else stop)
+    return HostColumns(stored(values, weight_format, layout), start, n if stop is None else stop)
 
 
 def activations(rows: int, k: int) -> npt.NDArray[np.float32]:
@@ -64,7 +67,7 @@ def check(x: Array, columns: HostColumns, y: Array) -> None:
     Weights and activations enter exactly, so all error is fp32 accumulation: in any order at most K roundings
     of 2**-24, each relative to the sum of magnitudes, and one for the product.
     """
-    weight, used = exact(columns.weight, columns), slice(columns.start, columns.stop)
+    weight, used = exact(columns.weight), slice(columns.start, columns.stop)
     bound = (x.shape[1] + 1) * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(weight))
     error = np.abs(y - x.astype(np.float64) @ weight)
     assert np.all(error[:, used] <= bound[:, used])
@@ -141,12 +144,12 @@ def test_weights_at_odd_addresses(
 ) -> None:
     columns = make(77, 75, weight_format, layout, 3, 70)
     path, shift = tmp_path / "weights", 2 if weight_format is WeightFormat.FP32 else 1
-    path.write_bytes(b"\0" * shift + columns.weight.tobytes())
-    shape, dtype = columns.weight.shape, columns.weight.dtype
-    mapped = map_array(path, dtype, shift, shape)
-    assert mapped.ctypes.data % dtype.itemsize
+    (matrix,) = columns.weight.arrays
+    path.write_bytes(b"\0" * shift + matrix.tobytes())
+    mapped = map_array(path, matrix.dtype, shift, matrix.shape)
+    assert mapped.ctypes.data % matrix.itemsize
     x = activations(rows, 77)
-    (y,) = multiply(backend, x, HostColumns(mapped, weight_format, layout, 3, 70))
+    (y,) = multiply(backend, x, HostColumns(StoredWeight.dense(mapped, weight_format, layout), 3, 70))
     check(x, columns, y)
 
 
@@ -154,11 +157,12 @@ def test_weights_at_odd_addresses(
 @pytest.mark.parametrize("layout", list(Layout))
 def test_rows_of_a_wider_matrix(backend: NumbaBackend, layout: Layout, rows: int) -> None:
     columns = make(96, 80, WeightFormat.FP16, layout, 5, 80)
-    wide = np.zeros((columns.weight.shape[0], 200), np.float16)
-    wide[:, 50 : 50 + columns.weight.shape[1]] = columns.weight
-    view = wide[:, 50 : 50 + columns.weight.shape[1]]
+    (matrix,) = columns.weight.arrays
+    wide = np.zeros((matrix.shape[0], 200), np.float16)
+    view = wide[:, 50 : 50 + matrix.shape[1]]
+    view[:] = matrix
     x = activations(rows, 96)
-    (y,) = multiply(backend, x, HostColumns(view, WeightFormat.FP16, layout, 5, 80))
+    (y,) = multiply(backend, x, HostColumns(StoredWeight.dense(view, WeightFormat.FP16, layout), 5, 80))
     check(x, columns, y)
 
 
@@ -171,10 +175,10 @@ def test_nan_and_infinity_reach_the_output(
     values = np.ones((50, 53))
     values[7, 2], values[49, 33], values[0, 52], values[11, 40] = np.nan, np.inf, -np.inf, np.inf
     values[12, 40] = -np.inf
-    weight = stored(values.T if layout is Layout.NK else values, weight_format)
+    weight = stored(np.ascontiguousarray(values.T if layout is Layout.NK else values), weight_format, layout)
     x = np.ones((rows, 50), np.float32)
     x[-1, 3] = np.nan
-    (y,) = multiply(backend, x, HostColumns(np.ascontiguousarray(weight), weight_format, layout, 0, 53))
+    (y,) = multiply(backend, x, HostColumns(weight, 0, 53))
     assert np.all(np.isnan(y[-1]))
     for row in y[:-1]:
         special = {2: np.nan, 33: np.inf, 52: -np.inf, 40: np.nan}
@@ -229,14 +233,15 @@ def test_warm_up_compiles_ahead(backend: NumbaBackend) -> None:
 
 def test_refuses_what_it_cannot_multiply(backend: NumbaBackend) -> None:
     good = make(8, 6, WeightFormat.FP16, Layout.NK)
-    with pytest.raises(ValueError, match="float16 matrix"):
-        backend.group([HostColumns(good.weight.astype(np.float32), WeightFormat.FP16, Layout.NK, 0, 6)])
-    with pytest.raises(ValueError, match="QuantisedWeight"):
-        backend.group([HostColumns(good.weight, WeightFormat.INT8, Layout.NK, 0, 6)])
-    with pytest.raises(ValueError, match="0:7"):
-        backend.group([HostColumns(good.weight, WeightFormat.FP16, Layout.NK, 0, 7)])
+    (matrix,) = good.weight.arrays
+    with pytest.raises(ValueError, match="weight must be float16"):
+        StoredWeight.dense(matrix.astype(np.float32), WeightFormat.FP16, Layout.NK)
+    with pytest.raises(ValueError, match="int8 are stored in blocks"):
+        StoredWeight.dense(matrix, WeightFormat.INT8, Layout.NK)
     with pytest.raises(ValueError, match="contiguous"):
-        backend.group([HostColumns(good.weight.T, WeightFormat.FP16, Layout.KN, 0, 6)])
+        StoredWeight.dense(matrix.T, WeightFormat.FP16, Layout.KN)
+    with pytest.raises(ValueError, match="0:7"):
+        backend.group([replace(good, stop=7)])
     with pytest.raises(ValueError, match="equal numbers"):
         backend.group([good, make(9, 6, WeightFormat.FP16, Layout.NK)])
     with pytest.raises(ValueError, match="at least 1"):
@@ -312,8 +317,9 @@ import numpy as np
 from numba.core import event
 from offload.host.base import HostColumns; from offload.host.backend import NumbaBackend
 from offload.spec.linear import Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 with event.install_recorder("numba:compile") as recorder:
-    columns = HostColumns(np.ones((40, 24), np.float16), WeightFormat.FP16, Layout.NK, 0, 40)
+    columns = HostColumns(StoredWeight.dense(np.ones((40, 24), np.float16), WeightFormat.FP16, Layout.NK), 0, 40)
     y = np.zeros((1, 40), np.float32)
     NumbaBackend(1).group([columns]).multiply(np.ones((1, 24), np.float32), [y])
 assert (y == 24).all()

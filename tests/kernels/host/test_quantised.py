@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.host.quantised import QuantisedKind
-from offload.spec.linear import BLOCKS, Activations, Layout, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.linear import BLOCKS, Activations, BlockFormat, Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.mapped_file import map_array
 from tests.quantised import exact, random_weight, seen
 
@@ -31,11 +32,9 @@ def inputs(rows: int, k: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng([rows, k]).standard_normal((rows, k), np.float32)
 
 
-def columns_of(
-    weight: QuantisedWeight, activations: Activations, start: int = 0, stop: int | None = None
-) -> HostColumns:
+def columns_of(weight: StoredWeight, activations: Activations, start: int = 0, stop: int | None = None) -> HostColumns:
     stop = weight.out_features if stop is None else stop
-    return HostColumns(weight, weight.format, Layout.NK, start, stop, activations)
+    return HostColumns(weight, start, stop, activations)
 
 
 def multiply(backend: NumbaBackend, x: npt.NDArray[np.float32], *columns: HostColumns) -> list[npt.NDArray[np.float32]]:
@@ -51,9 +50,9 @@ def check(x: npt.NDArray[np.float32], columns: HostColumns, y: npt.NDArray[np.fl
     of K where x is a float, all relative to the sum of magnitudes.
     """
     weight = columns.weight
-    assert isinstance(weight, QuantisedWeight)
-    factors, w = seen(x, weight.block, columns.activations), exact(weight).T
-    count = weight.in_features if columns.activations is Activations.FLOAT else weight.blocks
+    factors, w = seen(x, weight.blocks.block, columns.activations), exact(weight).T
+    blocks = weight.blocks.blocks(weight.in_features)
+    count = weight.in_features if columns.activations is Activations.FLOAT else blocks
     bound = (count + 8) * 2.0**-24 * (np.abs(factors) @ np.abs(w))
     used = slice(columns.start, columns.stop)
     assert np.all((np.abs(y - factors @ w) <= bound)[:, used])
@@ -99,25 +98,22 @@ def test_mapped_weights_at_odd_addresses(
     backend: NumbaBackend, rows: int, weight_format: WeightFormat, activations: Activations, tmp_path: Path
 ) -> None:
     weight = random_weight(45, 200, weight_format, 32, np.float32, True)
-    assert weight.zero_points is not None
-    arrays = [weight.packed, weight.scales, weight.zero_points]
     mapped, path = [], tmp_path / "weights"
-    path.write_bytes(b"\0".join([b"", *(array.tobytes() for array in arrays)]))
+    path.write_bytes(b"\0".join([b"", *(array.tobytes() for array in weight.arrays)]))
     position = 1
-    for array in arrays:
+    for array in weight.arrays:
         mapped.append(map_array(path, array.dtype, position, array.shape))
         position += array.nbytes + 1
     assert mapped[1].ctypes.data % 4
-    columns = columns_of(QuantisedWeight(*mapped, weight_format, 200), activations, 3, 44)
+    columns = columns_of(replace(weight, arrays=tuple(mapped)), activations, 3, 44)
     x = inputs(rows, 200)
     check(x, columns, multiply(backend, x, columns)[0])
 
 
 def test_products_of_a_block_are_exact(backend: NumbaBackend) -> None:
     """The largest bytes there are: sums of 16-bit products would overflow, fp32 just holds the block's."""
-    weight = QuantisedWeight(
-        np.full((3, 1, 256), 255, np.uint8), np.ones((3, 1), np.float32), np.zeros((3, 1), np.uint8), INT8, 256
-    )
+    arrays = np.full((3, 1, 256), 255, np.uint8), np.ones((3, 1), np.float32), np.zeros((3, 1), np.uint8)
+    weight = StoredWeight(BlockFormat(8, 256, WeightFormat.FP32, zeros=True), 256, arrays)
     x = np.full((2, 256), 127, np.float32)
     x[1] = -127
     for rows in (x[:1], x):
@@ -149,7 +145,8 @@ def test_hostile_activations(backend: NumbaBackend, rows: int, activations: Acti
 
 def test_a_scale_that_is_nan_or_infinite_reaches_its_column(backend: NumbaBackend) -> None:
     weight = random_weight(40, 64, INT8, 32)
-    weight.scales[7, 1], weight.scales[39, 0] = np.nan, np.inf
+    _, scales = weight.arrays
+    scales[7, 1], scales[39, 0] = np.nan, np.inf
     for rows in (1, 4):
         y = multiply(backend, inputs(rows, 64), columns_of(weight, Activations.INT8))[0]
         bad = np.flatnonzero(~np.isfinite(y).all(0))
@@ -163,7 +160,7 @@ def test_groups_of_several_kinds(backend: NumbaBackend, rows: int) -> None:
     floats = np.random.default_rng(0).standard_normal((50, k)).astype(np.float32)
     group = [
         columns_of(random_weight(70, k, INT4, 32), Activations.INT8, 2, 64),
-        HostColumns(floats, WeightFormat.FP32, Layout.NK, 0, 50),
+        HostColumns(StoredWeight.dense(floats, WeightFormat.FP32, Layout.NK), 0, 50),
         columns_of(random_weight(33, k, INT4, 32, np.float16, True), Activations.INT8),
         columns_of(random_weight(20, k, INT8, 64), Activations.INT8),
         columns_of(random_weight(20, k, INT8, 64), Activations.FLOAT, 4, 4),
@@ -171,7 +168,7 @@ def test_groups_of_several_kinds(backend: NumbaBackend, rows: int) -> None:
     x = inputs(rows, k)
     outputs = multiply(backend, x, *group)
     for columns, y in zip(group, outputs, strict=True):
-        if isinstance(columns.weight, QuantisedWeight):
+        if isinstance(columns.weight.storage, BlockFormat):
             check(x, columns, y)
     np.testing.assert_allclose(outputs[1], x @ floats.T, rtol=1e-4, atol=1e-4)
 
@@ -205,8 +202,8 @@ def test_any_number_of_threads_gives_the_same(backend: NumbaBackend, threads: in
 def test_columns_are_views() -> None:
     weight = random_weight(20, 70, INT4, 32, zero_points=True)
     part = weight.columns(5, 9)
-    assert part.shape == (4, 70)
-    assert np.shares_memory(part.packed, weight.packed)
+    assert (part.out_features, part.in_features) == (4, 70)
+    assert np.shares_memory(part.arrays[0], weight.arrays[0])
     np.testing.assert_array_equal(exact(part), exact(weight)[5:9])
     assert weight.nbytes == 20 * (3 * 16 + 3 * 4 + 2)
     with pytest.raises(ValueError, match="5:21"):
@@ -215,25 +212,22 @@ def test_columns_are_views() -> None:
 
 def test_refuses_what_does_not_fit(backend: NumbaBackend) -> None:
     good = random_weight(20, 70, INT4, 32, zero_points=True)
-    packed, scales, zeros = good.packed, good.scales, good.zero_points
-    assert zeros is not None
-    for arguments, message in (
-        ((packed, scales, zeros, WeightFormat.FP16, 70), "int8 or int4"),
-        ((packed.astype(np.int8), scales, zeros, INT4, 70), "uint8"),
-        ((packed.reshape(20, -1), scales, zeros, INT4, 70), "uint8"),
-        ((packed[:, :, :15].copy(), scales, zeros, INT4, 70), "blocks of 30"),
-        ((packed, scales, zeros, INT4, 97), "do not make 97"),
-        ((packed, scales[:, :2], zeros, INT4, 70), "scales must be"),
-        ((packed, scales.astype(np.float64), zeros, INT4, 70), "scales must be"),
-        ((packed, scales, zeros[:, :1], INT4, 70), "zero points must be"),
-        ((packed[::2], scales[::2], None, INT4, 70), "contiguous"),
+    codes, scales, zeros = good.arrays
+    for changes, message in (
+        ({"arrays": (codes.astype(np.int8), scales, zeros)}, r"codes must be uint8 \[20, 3, 16\], not int8"),
+        ({"arrays": (codes.reshape(20, -1), scales, zeros)}, "codes must be"),
+        ({"arrays": (codes[:, :, :15].copy(), scales, zeros)}, "codes must be"),
+        ({"in_features": 97}, "codes must be"),
+        ({"arrays": (codes, scales[:, :2], zeros)}, "scales must be"),
+        ({"arrays": (codes, scales.astype(np.float64), zeros)}, "scales must be"),
+        ({"arrays": (codes, scales, zeros[:, :1])}, "zero points must be"),
+        ({"arrays": (codes, scales)}, "has 3 arrays, not 2"),
+        ({"arrays": (codes[::2], scales[::2], zeros[::2])}, "contiguous"),
     ):
         with pytest.raises(ValueError, match=message):
-            QuantisedWeight(*arguments)
+            StoredWeight(**{**vars(good), **changes})
     with pytest.raises(ValueError, match="0:21"):
         backend.group([columns_of(good, Activations.INT8, 0, 21)])
-    with pytest.raises(ValueError, match="no int8"):
-        backend.group([HostColumns(good, INT8, Layout.NK, 0, 20)])
     with pytest.raises(ValueError, match="equal numbers"):
         backend.group(
             [columns_of(good, Activations.INT8), columns_of(random_weight(20, 71, INT4, 32), Activations.INT8)]

@@ -1,5 +1,6 @@
 """Float weights quantised on load: every format, layout, range and remainder, within half a step of what they were."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from offload.host.base import HostColumns
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, LinearSpec, WeightFormat
-from offload.spec.quantised import QuantisedWeight
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.mapped_file import map_array
 from offload.weights.reads import read_bytes
 from offload.weights.requantise import requantise_into_ram, warm_up
@@ -21,12 +22,13 @@ INT8, INT4 = WeightFormat.INT8, WeightFormat.INT4
 FLOATS = (WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16)
 
 
-def stored(values: npt.NDArray[np.float64], weight_format: WeightFormat, layout: Layout) -> npt.NDArray[np.generic]:
+def stored(values: npt.NDArray[np.float64], weight_format: WeightFormat, layout: Layout) -> StoredWeight:
     """W[N, K] as a weight, cut off rather than rounded for bf16."""
     turned = np.ascontiguousarray(values.T if layout is Layout.KN else values)
     if weight_format is WeightFormat.BF16:
-        return (turned.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return turned.astype(weight_format.storage_dtype)
+        cut_off = (turned.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return StoredWeight.dense(cut_off, weight_format, layout)
+    return StoredWeight.dense(turned.astype(weight_format.storage_dtype), weight_format, layout)
 
 
 def placed(
@@ -47,7 +49,7 @@ def quantised(
     layout: Layout = Layout.NK,
     start: int = 0,
     told: list[int] | None = None,
-) -> QuantisedWeight:
+) -> StoredWeight:
     """W[N, K] with its columns from `start` on requantised."""
     weight = stored(values, weight_format, layout)
     on_bytes = [].append if told is None else told.append
@@ -83,8 +85,9 @@ def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
     values = np.random.default_rng(0).standard_normal((77, 300))
     expected = quantised(values, wanted, WeightFormat.FP16, layout, start=5)
     weight = stored(values, WeightFormat.FP16, layout)
-    (tmp_path / "weights").write_bytes(bytes(101) + weight.tobytes())
-    mapped = map_array(tmp_path / "weights", weight.dtype, 101, weight.shape)
+    (matrix,) = weight.arrays
+    (tmp_path / "weights").write_bytes(bytes(101) + matrix.tobytes())
+    mapped = replace(weight, arrays=(map_array(tmp_path / "weights", matrix.dtype, 101, matrix.shape),))
     sizes: list[int] = []
 
     def read(source: HostArray, start: int, target: npt.NDArray[np.uint8]) -> None:
@@ -106,7 +109,8 @@ def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
 def test_the_largest_int4_is_an_end_of_the_scale_and_scales_are_fitted() -> None:
     values = np.random.default_rng(0).standard_normal((200, 64))
     weight = quantised(values, INT4)
-    levels = np.stack([weight.packed & 15, weight.packed >> 4], -1).reshape(200, 64)
+    codes, _ = weight.arrays
+    levels = np.stack([codes & 15, codes >> 4], -1).reshape(200, 64)
     furthest = np.abs(values).argmax(1)
     assert np.all(levels[np.arange(200), furthest] == 0)
     plain = np.take_along_axis(values, furthest[:, None], 1) / -8
@@ -129,7 +133,7 @@ def test_what_needs_no_rounding_is_exact(wanted: WeightFormat) -> None:
 def test_a_weight_that_is_no_number_stays_none(wanted: WeightFormat, bad: float) -> None:
     values = np.ones((4, 128))
     values[2, 70] = bad
-    scales = quantised(values, wanted).scales
+    scales = quantised(values, wanted).arrays[1]
     np.testing.assert_array_equal(np.isnan(scales), [[False, False], [False, False], [False, True], [False, False]])
 
 
@@ -138,6 +142,6 @@ def test_the_result_is_multiplied() -> None:
     values = np.random.default_rng(0).standard_normal((50, 130))
     weight = quantised(values, INT8, start=8)
     x, y = np.ones((1, 130), np.float32), np.zeros((1, 50), np.float32)
-    NumbaBackend(2).group([HostColumns(weight, INT8, Layout.NK, 8, 50, Activations.FLOAT)]).multiply(x, [y])
+    NumbaBackend(2).group([HostColumns(weight, 8, 50, Activations.FLOAT)]).multiply(x, [y])
     np.testing.assert_allclose(y[0, 8:], values.sum(1)[8:], atol=0.02 * np.abs(values).sum(1).max())
     assert np.all(y[0, :8] == 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.graph.element_types import propagate_types
-from hybrid.graph.find import Linear, StoredBlocks, find_linears
+from hybrid.graph.find import Linear, find_linears
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
 from offload.spec.linear import Layout, WeightFormat
 
@@ -43,7 +43,7 @@ def shape_of(linear: Linear) -> tuple[int, int, str, str, int]:
 def test_a_matmul_reads_its_weight_as_kn() -> None:
     linear = only([node("MatMul", "x w", "h", "/layers.3/q_proj/MatMul")], w=(FP32, (8, 12)))
     assert shape_of(linear) == (8, 12, "fp32", "KN", 384)
-    assert (linear.input, linear.weight, linear.bias) == ("x", "w", "")
+    assert (linear.input, linear.weights, linear.bias) == ("x", ("w",), "")
     assert (linear.spec.name, linear.spec.host_only_reason) == ("/layers.3/q_proj/MatMul", "")
 
 
@@ -123,11 +123,11 @@ def nbits(inputs: str, **attributes: Any) -> Node:
 
 def test_blocks_that_our_kernels_multiply() -> None:
     linear = only([nbits("x w s z", accuracy_level=4)], **NBITS)
-    assert linear.blocks == StoredBlocks("s", "z")
+    assert linear.weights == ("w", "s", "z")
     linear = only([nbits("x w s - - b")], **NBITS, b=(FP32, (12,)))
-    assert (linear.blocks, linear.bias) == (StoredBlocks("s", ""), "b")
+    assert (linear.weights, linear.bias) == (("w", "s"), "b")
     halves = NBITS | {"s": (FP16, (12, 2))}
-    assert only([nbits("x w s")], **halves).blocks == StoredBlocks("s", "")
+    assert only([nbits("x w s")], **halves).weights == ("w", "s")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_blocks_that_our_kernels_multiply() -> None:
     ],
 )
 def test_blocks_that_stay_in_onnxruntime(node: Node, changes: dict[str, Any]) -> None:
-    assert only([node], **NBITS | changes).blocks is None
+    assert only([node], **NBITS | changes).spec.blocks is None
 
 
 def test_blocks_of_different_sizes_are_different_groups() -> None:
@@ -179,7 +179,7 @@ def test_a_tied_head_is_a_linear_and_its_embedding_is_not() -> None:
         node("MatMul", "x turned", "logits", "/lm_head/MatMul"),
     ]
     linear = only(nodes, table=(FP32, (40, 8)))
-    assert (linear.weight, linear.spec.kind, linear.spec.layer) == ("table", "lm_head", "")
+    assert (linear.weights, linear.spec.kind, linear.spec.layer) == (("table",), "lm_head", "")
     assert shape_of(linear) == (8, 40, "fp32", "NK", 1280)
 
 

@@ -14,6 +14,7 @@ from offload.plan.packing import (
     working_memory,
 )
 from offload.spec.linear import BlockFormat, ColumnRange, Layout, WeightFormat
+from offload.spec.stored_weight import StoredWeight
 from offload.weights.column_reads import read_rows
 from tests.device.support import blocks_linear, linear, place
 
@@ -90,11 +91,12 @@ def test_a_few_tokens_need_room_for_the_sums_of_splits() -> None:
 def test_cuts_and_rows_are_the_right_columns(layout: Layout) -> None:
     """Every cut of two Linears' middle columns, and every range of its stored rows."""
     a, b = (linear(name, "g", 3, 6, WeightFormat.FP32, layout) for name in "ab")
-    weights = {"a": np.arange(18, dtype=np.float32), "b": 100 + np.arange(18, dtype=np.float32)}
-    weights = {name: weight.reshape((3, 6) if layout is Layout.KN else (6, 3)) for name, weight in weights.items()}
+    numbers = {"a": np.arange(18, dtype=np.float32), "b": 100 + np.arange(18, dtype=np.float32)}
+    matrices = {name: values.reshape((3, 6) if layout is Layout.KN else (6, 3)) for name, values in numbers.items()}
+    weights = {name: StoredWeight.dense(matrix, WeightFormat.FP32, layout) for name, matrix in matrices.items()}
     (matrix,) = streamed_matrices([place(a, 1 / 6, 0.5), place(b, 1 / 3, 0.5)])
     axis = 1 if layout is Layout.KN else 0
-    whole = np.concatenate([np.take(weights["a"], range(1, 4), axis), np.take(weights["b"], range(2, 5), axis)], axis)
+    whole = np.concatenate([np.take(matrices["a"], range(1, 4), axis), np.take(matrices["b"], range(2, 5), axis)], axis)
     for start in range(6):
         for stop in range(start + 1, 7):
             part = matrix.cut(ColumnRange(start, stop))
