@@ -23,7 +23,8 @@ from rich.table import Table
 
 from bench.interleave import interleave
 from bench.shapes import SHAPES, Shape
-from hybrid.families.writer import MICROSOFT, GraphWriter
+from hybrid.families.blocks.writer import MICROSOFT, GraphWriter
+from hybrid.families.tensors.tensor_source import ConfigTensors
 from hybrid.formats.onnx_graph import serialize
 from hybrid.graph.graph import ElementType
 from offload.host.attention import AttentionArrays, HostAttention
@@ -106,7 +107,7 @@ def ours(case: Case, attention: HostAttention, dtype: Any) -> Callable[[], objec
 def theirs(case: Case, threads: int) -> Callable[[], object]:
     """All layers through one onnxruntime session."""
     shape, d = case.shape, case.shape.head_dim
-    write = GraphWriter({})
+    write = GraphWriter(ConfigTensors(ElementType.FLOAT))
     cache_shape = (1, shape.kv_heads, case.capacity, d)
     for name, width in (("q", shape.heads * d), ("k", shape.kv_heads * d), ("v", shape.kv_heads * d)):
         write.input(name, ElementType.FLOAT, (1, case.new_tokens, width))

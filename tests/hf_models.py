@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hybrid.families.config import parse_config
-from hybrid.families.weights import expected_shapes
+from hybrid.families.registry import parse_config, tensor_shapes
 from hybrid.graph.graph import ElementType, Graph
 
 Array = npt.NDArray[Any]
@@ -42,7 +41,7 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Array]
     """float32 weights of a decoder, large enough for attention to be far from uniform."""
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, shape in expected_shapes(parse_config(config, "config.json")).items():
+    for name, shape in tensor_shapes(parse_config(config, "config.json")).items():
         spread = 0.3 if len(shape) == 2 else 0.2
         centre = 1.0 if name.endswith("norm.weight") else 0.0
         weights[name] = (centre + spread * rng.standard_normal(shape)).astype(np.float32)

@@ -1,6 +1,5 @@
-"""Hugging Face `config.json` + safetensors to a `Graph`, one file per architecture family."""
+"""Hugging Face `config.json` + tensors to a `Graph`: a short file of each family, and one line in the registry."""
 
-from hybrid.families.llama import build
 from hybrid.families.open_folder import open_huggingface
 
-__all__ = ["build", "open_huggingface"]
+__all__ = ["open_huggingface"]

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.families.config import DecoderConfig, check_class, parse_config
-from hybrid.families.llama import build, cache_pairs
-from hybrid.families.tied_head import resolve_tied_head
-from hybrid.families.weights import unused_tensors, with_usual_names
+from hybrid.families.blocks.attention import cache_pairs
+from hybrid.families.registry import build, check_class, parse_config
+from hybrid.families.tensors.safetensors_source import SafetensorsSource, with_usual_names
+from hybrid.families.tensors.tensor_source import ConfigTensors, TensorSource
+from hybrid.families.tensors.tied_head import resolve_tied_head
 from hybrid.formats.safetensors import StoredTensor, misplaced, read_index
 from hybrid.graph.decoder import Decoder
 from hybrid.shown import listed, show
@@ -24,15 +25,15 @@ def open_huggingface(folder: ModelFolder, context_tokens: int, allow_unused: boo
         raise ModelFileError(f"{show(folder.folder)}: no {CONFIG}")
     where = show(folder.folder / CONFIG)
     config = parse_config(folder.config, where, folder.generation_config)
-    notes = [*check_class(folder.config, config.model_type, where, allow_unused)]
-    tensors = None
+    notes = [*check_class(folder.config, where, allow_unused)]
+    source: TensorSource = ConfigTensors(config.dtype)
     if folder.safetensors_files:
         stored = read_index(folder.safetensors_files, folder.weight_map)
         notes += _misplaced(folder, stored)
-        tensors = with_usual_names(stored)
-        config, tensors = resolve_tied_head(config, tensors)
-    graph = build(config, tensors, min(context_tokens, config.max_positions), folder.name)
-    notes += _unused(folder, config, tensors or {}, allow_unused)
+        config, tensors = resolve_tied_head(config, with_usual_names(stored))
+        source = SafetensorsSource(tensors)
+    graph = build(config, source, min(context_tokens, config.max_positions), folder.name)
+    notes += _unused(folder, config.model_type, source.unused(), allow_unused)
     return Decoder(
         name=folder.name,
         folder=folder.folder,
@@ -42,7 +43,7 @@ def open_huggingface(folder: ModelFolder, context_tokens: int, allow_unused: boo
         context_limit=config.max_positions,
         eos_token_ids=config.eos_token_ids,
         bos_token_id=config.bos_token_id,
-        cache=cache_pairs(config),
+        cache=cache_pairs(config.num_layers),
         shared_cache=True,
         notes=(*notes, *config.notes),
     )
@@ -57,15 +58,12 @@ def _misplaced(folder: ModelFolder, tensors: Mapping[str, StoredTensor]) -> list
     return [f"{count} in another file than {WEIGHTS_INDEX} says: {listed(names)}; read from where they are"]
 
 
-def _unused(
-    folder: ModelFolder, config: DecoderConfig, tensors: Mapping[str, StoredTensor], allow_unused: bool
-) -> list[str]:
+def _unused(folder: ModelFolder, model_type: str, unused: list[str], allow_unused: bool) -> list[str]:
     """A note on the tensors that are left over, if any and `allow_unused`; without it, UnsupportedModelError."""
-    unused = unused_tensors(config, tensors)
     if not unused:
         return []
     count = counted(len(unused), "tensor is", "tensors are")
-    what = f"{count} not part of a {config.model_type} with this config.json: {listed(unused)}"
+    what = f"{count} not part of a {model_type} with this config.json: {listed(unused)}"
     if not allow_unused:
         raise UnsupportedModelError(
             f"{show(folder.folder)}: {what}; what they are for would be missing; --allow-unused runs it without them"

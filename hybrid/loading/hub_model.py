@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from hybrid.errors import ModelFileError
-from hybrid.families.config import check_class, parse_config
+from hybrid.families.registry import check_class, parse_config
 from hybrid.progress import Progress
 from hybrid.source.folder import CONFIG, WEIGHTS_INDEX, read_json, shard_names
 from hybrid.source.hub_errors import Pause
@@ -68,7 +68,8 @@ def _check_settings(snapshot: Snapshot, files: Iterable[RepositoryFile]) -> None
 def _check_config(snapshot: Snapshot, allow_unused: bool) -> None:
     """Refuse a model that cannot run: better to know before gigabytes are downloaded than after."""
     content, where = read_json(snapshot.folder / CONFIG), f"{snapshot.repository}/{CONFIG}"
-    check_class(content, parse_config(content, where).model_type, where, allow_unused)
+    parse_config(content, where)
+    check_class(content, where, allow_unused)
 
 
 def _bring_safetensors(

@@ -7,8 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hybrid.families.config import parse_config
-from hybrid.families.weights import expected_shapes
+from hybrid.families.registry import parse_config, tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def write_zero_model(folder: Path, shape: ZeroShape) -> Path:
     config = shape.config()
     tensors: dict[str, Any] = {}
     end = 0
-    for name, tensor_shape in expected_shapes(parse_config(config, "config.json")).items():
+    for name, tensor_shape in tensor_shapes(parse_config(config, "config.json")).items():
         begin, end = end, end + 2 * prod(tensor_shape)
         tensors[name] = {"dtype": "F16", "shape": list(tensor_shape), "data_offsets": [begin, end]}
     header = json.dumps(tensors).encode()

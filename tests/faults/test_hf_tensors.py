@@ -11,8 +11,8 @@ import pytest
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.families import open_huggingface
-from hybrid.families.tied_head import DIFFERS
-from hybrid.families.weights import EMBEDDING, HEAD
+from hybrid.families.tensors.tensor_source import EMBEDDING, HEAD
+from hybrid.families.tensors.tied_head import DIFFERS
 from hybrid.graph.decoder import Decoder
 from hybrid.graph.graph import Graph
 from hybrid.loading.planning import make_plan

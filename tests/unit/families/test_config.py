@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from hybrid.families.config import DecoderConfig, parse_config, unknown_class
-from hybrid.families.rope_config import RopeScaling
+from hybrid.families.config.decoder_config import DecoderConfig
+from hybrid.families.config.rope_config import Rope, RopeScaling
+from hybrid.families.registry import check_class, parse_config
 from hybrid.graph.graph import ElementType
 from tests.hf_models import tiny_config
 
@@ -27,23 +28,16 @@ def test_a_plain_llama() -> None:
         model_type="llama",
         hidden_size=32,
         intermediate_size=48,
-        num_layers=2,
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
         vocab_size=40,
-        max_positions=64,
         activation="silu",
         rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_scaling=RopeScaling(),
-        sliding_window=None,
-        sliding_layers=frozenset(),
+        rope=Rope(10000.0, RopeScaling(), 64),
+        windows=(None, None),
+        attention_scale=8**-0.5,
         tie_word_embeddings=False,
-        qkv_bias=False,
-        o_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         dtype=ElementType.FLOAT,
         bos_token_id=1,
         eos_token_ids=(2,),
@@ -63,7 +57,7 @@ def test_what_the_families_differ_in() -> None:
 
 def test_defaults_of_old_llama_files() -> None:
     old = parse(num_key_value_heads=..., rope_theta=..., rms_norm_eps=..., torch_dtype=..., hidden_act=...)
-    assert (old.num_kv_heads, old.rope_theta, old.rms_norm_eps) == (4, 10000.0, 1e-6)
+    assert (old.num_kv_heads, old.rope.theta, old.rms_norm_eps) == (4, 10000.0, 1e-6)
     assert old.dtype is ElementType.BFLOAT16
     assert parse("mistral", num_key_value_heads=None, head_dim=None).num_kv_heads == 4
 
@@ -78,28 +72,28 @@ def test_defaults_of_old_llama_files() -> None:
 )
 def test_llama3_rope_old_and_new(changes: dict[str, Any]) -> None:
     config = parse(**changes)
-    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
-    assert config.rope_theta == 500000.0
+    assert config.rope.scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    assert config.rope.theta == 500000.0
 
 
 def test_other_ropes() -> None:
     """The numbers are worked out by hand: 0.1 ln 4 + 1, and (1 + ln 4 / ln 16) to the power of a half."""
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-    assert parse(rope_scaling=yarn).rope_scaling == RopeScaling(
+    assert parse(rope_scaling=yarn).rope.scaling == RopeScaling(
         "yarn", 4.0, original_max_positions=16, attention_factor=pytest.approx(1.138629436)
     )
     factors = {"short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [5.0, 6.0, 7.0, 8.0]}
     longrope = {"type": "longrope", **factors, "original_max_position_embeddings": 16}
-    assert parse(rope_scaling=longrope).rope_scaling == RopeScaling(
+    assert parse(rope_scaling=longrope).rope.scaling == RopeScaling(
         "longrope",
         4.0,
         original_max_positions=16,
         pair_factors=(1.0, 2.0, 3.0, 4.0),
         attention_factor=pytest.approx(1.224744871),
     )
-    assert parse(rope_scaling=None).rope_scaling == RopeScaling()
-    assert parse(rope_scaling={"rope_type": "default"}).rope_scaling == RopeScaling()
-    assert parse(rope_scaling={"type": "linear", "factor": 2}).rope_scaling == RopeScaling("linear", 2.0)
+    assert parse(rope_scaling=None).rope.scaling == RopeScaling()
+    assert parse(rope_scaling={"rope_type": "default"}).rope.scaling == RopeScaling()
+    assert parse(rope_scaling={"type": "linear", "factor": 2}).rope.scaling == RopeScaling("linear", 2.0)
 
 
 def test_rope_scaling_goes_before_rope_parameters() -> None:
@@ -109,17 +103,17 @@ def test_rope_scaling_goes_before_rope_parameters() -> None:
         rope_scaling={"type": "linear", "factor": 2.0},
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )
-    assert (both.rope_scaling.kind, both.rope_theta) == ("linear", 10000.0)
+    assert (both.rope.scaling.kind, both.rope.theta) == ("linear", 10000.0)
     assert ["rope_scaling" in note for note in both.notes] == [True]
-    assert parse(rope_scaling={}, rope_parameters={"rope_theta": 500.0}).rope_theta == 500.0
-    assert parse(rope_theta=300.0, rope_scaling={"type": "linear", "factor": 2.0}).rope_theta == 300.0
-    assert parse(rope_theta=300.0, rope_parameters={"rope_theta": 500.0}).rope_theta == 500.0
+    assert parse(rope_scaling={}, rope_parameters={"rope_theta": 500.0}).rope.theta == 500.0
+    assert parse(rope_theta=300.0, rope_scaling={"type": "linear", "factor": 2.0}).rope.theta == 300.0
+    assert parse(rope_theta=300.0, rope_parameters={"rope_theta": 500.0}).rope.theta == 500.0
 
 
 def test_original_positions_at_the_top_win() -> None:
     table = {"rope_type": "yarn", "factor": 2.0}
     originals = [
-        parse(rope_parameters=table | inside, **beside).rope_scaling.original_max_positions
+        parse(rope_parameters=table | inside, **beside).rope.scaling.original_max_positions
         for inside in ({}, {"original_max_position_embeddings": 32})
         for beside in ({}, {"original_max_position_embeddings": 16})
     ]
@@ -153,9 +147,9 @@ def test_missing_keys_are_what_the_class_has(model_type: str, expected: tuple[in
         *(config.num_heads, config.num_kv_heads, config.head_dim, config.max_positions),
     )
     assert sizes == expected
-    assert (config.rms_norm_eps, config.rope_theta, config.activation) == (1e-6, 10000.0, "silu")
+    assert (config.rms_norm_eps, config.rope.theta, config.activation) == (1e-6, 10000.0, "silu")
     assert not config.tie_word_embeddings
-    assert config.window_of(31) == (4096 if model_type == "mistral" else None)
+    assert config.windows[31] == (4096 if model_type == "mistral" else None)
 
 
 def test_names_of_activations() -> None:
@@ -174,13 +168,15 @@ def test_keys_that_nobody_knows_are_told() -> None:
 
 
 def test_classes() -> None:
-    assert unknown_class({}, "llama") == ""
-    assert unknown_class({"architectures": None}, "llama") == ""
-    assert unknown_class({"architectures": ["LLaMAForCausalLM"]}, "llama") == ""
-    assert unknown_class({"architectures": ["Qwen3Model"]}, "qwen3") == ""
-    assert "Bitnet" in unknown_class({"architectures": ["BitnetForCausalLM"]}, "llama")
-    assert "Mistral" in unknown_class({"architectures": ["MistralForCausalLM"]}, "llama")
-    assert unknown_class({"architectures": "LlamaForCausalLM"}, "llama") == ""
+    def told(model_type: str, classes: object) -> tuple[str, ...]:
+        return check_class({"model_type": model_type, "architectures": classes}, "config.json", allow_unused=True)
+
+    assert check_class({"model_type": "llama"}, "config.json", allow_unused=False) == ()
+    assert told("llama", None) == told("llama", []) == told("llama", "LlamaForCausalLM") == ()
+    assert told("llama", ["LLaMAForCausalLM"]) == told("qwen3", ["Qwen3Model"]) == ()
+    assert told("mistral", ["MinistralForCausalLM"]) == ()
+    assert "Bitnet" in told("llama", ["BitnetForCausalLM"])[0]
+    assert "Mistral" in told("llama", ["MistralForCausalLM"])[0]
 
 
 def test_new_dtype_key_wins() -> None:
@@ -188,28 +184,24 @@ def test_new_dtype_key_wins() -> None:
     assert parse(torch_dtype="torch.bfloat16").dtype is ElementType.BFLOAT16
 
 
-def windows(config: DecoderConfig) -> list[int | None]:
-    return [config.window_of(layer) for layer in range(config.num_layers)]
-
-
 def test_sliding_windows() -> None:
-    assert windows(parse("mistral", sliding_window=9)) == [9, 9]
-    assert windows(parse("mistral", sliding_window=None)) == [None, None]
-    assert windows(parse("mistral")) == [4096, 4096]
-    assert windows(parse("llama", sliding_window=64)) == [None, None]  # as long as any context
-    assert windows(parse("qwen2", sliding_window=9, use_sliding_window=False)) == [None, None]
-    assert windows(parse("qwen2", sliding_window=9)) == [None, None]
+    assert parse("mistral", sliding_window=9).windows == (9, 9)
+    assert parse("mistral", sliding_window=None).windows == (None, None)
+    assert parse("mistral").windows == (4096, 4096)
+    assert parse("llama", sliding_window=64).windows == (None, None)  # as long as any context
+    assert parse("qwen2", sliding_window=9, use_sliding_window=False).windows == (None, None)
+    assert parse("qwen2", sliding_window=9).windows == (None, None)
     slides = {"sliding_window": 9, "use_sliding_window": True}
-    assert windows(parse("qwen2", use_sliding_window=True, max_window_layers=1)) == [None, 4096]
-    assert windows(parse("qwen2", use_sliding_window=True, sliding_window=None, max_window_layers=0)) == [None, None]
-    assert windows(parse("qwen2", **slides, max_window_layers=1)) == [None, 9]
-    assert windows(parse("qwen2", **slides, max_window_layers=2)) == [None, None]
-    assert windows(parse("qwen2", **slides)) == [None, None]  # from layer 28 on
+    assert parse("qwen2", use_sliding_window=True, max_window_layers=1).windows == (None, 4096)
+    assert parse("qwen2", use_sliding_window=True, sliding_window=None, max_window_layers=0).windows == (None, None)
+    assert parse("qwen2", **slides, max_window_layers=1).windows == (None, 9)
+    assert parse("qwen2", **slides, max_window_layers=2).windows == (None, None)
+    assert parse("qwen2", **slides).windows == (None, None)  # from layer 28 on
     kinds = ["sliding_attention", "full_attention"]
-    assert windows(parse("qwen3", **slides, layer_types=kinds, max_window_layers=0)) == [9, None]
-    assert windows(parse("mistral", sliding_window=9, layer_types=kinds)) == [9, None]
-    assert windows(parse("mistral", layer_types=["attention", "sliding_attention"])) == [None, 4096]
-    assert windows(parse("llama", layer_types=["full_attention"] * 2)) == [None, None]
+    assert parse("qwen3", **slides, layer_types=kinds, max_window_layers=0).windows == (9, None)
+    assert parse("mistral", sliding_window=9, layer_types=kinds).windows == (9, None)
+    assert parse("mistral", layer_types=["attention", "sliding_attention"]).windows == (None, 4096)
+    assert parse("llama", layer_types=["full_attention"] * 2).windows == (None, None)
 
 
 def test_end_tokens() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hybrid.errors import ModelError, UnsupportedModelError
-from hybrid.families.config import FAMILIES, parse_config
-from hybrid.families.config_keys import HARMLESS, NEUTRAL, READ, READ_OF
+from hybrid.families.config.keys import HARMLESS, NEUTRAL, READ
+from hybrid.families.registry import FAMILIES, parse_config
 from tests.hf_models import tiny_config
 
 IMPOSSIBLE = {"not": {"a": "value"}}
@@ -36,7 +36,7 @@ CLASSES = {
 
 def is_known(family: str, key: str) -> bool:
     """Check that the key is read, harmless, or refused unless it is neutral."""
-    return key in READ | READ_OF[family] | HARMLESS or key in NEUTRAL or key.startswith("_")
+    return key in READ | FAMILIES[family].keys | HARMLESS or key in NEUTRAL or key.startswith("_")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_every_key_that_the_reference_implementation_reads_is_known(transformers
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_called_read_is_read(family: str) -> None:
-    for key in sorted((READ | READ_OF[family]) - {"architectures"}):
+    for key in sorted((READ | FAMILIES[family].keys) - {"architectures"}):
         config = tiny_config(family, **EVERYTHING) | {key: IMPOSSIBLE}
         with pytest.raises(ModelError, match=key):
             parse_config(config, "config.json")
@@ -107,7 +107,7 @@ def test_what_is_called_read_is_read(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_would_change_the_result_is_refused(family: str) -> None:
-    for key in NEUTRAL.keys() - READ_OF[family]:
+    for key in NEUTRAL.keys() - FAMILIES[family].keys:
         with pytest.raises(UnsupportedModelError, match=key):
             parse_config(tiny_config(family) | {key: IMPOSSIBLE}, "config.json")
         for value in NEUTRAL[key]:
@@ -119,4 +119,4 @@ def test_what_is_harmless_is_passed_over(family: str) -> None:
     harmless: dict[str, Any] = dict.fromkeys(HARMLESS, 7)
     plain = parse_config(tiny_config(family), "config.json")
     assert parse_config(tiny_config(family) | harmless, "config.json") == plain
-    assert not HARMLESS & (READ | READ_OF[family] | NEUTRAL.keys())
+    assert not HARMLESS & (READ | FAMILIES[family].keys | NEUTRAL.keys())

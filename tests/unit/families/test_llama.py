@@ -1,22 +1,31 @@
 """Graphs built from configs and safetensors; what they compute is in parity/test_hf_builder.py."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hybrid.errors import UsageError
-from hybrid.families import build, open_huggingface
-from hybrid.families.config import RopeScaling, parse_config
-from hybrid.families.rope import frequencies, rope_tables
+from hybrid.families import open_huggingface
+from hybrid.families.blocks.rope import frequencies, rope_tables
+from hybrid.families.config.rope_config import RopeScaling
+from hybrid.families.registry import FAMILIES, build, parse_config
+from hybrid.families.tensors.tensor_source import ConfigTensors
 from hybrid.graph.decoder import CachePair
-from hybrid.graph.graph import ElementType, FileRange, TensorInfo
+from hybrid.graph.graph import ElementType, FileRange, Graph, TensorInfo
 from hybrid.source.folder import find_model
 from tests.hf_models import random_weights, tiny_config, write_model
 
 
+def built(config: dict[str, Any], context_tokens: int = 64) -> Graph:
+    """The graph of a config alone."""
+    decoder = parse_config(config, "c")
+    return build(decoder, ConfigTensors(decoder.dtype), context_tokens, "tiny")
+
+
 def test_the_contract_of_inputs_and_outputs() -> None:
-    graph = build(parse_config(tiny_config(head_dim=16), "c"), None, 64, "tiny")
+    graph = built(tiny_config(head_dim=16))
     cache = (1, 2, "C", 16)
     past = [f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
     assert graph.inputs == (
@@ -33,16 +42,16 @@ def test_the_contract_of_inputs_and_outputs() -> None:
 
 
 def test_small_heads_rotate_apart_and_take_positions() -> None:
-    graph = build(parse_config(tiny_config(), "c"), None, 64, "tiny")
+    graph = built(tiny_config())
     assert graph.inputs[1] == TensorInfo("position_ids", ElementType.INT64, (1, "S"))
     attention = [node for node in graph.nodes if node.op_type == "GroupQueryAttention"]
     assert [node.attributes["do_rotary"] for node in attention] == [0, 0]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("head_dim", [8, 16])
 def test_graphs_are_whole(model_type: str, head_dim: int) -> None:
-    graph = build(parse_config(tiny_config(model_type, head_dim=head_dim), "c"), None, 64, "tiny")
+    graph = built(tiny_config(model_type, head_dim=head_dim))
     known = {info.name for info in graph.inputs} | set(graph.initializers)
     names = [node.name for node in graph.nodes]
     assert len(set(names)) == len(names)
@@ -61,13 +70,13 @@ def test_graphs_are_whole(model_type: str, head_dim: int) -> None:
 
 
 def test_a_config_alone_gives_weights_without_a_source() -> None:
-    graph = build(parse_config(tiny_config(torch_dtype="bfloat16"), "c"), None, 64, "tiny")
+    graph = built(tiny_config(torch_dtype="bfloat16"))
     head = graph.initializers["lm_head.weight"]
     assert (head.element_type, head.shape, head.source) == (ElementType.BFLOAT16, (40, 32), None)
 
 
 def test_a_tied_head_reads_the_embedding() -> None:
-    graph = build(parse_config(tiny_config(tie_word_embeddings=True), "c"), None, 64, "tiny")
+    graph = built(tiny_config(tie_word_embeddings=True))
     assert "lm_head.weight" not in graph.initializers
     assert [node.op_type for node in graph.consumers["model.embed_tokens.weight"]] == [
         "Gather",
@@ -106,11 +115,11 @@ def test_a_config_alone_opens(tmp_path: Path) -> None:
 
 def test_contexts_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="context is 0 tokens"):
-        build(parse_config(tiny_config(), "c"), None, 0, "tiny")
+        built(tiny_config(), context_tokens=0)
 
 
 def test_odd_sizes_of_heads_are_padded_in_the_cache() -> None:
-    graph = build(parse_config(tiny_config(head_dim=20), "c"), None, 64, "tiny")
+    graph = built(tiny_config(head_dim=20))
     assert graph.shapes["present.0.key"] == (1, 2, "C", 24)
     assert graph.shapes["model.layers.0.self_attn.q_proj"] == (1, "S", 80)
 
@@ -130,7 +139,7 @@ def test_rope_by_hand() -> None:
     assert np.allclose(frequencies(4, 100.0, longrope), [0.5, 0.02])
     assert np.allclose(frequencies(4, 100.0, RopeScaling("proportional", 2.0, rotated_share=0.5)), [0.5, 0.0])
     louder = tiny_config(rope_scaling={"type": "yarn", "factor": 1.0, "attention_factor": 3.0})
-    assert np.allclose(rope_tables(parse_config(louder, "c"), 1)[0], 3.0)
-    cos, sin = rope_tables(parse_config(tiny_config(), "c"), 3)
+    assert np.allclose(rope_tables(parse_config(louder, "c").rope, 8, 1)[0], 3.0)
+    cos, sin = rope_tables(parse_config(tiny_config(), "c").rope, 8, 3)
     assert (cos.shape, cos.dtype) == ((3, 4), np.float32)
     assert np.allclose(sin[2], np.sin(2 * np.array([1.0, 0.1, 0.01, 0.001])))

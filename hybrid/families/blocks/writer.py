@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hybrid.families.tensors.tensor_source import TensorSource
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, Shape, TensorInfo
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators: docs/ContribOperators.md in its repository
@@ -15,15 +16,16 @@ _NUMPY_TYPES = {np.dtype(np.float32): ElementType.FLOAT, np.dtype(np.int64): Ele
 
 
 class GraphWriter:
-    """Collects nodes, weights, inputs and outputs; `graph` freezes them."""
+    """Collects nodes, inputs and outputs, and the weights that it takes from a source; `graph` freezes them."""
 
-    def __init__(self, weights: Mapping[str, Initializer]) -> None:
+    def __init__(self, source: TensorSource) -> None:
+        self.source = source
         self.nodes: list[Node] = []
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
-        self.initializers = dict(weights)
-        self.types = {name: weight.element_type for name, weight in weights.items()}
-        self.shapes: dict[str, Shape] = {name: weight.shape for name, weight in weights.items()}
+        self.initializers: dict[str, Initializer] = {}
+        self.types: dict[str, ElementType] = {}
+        self.shapes: dict[str, Shape] = {}
 
     def input(self, name: str, element_type: ElementType, shape: Shape) -> str:
         """Declare a graph input."""
@@ -33,6 +35,11 @@ class GraphWriter:
     def output(self, name: str) -> None:
         """Declare a tensor that is already there a graph output."""
         self.outputs.append(TensorInfo(name, self.types[name], self.shapes[name]))
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> str:
+        """Take a weight of this name and shape from the source. Raises its errors."""
+        self.initializers[name] = weight = self.source.take(name, shape)
+        return self._tensor(name, weight.element_type, shape)
 
     def constant(self, name: str, values: npt.NDArray[Any]) -> str:
         """A tensor held in memory, float32 or int64."""

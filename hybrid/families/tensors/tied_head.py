@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hybrid.errors import ModelFileError
-from hybrid.families.config import DecoderConfig
-from hybrid.families.weights import EMBEDDING, HEAD
+from hybrid.families.config.decoder_config import DecoderConfig
+from hybrid.families.tensors.tensor_source import EMBEDDING, HEAD
 from hybrid.formats.safetensors import StoredTensor
 from hybrid.graph.graph import FileRange
 from hybrid.shown import show

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hybrid.errors import ModelConfigError
-from hybrid.families.config_values import ConfigValues
+from hybrid.families.config.values import ConfigValues
 from hybrid.shown import listed, show
 from offload.spec.units import counted
 

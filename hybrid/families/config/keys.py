@@ -3,33 +3,28 @@
 A key that is in none of the tables here is told to the user by name.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from hybrid.families.config_values import ConfigValues
+from hybrid.families.config.values import ConfigValues
 from hybrid.shown import listed
 
 
-def _keys(text: str) -> frozenset[str]:
+def keys(text: str) -> frozenset[str]:
+    """Split a text of keys."""
     return frozenset(text.split())
 
 
-# What `hf_config` and `hf_rope` read, of every family.
-READ = _keys(
+# What is read of every family; `Family.keys` has what is read of some.
+READ = keys(
     "model_type architectures hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
     " head_dim vocab_size max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters"
     " original_max_position_embeddings partial_rotary_factor hidden_act tie_word_embeddings sliding_window layer_types"
     " quantization_config dtype torch_dtype bos_token_id eos_token_id"
 )
-# What is read of some families; the others' reference implementations have no such key.
-READ_OF = {
-    "llama": frozenset(("attention_bias", "mlp_bias")),
-    "mistral": frozenset[str](),
-    "qwen2": frozenset(("use_sliding_window", "max_window_layers")),
-    "qwen3": frozenset(("use_sliding_window", "max_window_layers", "attention_bias")),
-}
 
 # Keys that change no logits: training, classification, bookkeeping (whatever begins with _ too), and how others run it.
-HARMLESS = _keys(
+HARMLESS = keys(
     "transformers_version name_or_path auto_map use_cache cache_implementation"
     " attention_dropout hidden_dropout embd_pdrop resid_pdrop attn_pdrop dropout classifier_dropout"
     " initializer_range initializer_factor rope_init pretraining_tp pad_token_id sep_token_id decoder_start_token_id"
@@ -55,7 +50,7 @@ _NONE = (None,)
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),  # transformers sees all of the text for null too
     **dict.fromkeys(
-        _keys(
+        keys(
             "is_encoder_decoder add_cross_attention use_bidirectional_attention use_bidirectional bidirectional"
             " attention_bias qkv_bias add_qkv_bias attn_bias o_bias mlp_bias use_bias bias norm_bias lm_head_bias"
             " qk_norm use_qk_norm qk_layernorm use_qk_layernorm rope_interleave rope_interleaved interleaved_rope"
@@ -67,7 +62,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
         _OFF,
     ),
     **dict.fromkeys(
-        _keys(
+        keys(
             "rotary_pct rotary_percent residual_multiplier embedding_multiplier logits_scaling logit_scale"
             " scale_emb scale_depth lm_head_multiplier key_multiplier attention_in_multiplier attention_out_multiplier"
             " logits_mup_width_multiplier mup_width_scale input_emb_scale"
@@ -75,7 +70,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
         _ONE,
     ),
     **dict.fromkeys(
-        _keys(
+        keys(
             "attention_multiplier attention_scale softmax_scale query_pre_attn_scalar attn_scale attn_logit_softcapping"
             " final_logit_softcapping logit_softcapping attn_logit_softcap final_logit_softcap clip_qkv"
             " attention_chunk_size sliding_window_pattern"
@@ -91,25 +86,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": (None, "rope", "rotary"),
     "scale_attn_weights": (None, True),
 }
-_NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
-    # These families have them built in; the tensors say whether the file does.
-    "qwen2": dict.fromkeys(("attention_bias", "qkv_bias", "add_qkv_bias"), (None, False, True)),
-    "qwen3": dict.fromkeys(("qk_norm", "use_qk_norm", "qk_layernorm", "use_qk_layernorm"), (None, False, True)),
-}
 _TRIVIAL: tuple[Any, ...] = (None, False, "", [], {})
 _TELLING = ("use_sliding_window",)  # false would be a claim too: transformers' Mistral slides all the same
 
 
-def check_keys(values: ConfigValues, family: str) -> tuple[str, ...]:
-    """Refuse what would change the result, and tell of keys that nobody here knows. Raises UnsupportedModelError."""
-    own = READ | READ_OF[family]
-    neutral = {**NEUTRAL, **_NEUTRAL_OF.get(family, {})}
+def check_keys(values: ConfigValues, own: frozenset[str], neutral: Mapping[str, tuple[Any, ...]]) -> tuple[str, ...]:
+    """Refuse what would change the result, and tell of keys that nobody here knows. Raises UnsupportedModelError.
+
+    `own` are the keys that are read besides READ; `neutral` replaces entries of NEUTRAL.
+    """
+    read, neutral = READ | own, {**NEUTRAL, **neutral}
     unknown = []
     for key, value in values.table.items():
-        if key in own or key in HARMLESS or key.startswith("_"):
+        if key in read or key in HARMLESS or key.startswith("_"):
             continue
         if key not in neutral:
             unknown += [] if value in _TRIVIAL and key not in _TELLING else [key]
         elif value not in neutral[key]:
+            family = values.table["model_type"]
             raise values.unsupported(key, f"which {family} models here do not have; without it the text would be wrong")
     return (f"config.json has keys that are not known, and not read: {listed(unknown)}",) if unknown else ()

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from hybrid.families.config import DecoderConfig
-from hybrid.families.rope_config import RopeScaling
+from hybrid.families.config.rope_config import Rope, RopeScaling
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.float64]:
@@ -57,9 +56,8 @@ def _stretched_share(head_dim: int, theta: float, scaling: RopeScaling) -> npt.N
     return np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
 
 
-def rope_tables(config: DecoderConfig, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def rope_tables(rope: Rope, head_dim: int, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Cosines and sines, each (positions, head_dim / 2), float32 rounded from float64, times the attention factor."""
-    per_position = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    angles = np.arange(positions, dtype=np.float64)[:, None] * per_position
-    factor = config.rope_scaling.attention_factor
+    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies(head_dim, rope.theta, rope.scaling)
+    factor = rope.scaling.attention_factor
     return (factor * np.cos(angles)).astype(np.float32), (factor * np.sin(angles)).astype(np.float32)

@@ -1,0 +1,142 @@
+"""Grouped-query attention over a cache of full length.
+
+(S new tokens, C cache capacity, D head size.)
+"""
+
+import numpy as np
+
+from hybrid.families.blocks.linear import linear
+from hybrid.families.blocks.norm import rms_norm
+from hybrid.families.blocks.rope import rope_tables
+from hybrid.families.blocks.writer import MICROSOFT, GraphWriter
+from hybrid.families.config.decoder_config import DecoderConfig
+from hybrid.graph.decoder import CachePair
+from hybrid.graph.graph import ElementType, Shape
+
+_HEAD_DIM_STEP = 8  # GroupQueryAttention's, on the CPU: heads of other sizes are padded with zeros
+_FUSED_ROTARY_STEP = 16  # and with do_rotary
+
+
+def cache_pairs(layers: int) -> tuple[CachePair, ...]:
+    """Give the cache tensors in layer order, key before value."""
+    return tuple(
+        CachePair(f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
+        for layer in range(layers)
+        for part in ("key", "value")
+    )
+
+
+class GroupedAttention:
+    """The attention of every layer: its inputs, and what the layers share."""
+
+    def __init__(self, write: GraphWriter, config: DecoderConfig, context_tokens: int) -> None:
+        """Declare the inputs and the rotary tables, which reach to `context_tokens`."""
+        self.write, self.config = write, config
+        self.padding = -config.head_dim % _HEAD_DIM_STEP
+        self.padded_dim = config.head_dim + self.padding
+        self.rotary_apart = config.head_dim % _FUSED_ROTARY_STEP != 0
+        cos, sin = rope_tables(config.rope, config.head_dim, context_tokens)
+        self.rope = write.constant("rope.cos", cos), write.constant("rope.sin", sin)  # (context, D/2)
+        self.cache_shape: Shape = (1, config.num_kv_heads, "C", self.padded_dim)
+        if self.rotary_apart:
+            write.input("position_ids", ElementType.INT64, (1, "S"))
+        write.input("seqlens_k", ElementType.INT32, (1,))
+        write.input("total_sequence_length", ElementType.INT32, ())
+        for pair in cache_pairs(config.num_layers):
+            write.input(pair.past, ElementType.FLOAT, self.cache_shape)
+        if config.qk_norm or self.padding:
+            write.constant("q_heads", np.array([0, 0, config.num_heads, config.head_dim], np.int64))
+            write.constant("k_heads", np.array([0, 0, config.num_kv_heads, config.head_dim], np.int64))
+            write.constant("heads_joined", np.array([0, 0, -1], np.int64))
+        if self.padding:
+            write.constant("padded_heads", np.array([0, 0, config.num_heads, self.padded_dim], np.int64))
+            write.constant("padding", np.array([0] * 7 + [self.padding], np.int64))
+            for name, value in (("head_start", 0), ("head_end", config.head_dim), ("head_axis", 3)):
+                write.constant(name, np.array([value], np.int64))
+
+    def attend(self, prefix: str, layer: int, normed: str) -> str:
+        """Write projections, attention and output projection of a layer, (1, S, H) to (1, S, H)."""
+        write, config = self.write, self.config
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        query, key, value = (
+            linear(write, f"{prefix}.{part}_proj", normed, width, config.qkv_bias)
+            for part, width in (("q", q), ("k", kv), ("v", kv))
+        )
+        if config.qk_norm:
+            query = self._head_norm(f"{prefix}.q_norm", query)
+            key = self._head_norm(f"{prefix}.k_norm", key)
+        if self.rotary_apart:
+            query = self._rotate(f"{prefix}.q_rotary", query)
+            key = self._rotate(f"{prefix}.k_rotary", key)
+        if self.padding:
+            query, key, value = (
+                self._pad_heads(f"{prefix}.{part}_padded", tensor)
+                for part, tensor in (("q", query), ("k", key), ("v", value))
+            )
+        attended = self._grouped_query_attention(f"{prefix}.attention", layer, (query, key, value))
+        if self.padding:
+            attended = self._unpad_heads(f"{prefix}.attention.unpadded", attended)
+        return linear(write, f"{prefix}.o_proj", attended, config.hidden_size, config.o_bias)
+
+    def _grouped_query_attention(self, name: str, layer: int, projected: tuple[str, ...]) -> str:
+        config, window = self.config, self.config.windows[layer]
+        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        rope = () if self.rotary_apart else self.rope
+        # onnxruntime counts the query itself in local_window_size, as transformers does in sliding_window
+        # (from 1.24 on; before, its window was one token wider).
+        return self.write.node(
+            "GroupQueryAttention",
+            (*projected, *past, "seqlens_k", "total_sequence_length", *rope),
+            name,
+            (1, "S", config.num_heads * self.padded_dim),
+            more_outputs={f"present.{layer}.{part}": self.cache_shape for part in ("key", "value")},
+            domain=MICROSOFT,
+            num_heads=config.num_heads,
+            kv_num_heads=config.num_kv_heads,
+            scale=config.attention_scale,
+            do_rotary=0 if self.rotary_apart else 1,
+            rotary_interleaved=0,
+            local_window_size=-1 if window is None else window,
+        )
+
+    def _head_norm(self, name: str, source: str) -> str:
+        """RMS norm over each head: (1, S, heads * D) to heads, norm, and back."""
+        write = self.write
+        split = self._split_heads(f"{name}.heads", source)
+        normed = rms_norm(write, self.config, name, split)
+        return write.node("Reshape", (normed, "heads_joined"), f"{name}.joined", write.shapes[source])
+
+    def _pad_heads(self, name: str, source: str) -> str:
+        """Zeros behind each head, which change no score and no sum: (1, S, heads * D) to (1, S, heads * padded D)."""
+        write, (_, heads) = self.write, self._heads_of(source)
+        split = self._split_heads(f"{name}.heads", source)
+        padded = write.node("Pad", (split, "padding"), f"{name}.zeros", (1, "S", heads, self.padded_dim))
+        return write.node("Reshape", (padded, "heads_joined"), name, (1, "S", heads * self.padded_dim))
+
+    def _unpad_heads(self, name: str, source: str) -> str:
+        write, heads, head_dim = self.write, self.config.num_heads, self.config.head_dim
+        split = write.node("Reshape", (source, "padded_heads"), f"{name}.heads", (1, "S", heads, self.padded_dim))
+        bounds = ("head_start", "head_end", "head_axis")
+        kept = write.node("Slice", (split, *bounds), f"{name}.kept", (1, "S", heads, head_dim))
+        return write.node("Reshape", (kept, "heads_joined"), name, (1, "S", heads * head_dim))
+
+    def _split_heads(self, name: str, source: str) -> str:
+        """(1, S, heads * D) to (1, S, heads, D)."""
+        shape, heads = self._heads_of(source)
+        return self.write.node("Reshape", (source, shape), name, (1, "S", heads, self.config.head_dim))
+
+    def _heads_of(self, source: str) -> tuple[str, int]:
+        """The shape to split queries or keys with, and how many heads they have."""
+        config = self.config
+        is_query = self.write.shapes[source][-1] == config.num_heads * config.head_dim
+        return ("q_heads", config.num_heads) if is_query else ("k_heads", config.num_kv_heads)
+
+    def _rotate(self, name: str, source: str) -> str:
+        return self.write.node(
+            "RotaryEmbedding",
+            (source, "position_ids", *self.rope),
+            name,
+            self.write.shapes[source],
+            domain=MICROSOFT,
+            interleaved=0,
+        )

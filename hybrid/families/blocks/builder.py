@@ -1,0 +1,57 @@
+"""A decoder under construction, block by block.
+
+Everything is float32 but the stored weights: an embedding row is gathered as stored, then cast; Linears multiply
+theirs as stored. (S new tokens, C cache capacity, H hidden, V vocabulary, D head size.)
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hybrid.families.blocks.attention import GroupedAttention, cache_pairs
+from hybrid.families.blocks.linear import linear
+from hybrid.families.blocks.mlp import gated_mlp
+from hybrid.families.blocks.norm import Residual
+from hybrid.families.blocks.writer import GraphWriter
+from hybrid.families.config.decoder_config import DecoderConfig
+from hybrid.families.tensors.tensor_source import EMBEDDING, HEAD, TensorSource
+from hybrid.graph.graph import ElementType
+
+
+class DecoderBuilder:
+    """The blocks of a decoder in its config's sizes, over the weights of a source."""
+
+    def __init__(self, config: DecoderConfig, source: TensorSource, context_tokens: int) -> None:
+        self.config, self.write = config, GraphWriter(source)
+        self.write.input("input_ids", ElementType.INT64, (1, "S"))
+        self._attention = GroupedAttention(self.write, config, context_tokens)
+
+    def embed(self) -> Residual:
+        """Begin with the embeddings of the tokens, (1, S, H)."""
+        write, config = self.write, self.config
+        table = write.weight(EMBEDDING, (config.vocab_size, config.hidden_size))
+        shape = (1, "S", config.hidden_size)
+        rows = write.node("Gather", (table, "input_ids"), "model.embed_tokens", shape, write.types[table], axis=0)
+        return Residual(write, config, write.as_float(rows))
+
+    def layers(self) -> Iterator[tuple[int, str]]:
+        """Go through the layers: number, and what the names of its modules begin with."""
+        return ((layer, f"model.layers.{layer}") for layer in range(self.config.num_layers))
+
+    def attention(self, layer: int, prefix: str, normed: str) -> str:
+        """Write an attention, (1, S, H) to (1, S, H)."""
+        return self._attention.attend(prefix, layer, normed)
+
+    def gated_mlp(self, prefix: str, normed: str) -> str:
+        """Write an MLP with a gate, (1, S, H) to (1, S, H)."""
+        return gated_mlp(self.write, self.config, prefix, normed)
+
+    def head(self, normed: str) -> None:
+        """End with the logits (1, 1, V) of the last position."""
+        write, config = self.write, self.config
+        last = write.constant("last_token", np.array([-1], np.int64))
+        hidden = write.node("Gather", (normed, last), "model.last", (1, 1, config.hidden_size), axis=1)
+        weight = EMBEDDING if config.tie_word_embeddings else HEAD
+        write.output(linear(write, "lm_head", hidden, config.vocab_size, weight=weight, output="logits"))
+        for pair in cache_pairs(config.num_layers):
+            write.output(pair.present)

@@ -1,0 +1,1 @@
+"""`config.json`, checked, as plain data; what becomes of every key."""

@@ -1,0 +1,1 @@
+"""Where the weights of a decoder come from."""
