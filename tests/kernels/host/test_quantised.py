@@ -251,9 +251,8 @@ from tests.kernels.host.test_quantised import *
 assert host_quant_ir.LANES == {lanes}
 backend = NumbaBackend(2)
 test_products_of_a_block_are_exact(backend)
-for weight_format in (INT8, INT4):
-    for block in (16, 64):
-        test_multiplies_any_shape(backend, weight_format, block, Activations.INT8)
+for weight_format, block in ((INT8, 64), (INT4, 16)):
+    test_multiplies_any_shape(backend, weight_format, block, Activations.INT8)
 test_multiplies_any_shape(backend, INT4, 32, Activations.FLOAT)
 """
 AVX2 = "+sse2,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2"
