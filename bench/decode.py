@@ -20,7 +20,8 @@ from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.threads import default_threads
 from offload.observe.timeline import Timeline
-from offload.plan.placing import Shares, place
+from offload.plan.placing import place
+from offload.plan.shares import Shares
 from offload.run.recovery import Replanner
 
 _TRACED_TOKENS = 16

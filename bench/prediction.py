@@ -22,6 +22,7 @@ from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.profiles import save_profile
 from hybrid.machine.threads import default_threads
 from hybrid.tune.calibration import measure_machine
+from offload.plan.placed_model import PlacedModel
 from offload.plan.placing import NO_RING, predict
 from offload.run.recovery import Replanner
 
@@ -59,7 +60,7 @@ def measure(
         _fill_cache(engine)
         limit = engine.context_tokens - _STEPS - 1
         for depth in sorted({min(depth, limit) for depth in depths}):
-            expected = predict(request, plan.placements, NO_RING, depth)
+            expected = predict(request, PlacedModel.of(plan.placements), NO_RING, depth)
             cells.append(PredictedStep(name, depth, number, _step_s(engine, depth), expected.decode_step_s))
     return cells
 

@@ -19,9 +19,11 @@ from hybrid.loading.target import choose_target, look_in_profile
 from offload.devices.base import Device
 from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.timeline import Timeline
-from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import HostTier, Plan
 from offload.plan.ram_tiers import READ_AHEAD, ram_bytes
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares
 from offload.run.recovery import Replanner
 from offload.spec.linear import LinearSpec
 

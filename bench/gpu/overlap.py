@@ -25,12 +25,14 @@ from offload.host.backend import NumbaBackend
 from offload.machine.profile import DeviceProfile
 from offload.observe.op_times import settled
 from offload.observe.timeline import DECODE, Operator, Step, Timeline, step
-from offload.plan.cost import StepShape
-from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import StreamRing
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares
 from offload.run.runner import LinearRunner
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.step import StepShape
 from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import MIB, counted, format_seconds
 

@@ -18,9 +18,10 @@ from hybrid.source.folder import hub_name, is_there
 from offload.devices.cuda.nvml import Driver
 from offload.machine.budget import ResolvedBudget
 from offload.machine.profile import DeviceProfile
-from offload.plan.placing import Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
+from offload.plan.shares import Shares
 from offload.spec.linear import LinearSpec
 from offload.spec.units import counted, format_bytes
 

@@ -11,7 +11,7 @@ from offload.devices.cuda.vram_meter import GRANULE_BYTES, VramMeter
 from offload.errors import DeviceUnavailableError, OffloadError, OverBudgetError
 from offload.machine.budget import Budget, resolve_budget
 from offload.machine.profile import DeviceProfile
-from offload.plan.placing import CHUNK_TOKENS
+from offload.plan.request import CHUNK_TOKENS
 from offload.run.recovery import DRIVER
 from offload.spec.linear import BlockFormat, Layout, LinearSpec
 

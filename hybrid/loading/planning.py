@@ -19,11 +19,11 @@ from hybrid.machine.threads import threads_warning
 from offload.errors import RamBudgetError
 from offload.machine.profile import DeviceProfile
 from offload.plan.advice import with_advice
-from offload.plan.cost import StepShape
-from offload.plan.placing import CHUNK_TOKENS, DEFAULT_DEPTH, DEPTHS, PlanRequest
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan as fill_budget
+from offload.plan.request import CHUNK_TOKENS, DEFAULT_DEPTH, DEPTHS, PlanRequest
 from offload.spec.linear import Activations, WeightFormat
+from offload.spec.step import StepShape
 from offload.spec.units import MIB, counted, format_bytes
 
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after the first reply of all, which compiles

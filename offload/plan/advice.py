@@ -6,10 +6,12 @@ from itertools import islice
 from math import ceil, floor
 
 from offload.errors import RamBudgetError
-from offload.plan.placing import PlanRequest, fixed_ram_bytes
+from offload.plan.memory import fixed_ram_bytes
+from offload.plan.placed_model import PlacedModel
 from offload.plan.plan import Advice, HostTier, Plan
 from offload.plan.planner import is_searched, make_plan
 from offload.plan.ram_tiers import file_bytes, ram_bytes
+from offload.plan.request import PlanRequest
 from offload.spec.linear import WeightFormat
 from offload.spec.units import GIB
 
@@ -42,7 +44,7 @@ def _advice(request: PlanRequest, plan: Plan) -> Iterator[Advice]:
     now_s = plan.predicted.decode_step_s
     for change, changed in changes:
         try:
-            made = make_plan(changed, is_final=False)
+            made = make_plan(changed)
         except RamBudgetError:
             continue
         step_s = made.predicted.decode_step_s
@@ -84,5 +86,5 @@ def _ram_bytes_for_all(request: PlanRequest, plan: Plan) -> int:
         replace(p, tier=HostTier.RAM, host_format=request.kept_format(p.linear)) if p.tier is HostTier.FILE else p
         for p in plan.placements
     ]
-    nbytes = sum(ram_bytes(in_ram, fixed_ram_bytes(request, in_ram)).values())
+    nbytes = sum(ram_bytes(in_ram, fixed_ram_bytes(request.other_ram_bytes, PlacedModel.of(in_ram))).values())
     return ceil(nbytes * _OTHER_PLACEMENT) if request.budget_bytes else nbytes

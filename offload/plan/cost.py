@@ -15,39 +15,27 @@ from dataclasses import dataclass
 
 from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
 from offload.plan.multiply_time import launches, multiply_s
-from offload.plan.plan import HostTier, LinearPlacement, StreamRing, by_group
+from offload.plan.placed_model import PlacedModel
+from offload.plan.plan import HostTier, LinearPlacement, StreamRing
 from offload.plan.ram_tiers import file_bytes
 from offload.spec.linear import BlockFormat, WeightFormat
+from offload.spec.step import StepShape, Workload
 
 ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
 
 @dataclass(frozen=True)
-class StepShape:
-    """The work of a step besides its Linears."""
+class HostAlone:
+    """What the host does before a level, in seconds."""
 
-    islands: int
-    cache_bytes_per_token: int  # read by attention for every token already there
-    attention_flops_per_pair: int  # of a new token and a token it sees, in all layers: `attention.pair_flops`
-    concat_cache: bool  # True: every step also rewrites the whole cache
-    islands_on_host: int = 0  # when all is in RAM on the host; 0: as many as otherwise
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One step: `rows` new tokens after `depth` tokens in the cache; `prefill` says whose ranges are streamed."""
-
-    depth: int
-    rows: int = 1
-    prefill: bool = False
+    islands_s: float
+    attention_s: float
 
 
 @dataclass(frozen=True)
 class LevelCost:
-    """One group of Linears and what the host does before it, in seconds. Pieces of one level are equal."""
+    """One group of Linears, in seconds. Pieces of one level are equal."""
 
-    islands_s: float
-    attention_s: float
     host_s: float
     on_device: bool
     trip_s: float  # activations there and back
@@ -62,42 +50,25 @@ class StepCost:
     """The levels of a step, and how long what they share is busy at least."""
 
     start_s: float  # before the first level
+    alone: tuple[HostAlone, ...]  # before each level
     levels: tuple[LevelCost, ...]
     ram_s: float  # all bytes that are read from RAM, by the CPU and by the bus
     disk_s: float
 
 
 def step_cost(
-    placements: Sequence[LinearPlacement],
-    ring: StreamRing,
-    step: StepShape,
-    profile: DeviceProfile,
-    work: Workload,
+    model: PlacedModel, ring: StreamRing, step: StepShape, profile: DeviceProfile, work: Workload
 ) -> StepCost:
-    """The costs of one step under `placements`. Assumes a GPU where columns are placed on one."""
-    groups = by_group(placements)
-    alone = host_alone(
-        [members[0].linear.layer for members in groups], _islands(step, placements), step, profile.cpu, work
-    )
-    streams = any(len(p.streamed_in(work.prefill)) for p in placements)
-    levels = tuple(
-        _level_cost(
-            members,
-            islands_s,
-            attention_s,
-            ring,
-            profile,
-            work,
-            streams,
-        )
-        for members, (islands_s, attention_s) in zip(groups, alone, strict=True)
-    )
-    not_resident = sum((p.linear.out_features - len(p.resident)) * p.host_column_bytes for p in placements)
+    """The costs of one step of a placed model. Assumes a GPU where columns are placed on one."""
+    streams = any(len(p.streamed_in(work.prefill)) for p in model.distinct)
+    costs = [_level_cost(group.members, ring, profile, work, streams) for group in model.groups]
+    not_resident = sum(group.count * _not_resident_bytes(group.members) for group in model.groups)
     return StepCost(
         start_s=profile.cpu.step_s,
-        levels=levels,
+        alone=host_alone(model.layers, islands_of(step, model), step, profile.cpu, work),
+        levels=tuple(costs[number] for number in model.levels),
         ram_s=not_resident / profile.cpu.ram_bytes_per_s,
-        disk_s=file_bytes(placements) / profile.cpu.disk_bytes_per_s,
+        disk_s=model.total(file_bytes) / profile.cpu.disk_bytes_per_s,
     )
 
 
@@ -118,15 +89,14 @@ def host_s(cpu: CpuRates, placement: LinearPlacement, columns: int, rows: int, b
     return max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus) if beside_bus else seconds
 
 
-def _islands(step: StepShape, placements: Iterable[LinearPlacement]) -> int:
-    on_host = all(not p.on_device and p.tier is HostTier.RAM for p in placements)
+def islands_of(step: StepShape, model: PlacedModel) -> int:
+    """Count the islands of a step."""
+    on_host = all(not p.on_device and p.tier is HostTier.RAM for p in model.distinct)
     return step.islands_on_host if on_host and step.islands_on_host else step.islands
 
 
 def _level_cost(
     members: Sequence[LinearPlacement],
-    islands_s: float,
-    attention_s: float,
     ring: StreamRing,
     profile: DeviceProfile,
     work: Workload,
@@ -138,7 +108,7 @@ def _level_cost(
         on_host += cpu.launch_s
     device_columns = sum(len(p.resident) + len(p.streamed_in(work.prefill)) for p in members)
     if not device_columns or gpu is None:
-        return LevelCost(islands_s, attention_s, on_host, False, 0.0, 0.0, 0, 0.0, 0.0)
+        return LevelCost(on_host, False, 0.0, 0.0, 0, 0.0, 0.0)
     x_bytes = work.rows * members[0].linear.in_features * 4
     y_bytes = work.rows * device_columns * 4
     streamed_bytes = sum(len(p.streamed_in(work.prefill)) * p.host_column_bytes for p in members)
@@ -147,8 +117,6 @@ def _level_cost(
     streamed = [(p, streamed_format(p), len(p.streamed_in(work.prefill))) for p in members]
     streamed_s, piece_launch_s = _multiply_s(gpu, streamed, work.rows)
     return LevelCost(
-        islands_s=islands_s,
-        attention_s=attention_s,
         host_s=on_host,
         on_device=True,
         trip_s=gpu.round_trip_s + x_bytes / gpu.bus_bytes_per_s + y_bytes / gpu.bus_back_bytes_per_s,
@@ -157,6 +125,10 @@ def _level_cost(
         copy_s=gpu.copy_s + streamed_bytes / pieces / gpu.bus_bytes_per_s if pieces else 0.0,
         gemm_s=piece_launch_s + streamed_s / pieces if pieces else 0.0,
     )
+
+
+def _not_resident_bytes(members: Sequence[LinearPlacement]) -> float:
+    return sum((p.linear.out_features - len(p.resident)) * p.host_column_bytes for p in members)
 
 
 def _multiply_s(
@@ -184,8 +156,8 @@ def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
 
 def host_alone(
     layers: Sequence[str], islands: int, step: StepShape, cpu: CpuRates, work: Workload
-) -> list[tuple[float, float]]:
-    """Seconds of islands and of attention before each level of a step; `layers` says whose each level is."""
+) -> tuple[HostAlone, ...]:
+    """What comes before each level of a step; `layers` says whose each level is."""
     islands_s = cpu.island_s * islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
     seen: Counter[str] = Counter()
     attended = []
@@ -193,4 +165,5 @@ def host_alone(
         seen[layer] += 1
         attended.append(seen[layer] == 2)  # the second of a layer reads what attention wrote
     attention_s = whole_attention_s(step, cpu, work) / max(1, sum(attended))
-    return [(islands_s, attention_s if after else 0.0) for after in attended]
+    before, after = HostAlone(islands_s, 0.0), HostAlone(islands_s, attention_s)
+    return tuple(after if is_attended else before for is_attended in attended)

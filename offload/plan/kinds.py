@@ -2,59 +2,58 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from operator import itemgetter
 
-from offload.plan.cost import Workload, host_s, resident_format, step_cost, streamed_format
+import numpy as np
+
+from offload.plan.cost import host_alone, host_s, islands_of, resident_format, streamed_format
 from offload.plan.milp import GroupKind, Limits, PlacementMilp, Solution
 from offload.plan.multiply_time import launches, multiply_s
 from offload.plan.packing import TILE_COLUMNS, working_memory
-from offload.plan.placing import CHUNK_TOKENS, NO_RING, PlanRequest, Shares, SharesOf, place_linears
-from offload.plan.plan import LinearPlacement, StreamRing, by_group
-from offload.spec.linear import BlockFormat, ColumnRange, LinearSpec, WeightFormat
+from offload.plan.placer import Placer
+from offload.plan.plan import LinearPlacement, StreamRing
+from offload.plan.request import CHUNK_TOKENS
+from offload.plan.shares import ModelShares
+from offload.spec.linear import BlockFormat, ColumnRange, WeightFormat
+from offload.spec.step import Workload
 
-_Key = tuple[object, ...]
-_Groups = dict[_Key, list[list[LinearPlacement]]]
+Group = tuple[int, ...]  # the numbers of its Linears
 MOST_KINDS = 16  # models have five or so; more are put together
 
 
 class Kinds:
-    """The kinds of groups of a request, for steps of one `Workload`."""
+    """The kinds of groups of a request, for steps of one `Workload`. The first group of a kind stands for all."""
 
-    def __init__(self, request: PlanRequest, work: Workload | None = None) -> None:
-        self._request = request
-        self._work = work or Workload(request.depth)
+    def __init__(self, placer: Placer, work: Workload) -> None:
+        self._placer = placer
+        self._request = request = placer.request
+        self._work = work
         # All as if in RAM: the MILP itself decides how much of them is not.
-        on_host = place_linears(replace(request, ram_budget_bytes=None), lambda _: Shares())
-        cost = step_cost(on_host, NO_RING, request.step, request.profile, self._work)
-        alike: _Groups = {}
-        before_s: dict[str, float] = {}
-        for members, level in zip(by_group(on_host), cost.levels, strict=True):
-            key: _Key = tuple(
-                (q.kind, q.in_features, q.out_features, q.format, q.layout, q.blocks)
-                for q in (p.linear for p in members)
-            )
-            alike.setdefault(key, []).append(members)
-            before_s[members[0].linear.group] = level.islands_s + level.attention_s
+        on_host = placer.in_ram(ModelShares.equal(placer.count))
+        self._on_host = on_host.placements
+        alone = host_alone(on_host.layers, islands_of(request.step, on_host), request.step, request.profile.cpu, work)
+        before_s = {
+            group: before.islands_s + before.attention_s for group, before in zip(placer.groups, alone, strict=True)
+        }
+        alike: dict[tuple[object, ...], list[Group]] = {}
+        for group in placer.groups:
+            members = (request.linears[number] for number in group)
+            key = tuple((q.kind, q.in_features, q.out_features, q.format, q.layout, q.blocks) for q in members)
+            alike.setdefault(key, []).append(group)
         self.count = len(alike)
-        self._groups = alike if len(alike) <= MOST_KINDS else _by_size(request, alike)
-        names = {key: [members[0].linear.group for members in groups] for key, groups in self._groups.items()}
-        self._key_of = {group: key for key, groups in names.items() for group in groups}
-        self._before_s = {key: sum(before_s[group] for group in groups) / len(groups) for key, groups in names.items()}
-
-    @property
-    def movable(self) -> list[list[LinearSpec]]:
-        """The Linears of each kind that may be on the device; kinds without any are left out."""
-        found = []
-        for groups in self._groups.values():
-            linears = [placement.linear for members in groups for placement in members]
-            found.append([linear for linear in linears if self._request.movable(linear)])
-        return [linears for linears in found if linears]
+        kinds = list(alike.values())
+        self.groups = kinds if len(kinds) <= MOST_KINDS else self._by_size(kinds)
+        self._before_s = [sum(before_s[group] for group in groups) / len(groups) for groups in self.groups]
+        self._kind_of = np.zeros(placer.count, np.intp)
+        for number, groups in enumerate(self.groups):
+            self._kind_of[list(chain.from_iterable(groups))] = number
 
     def milp(
         self,
         vram_bytes: float,
         ring: StreamRing,
-        resident: SharesOf | None = None,
+        resident: ModelShares | None = None,
         ram_bytes: float | None = None,
         least_activation_bytes: int = 0,
     ) -> PlacementMilp:
@@ -66,8 +65,8 @@ class Kinds:
         request = self._request
         gpu = request.profile.gpu
         assert gpu is not None
-        kinds = [self._kind(key, groups, ring, resident) for key, groups in self._groups.items()]
-        immovable = [p for groups in self._groups.values() for g in groups for p in g if not request.movable(p.linear)]
+        kinds = [self._kind(number, ring, resident) for number in range(len(self.groups))]
+        immovable = (p for p in self._on_host if not request.movable(p.linear))
         immovable_bytes = sum(p.linear.out_features * p.host_column_bytes for p in immovable)
         pinned_bytes: float | None = request.pinned_limit_bytes
         if ram_bytes is not None:
@@ -86,25 +85,20 @@ class Kinds:
         )
         return PlacementMilp(kinds, limits)
 
-    def shares(self, solution: Solution) -> SharesOf:
+    def shares(self, solution: Solution) -> ModelShares:
         """The shares of every Linear."""
-        by_key = dict(zip(self._groups, solution.shares, strict=True))
+        resident, streamed = np.array(solution.shares, np.float64).reshape(-1, 2)[self._kind_of].T
+        return ModelShares(resident, streamed, np.zeros(len(resident)))
 
-        def of(linear: LinearSpec) -> Shares:
-            resident, streamed = by_key[self._key_of[linear.group]]
-            return Shares(resident, streamed)
-
-        return of
-
-    def _kind(
-        self, key: _Key, groups: Sequence[Sequence[LinearPlacement]], ring: StreamRing, given: SharesOf | None
-    ) -> GroupKind:
+    def _kind(self, number: int, ring: StreamRing, given: ModelShares | None) -> GroupKind:
         request, rows = self._request, self._work.rows
         cpu, gpu = request.profile.cpu, request.profile.gpu
         assert gpu is not None
-        members = groups[0]
+        groups = self.groups[number]
+        members = [self._on_host[i] for i in groups[0]]
         movable = [p for p in members if request.movable(p.linear)]
         immovable = [p for p in members if not request.movable(p.linear)]
+        wanted = next((i for i in groups[0] if request.movable(request.linears[i])), None) if given else None
         nbytes = sum(p.linear.weight_bytes for p in movable)
         host_nbytes = sum(p.linear.out_features * p.host_column_bytes for p in movable)
         streams = ring.slots > 0
@@ -119,14 +113,13 @@ class Kinds:
         y_s = rows * sum(p.linear.out_features for p in movable) * 4 / gpu.bus_back_bytes_per_s
         pieces = host_nbytes / ring.slot_bytes if streams else 0.0
         launches_a_piece = max((launches(streamed_format(p), rows) for p in movable), default=0)
-        wanted = given(movable[0].linear) if given and movable else None
         # Scratch grows with the columns as well, but what a tile takes is the least.
         a_tile = working_memory(_resident(movable, TILE_COLUMNS), CHUNK_TOKENS)
         return GroupKind(
             count=len(groups),
             nbytes=nbytes,
             host_nbytes=host_nbytes,
-            before_s=self._before_s[key],
+            before_s=self._before_s[number],
             host_s=on_host_s(movable),
             immovable_s=on_host_s(immovable),
             resident_s=on_device_s(resident_format) + y_s,
@@ -135,30 +128,28 @@ class Kinds:
             bus_s=host_nbytes / gpu.bus_bytes_per_s + pieces * gpu.copy_s,
             x_bytes=a_tile.device_bytes,
             y_bytes=working_memory(_resident(movable), CHUNK_TOKENS).y_bytes,
-            least_streamed=wanted.streamed if wanted else 0.0,
-            fixed_resident=wanted.resident if wanted else None,
+            least_streamed=0.0 if given is None or wanted is None else float(given.streamed[wanted]),
+            fixed_resident=None if given is None or wanted is None else float(given.resident[wanted]),
         )
 
+    def _by_size(self, kinds: Sequence[Sequence[Group]]) -> list[list[Group]]:
+        """Few kinds of about equal bytes, each of groups of about one size; the middle one comes first.
 
-def _by_size(request: PlanRequest, alike: _Groups) -> _Groups:
-    """Few kinds of about equal bytes, each of groups of about one size; the middle one, which is first, stands for all.
+        Groups without columns that may be on the device are one kind.
+        """
+        linears = self._request.linears
 
-    Groups without columns that may be on the device are one kind.
-    """
+        def nbytes(group: Group) -> int:
+            return sum(linears[number].weight_bytes for number in group if self._request.movable(linears[number]))
 
-    def nbytes(members: Sequence[LinearPlacement]) -> int:
-        return sum(p.linear.weight_bytes for p in members if request.movable(p.linear))
-
-    found: _Groups = {}
-    groups = sorted(((nbytes(members), members) for kind in alike.values() for members in kind), key=itemgetter(0))
-    total, passed = max(1, sum(size for size, _ in groups)), 0
-    for size, members in groups:
-        number = (2 * passed + size) * (MOST_KINDS - 1) // (2 * total) if size else None
-        found.setdefault((number,), []).append(members)
-        passed += size
-    return {
-        key: [kind[len(kind) // 2], *kind[: len(kind) // 2], *kind[len(kind) // 2 + 1 :]] for key, kind in found.items()
-    }
+        found: dict[int | None, list[Group]] = {}
+        groups = sorted(((nbytes(group), group) for kind in kinds for group in kind), key=itemgetter(0))
+        total, passed = max(1, sum(size for size, _ in groups)), 0
+        for size, group in groups:
+            number = (2 * passed + size) * (MOST_KINDS - 1) // (2 * total) if size else None
+            found.setdefault(number, []).append(group)
+            passed += size
+        return [[kind[len(kind) // 2], *kind[: len(kind) // 2], *kind[len(kind) // 2 + 1 :]] for kind in found.values()]
 
 
 def _resident(placements: Sequence[LinearPlacement], most: int | None = None) -> list[LinearPlacement]:

@@ -1,55 +1,47 @@
-"""Decide where the columns go: candidates, the MILP's among them, are replayed; the fastest one wins."""
+"""Decide where the columns go: the MILP's answers, for rings of some sizes, are replayed; the fastest one wins."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 
-from offload.plan.fitting import SEARCH_STEPS, grow, largest_part, shrink
+from offload.plan.fitting import grow, largest_part, shrink
 from offload.plan.kinds import MOST_KINDS, Kinds
+from offload.plan.memory import fits, fixed_ram_bytes, vram_bytes
 from offload.plan.milp import PlacementMilp, Solution
 from offload.plan.packing import packed_stream_bytes
-from offload.plan.placing import (
-    NO_RING,
-    PlanRequest,
-    Shares,
-    SharesOf,
-    fits,
-    fixed_ram_bytes,
-    place,
-    place_linears,
-    predict,
-    vram_bytes,
-)
-from offload.plan.plan import LinearPlacement, Plan, StreamRing
-from offload.plan.polishing import polish
-from offload.plan.prefill import LEAST_RING, may_stream, prefill_phase, streaming_all
+from offload.plan.placer import Placer
+from offload.plan.placing import NO_RING, Placement, plan_of, predict
+from offload.plan.plan import Plan, StreamRing
+from offload.plan.prefill import LEAST_RING, prefill_phase
 from offload.plan.ram_tiers import check_ram
+from offload.plan.request import PlanRequest
+from offload.plan.shares import ModelShares
+from offload.spec.linear import Layout
+from offload.spec.step import Workload
 from offload.spec.units import MIB
 
 _RINGS = (StreamRing(4, MIB), StreamRing(4, 2 * MIB), StreamRing(4, 4 * MIB), StreamRing(16, 4 * MIB))
-_SIMPLE_RING = StreamRing(4, 4 * MIB)
 _WORTH = 0.98  # what uses the device has to be this much faster than all on the host
 _TIE = 0.999  # what does more has to be this much faster than what does less
-_POLISHED = 0.995  # nearer to the bound than this, a placement is not polished
-_MOST_SEARCHED = 1000  # Linears: large models have hundreds, and every trial looks at each
+_MOST_SEARCHED = 1000  # Linears: large models have hundreds
+_MOST_PLACED = 4096  # Linears that are placed on a device at all
 _MOST_NAMED = 200  # kinds of Linears by name: models have ten or so
-_MOST_PLACED = 4096  # Linears that are placed at all
-_FEW_STEPS = 6
 _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much faster, where decode loses 1 - _WORTH
 
 
-def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
-    """The fastest placement within the budgets, as the replay has it; a percent or two slower unless it `is_final`.
+def make_plan(request: PlanRequest) -> Plan:
+    """The fastest placement within the budgets, as the replay has it.
 
-    Never slower there than everything on the host; never more than a thousandth slower than filling VRAM layer by
-    layer, filling it with an equal share of every Linear, or streaming all that it does not hold. But decode may lose
-    a fiftieth for a prefill that is faster by a quarter, or where the device holds all and leaves the CPU alone.
+    Never slower there than everything on the host. But decode may lose a fiftieth for a prefill that is faster by a
+    quarter, or where the device holds all and leaves the CPU alone.
     Raises RamBudgetError when all of them need more RAM than there may be.
     """
-    decode = _Search(request, for_prefill=False, is_final=is_final)
+    placer = Placer(request)
+    decode = _Search(placer, for_prefill=False)
     milps = decode.milps()
     bound_s = min((fastest.bound_s for fastest, _, _ in milps), default=None)
-    plan = _plan_for_prefill(request, decode, is_final) if milps else None
+    plan = _plan_for_prefill(decode) if milps else None
     if plan is None or bound_s is None or bound_s < plan.predicted.decode_step_s * _WORTH:
         for_decode = _planned(decode, milps)
         if plan is None or not _is_worth_it(plan, for_decode):
@@ -59,7 +51,7 @@ def make_plan(request: PlanRequest, is_final: bool = True) -> Plan:
 
 
 def is_searched(request: PlanRequest) -> bool:
-    """Tell whether the model is small enough to search its best placement; else only the simplest ones are compared."""
+    """Tell whether the model is small enough to search its best placement."""
     return len(request.linears) <= _MOST_SEARCHED and _named_kinds(request) <= _MOST_NAMED
 
 
@@ -67,7 +59,7 @@ def _named_kinds(request: PlanRequest) -> int:
     return len({linear.kind for linear in request.linears})
 
 
-def _why_short(request: PlanRequest) -> str:
+def _why_not_searched(request: PlanRequest) -> str:
     count = len(request.linears)
     how = "each gets an equal share of the GPU, or none" if count <= _MOST_PLACED else "the GPU gets none"
     return (
@@ -76,20 +68,20 @@ def _why_short(request: PlanRequest) -> str:
     )
 
 
-def _plan_for_prefill(request: PlanRequest, decode: "_Search", is_final: bool) -> Plan | None:
+def _plan_for_prefill(decode: "_Search") -> Plan | None:
     """The plan with all on the device or with room for what prefill streams; None where that cannot be or helps not."""
+    placer, request = decode.placer, decode.request
     if decode.holds_all():
-        plan = place(request, lambda _: Shares(1.0), NO_RING)
-    elif may_stream(request):
-        prefill = _Search(request, for_prefill=True, is_final=is_final)
+        plan = plan_of(request, Placement(placer.place(ModelShares.equal(placer.count, 1.0))))
+    elif placer.any_prefill_streamable:
+        prefill = _Search(placer, for_prefill=True)
         plan = _planned(prefill, prefill.milps())
         if not plan.prefill_tokens:
             return None
     else:
         return None
-    on_host = predict(request, place_linears(request, lambda _: Shares()), NO_RING, request.depth)
     fits_ram = plan.total_ram_bytes <= (request.ram_budget_bytes or inf)
-    is_faster = plan.predicted.decode_step_s < on_host.decode_step_s * _WORTH
+    is_faster = plan.predicted.decode_step_s < decode.on_host.step_s * _WORTH
     return plan if fits_ram and is_faster and plan.total_vram_bytes <= request.budget_bytes else None
 
 
@@ -100,111 +92,96 @@ def _is_worth_it(plan: Plan, for_decode: Plan) -> bool:
     return gains and plan.predicted.decode_step_s * _WORTH <= for_decode.predicted.decode_step_s
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    shares: SharesOf
-    ring: StreamRing
-    placements: tuple[LinearPlacement, ...]
-    step_s: float
-    fits: bool
-
-
 _Milps = list[tuple[Solution, StreamRing, PlacementMilp]]
 
 
 def _planned(search: "_Search", milps: _Milps) -> Plan:
     best = search.best(milps)
-    if search.is_short:
-        return place(search.request, best.shares, best.ring)
-    shares, ring, prefill_tokens = prefill_phase(search.request, best.shares, best.ring, best.placements)
-    return place(search.request, shares, ring, prefill_tokens)
+    placement = best.placement if search.is_short else prefill_phase(search.placer, best.shares, best.placement)
+    return plan_of(search.request, placement)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    shares: ModelShares
+    placement: Placement
+    step_s: float
+    fits: bool
 
 
 class _Search:
     """For the fastest placement; `for_prefill` leaves room for all that prefill may stream."""
 
-    def __init__(self, request: PlanRequest, for_prefill: bool, is_final: bool) -> None:
-        self.request = request
-        self._is_final = is_final
+    def __init__(self, placer: Placer, for_prefill: bool) -> None:
+        self.placer = placer
+        self.request = placer.request
         self._for_prefill = for_prefill
         self.notes: tuple[str, ...] = ()  # what bounded the search
-        self.is_short = not is_searched(request)
-        if self.is_short and request.budget_bytes:
-            self.notes += (_why_short(request),)
+        self.is_short = not is_searched(self.request)
+        if self.is_short and self.request.budget_bytes:
+            self.notes += (_why_not_searched(self.request),)
+
+    @cached_property
+    def on_host(self) -> _Candidate:
+        """Everything on the host."""
+        return self._candidate(ModelShares.equal(self.placer.count), NO_RING)
 
     def holds_all(self) -> bool:
         """Tell whether the budget holds every Linear that may be on the device."""
-        return self._excess_bytes(lambda _: Shares(1.0), NO_RING) <= 0
+        return self._excess_bytes(ModelShares.equal(self.placer.count, 1.0), NO_RING) <= 0
 
     def best(self, milps: _Milps) -> _Candidate:
         """The fastest placement, or where it hardly differs, one that does less."""
-        on_host = self._candidate(lambda _: Shares(), NO_RING)
+        on_host = self.on_host
         if not self._may_use_device():
             return on_host
-        candidates = [self._candidate(shares, ring) for shares, ring in self._simple()]
-        known_s = min((c.step_s for c in (on_host, *candidates) if c.fits), default=inf)
-        fitting = [c for c in (*candidates, *self._solved(milps, known_s)) if c.fits]
+        candidates = [self._equal_share()] if self.is_short else [*self._whole_first(), *self._solved(milps)]
+        fitting = [candidate for candidate in candidates if candidate.fits]
         if not fitting:
             return on_host
         least_s = min(candidate.step_s for candidate in fitting)
         best = next(candidate for candidate in fitting if candidate.step_s * _TIE <= least_s)
-        if self._is_final and milps and best.step_s * _POLISHED > milps[0][0].bound_s:
-            best = self._polished(best)
         return on_host if on_host.fits and best.step_s >= on_host.step_s * _WORTH else best
 
-    def _polished(self, best: _Candidate) -> _Candidate:
-        """`best` after small moves."""
+    def _equal_share(self) -> _Candidate:
+        """As much of every Linear as fits."""
 
-        def faster(shares: SharesOf, below_s: float) -> float | None:
-            placements = place_linears(self.request, shares)
-            if predict(self.request, placements, best.ring, self.request.depth).decode_step_s >= below_s:
-                return None  # most are, and whether they fit takes as long to find out
-            candidate = self._candidate(shares, best.ring)
-            return candidate.step_s if candidate.fits and candidate.step_s < below_s else None
+        def equal(part: float) -> ModelShares:
+            return ModelShares.equal(self.placer.count, part)
 
-        def fill(shares: SharesOf) -> SharesOf:
-            return grow(shares, lambda shares: self._excess_bytes(shares, best.ring))
+        share = largest_part(lambda part: self._excess_bytes(equal(part), NO_RING))
+        return self._candidate(equal(share), NO_RING)
 
-        shares = polish(best.shares, best.step_s, Kinds(self.request).movable, faster, fill)
-        return self._candidate(shares, best.ring)
-
-    def _simple(self) -> Iterator[tuple[SharesOf, StreamRing]]:
-        """Place as other programs do: an equal share of everything, whole layers first, and the rest streamed."""
-        steps = _FEW_STEPS if self.is_short else SEARCH_STEPS
-        share = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part), NO_RING), steps)
-        yield (lambda _: Shares(share)), NO_RING
-        if self.is_short:
+    def _whole_first(self) -> Iterator[_Candidate]:
+        """As many whole Linears as fit, in order, where [K, N] weights give no RAM back as long as any column stays."""
+        linears = self.request.linears
+        if self.request.ram_budget_bytes is None or all(linear.layout is Layout.NK for linear in linears):
             return
-        movable = [linear.name for linear in self.request.linears if self.request.movable(linear)]
-        count = self._largest_count(movable)
-        first = frozenset(movable[:count])
-        yield (lambda linear: Shares(1.0 if linear.name in first else 0.0)), NO_RING
-        streams = largest_part(lambda part: self._excess_bytes(lambda _: Shares(part, 1.0 - part), _SIMPLE_RING))
-        if self.request.pinned_limit_bytes is None and streams > 0:
-            yield (lambda _: Shares(streams, 1.0 - streams)), _SIMPLE_RING
+        movable = [number for number, linear in enumerate(linears) if self.request.movable(linear)]
 
-    def _largest_count(self, names: list[str]) -> int:
-        """Count the Linears that, in order, fit the budget whole."""
-        low, high = 0, len(names)
-        while low < high:
-            middle = (low + high + 1) // 2
-            held = frozenset(names[:middle])
-            over = self._excess_bytes(lambda linear, held=held: Shares(1.0 if linear.name in held else 0.0), NO_RING)  # type: ignore[misc]
-            low, high = (middle, high) if over <= 0 else (low, middle - 1)
-        return low
+        def first(part: float) -> ModelShares:
+            whole = ModelShares.equal(self.placer.count)
+            whole.resident[movable[: int(part * len(movable))]] = 1.0
+            return whole
+
+        part = largest_part(lambda part: self._excess_bytes(first(part), NO_RING))
+        yield self._candidate(first(part), NO_RING)
+
+    @cached_property
+    def _kinds(self) -> Kinds:
+        return Kinds(self.placer, Workload(self.request.depth))
 
     def milps(self) -> _Milps:
         """Solve the MILP for every ring, fastest first; nothing where no column fits the device."""
         request = self.request
         if self.is_short or not self._may_use_device():
             return []
-        kinds, ram_bytes = Kinds(request), self._weights_ram_bytes()
-        whole = place_linears(request, lambda _: Shares(1.0))
+        kinds, ram_bytes = self._kinds, self._weights_ram_bytes()
+        whole = self.placer.in_ram(ModelShares.equal(self.placer.count, 1.0))
         least_bytes = vram_bytes(request, whole, NO_RING)["activations"] if self._for_prefill else 0
         fixed_bytes = sum(request.fixed_vram_bytes.values())
-        streams = any(request.streamable(linear) for linear in request.linears)
         found = []
-        for ring in (NO_RING, *_RINGS) if streams else (NO_RING,):
+        for ring in (NO_RING, *_RINGS) if self.placer.any_streamable else (NO_RING,):
             room_bytes = request.budget_bytes - fixed_bytes - self._counted(ring).nbytes
             milp = kinds.milp(room_bytes, ring, ram_bytes=ram_bytes, least_activation_bytes=least_bytes)
             fastest = milp.fastest()
@@ -218,73 +195,65 @@ class _Search:
             self.notes += ("the search for a placement ended early: a better one may exist",)
         return sorted(found, key=lambda entry: entry[0].bound_s)
 
-    def _solved(self, milps: _Milps, known_s: float) -> Iterator[_Candidate]:
-        """Yield what may be faster than `known_s`."""
-        kinds = Kinds(self.request)
+    def _solved(self, milps: _Milps) -> Iterator[_Candidate]:
+        """Yield what may be faster than the ones before, and than everything on the host."""
+        known_s = self.on_host.step_s if self.on_host.fits else inf
         for fastest, ring, milp in milps:
             if fastest.bound_s >= known_s * _TIE:
                 break
-            candidate = self._fit(kinds.shares(milp.smoothest(fastest)), ring)
+            candidate = self._fit(self._kinds.shares(milp.smoothest(fastest)), ring)
             yield candidate
             if candidate.fits:
                 known_s = min(known_s, candidate.step_s)
 
     def _may_use_device(self) -> bool:
-        request = self.request
-        is_placed = request.budget_bytes > 0 and len(request.linears) <= _MOST_PLACED
-        return is_placed and any(request.movable(linear) for linear in request.linears)
+        return self.request.budget_bytes > 0 and self.placer.any_movable and self.placer.count <= _MOST_PLACED
 
-    def _fit(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
+    def _fit(self, shares: ModelShares, ring: StreamRing) -> _Candidate:
         """The shares, made smaller by what rounding and alignment took too much, or larger where that is faster."""
-        request = self.request
 
-        def excess_bytes(shares: SharesOf) -> int:
+        def excess_bytes(shares: ModelShares) -> int:
             return self._excess_bytes(shares, ring)
 
-        def pinned(shares: SharesOf) -> _Candidate:
-            def scaled(part: float) -> SharesOf:
-                return lambda linear: replace(shares(linear), streamed=shares(linear).streamed * part)
-
-            if request.pinned_limit_bytes is None:
-                return self._candidate(shares, ring)
-            part = largest_part(lambda part: _unpinnable_bytes(request, place_linears(request, scaled(part))))
-            return self._candidate(scaled(part) if part < 1 else shares, ring)
-
-        shrunk = pinned(shrink(shares, excess_bytes))
-        grown = pinned(grow(shares, excess_bytes))
+        shrunk = self._candidate(self._pinnable(shrink(shares, excess_bytes)), ring)
+        grown = self._candidate(self._pinnable(grow(shares, excess_bytes)), ring)
         return grown if grown.fits and grown.step_s < shrunk.step_s else shrunk
 
-    def _candidate(self, shares: SharesOf, ring: StreamRing) -> _Candidate:
-        request = self.request
-        placements = place_linears(request, shares)
-        if not any(len(placement.streamed) for placement in placements):
-            ring = NO_RING
-        step_s = predict(request, placements, ring, request.depth).decode_step_s
-        counted = place_linears(request, self._counted_shares(shares)) if self._for_prefill else placements
-        is_within = fits(request, counted, self._counted(ring)) and _unpinnable_bytes(request, placements) <= 0
-        return _Candidate(shares, ring, placements, step_s, is_within)
+    def _pinnable(self, shares: ModelShares) -> ModelShares:
+        """The shares with so much of what is streamed as may be pinned."""
+        if self.request.pinned_limit_bytes is None:
+            return shares
+        part = largest_part(lambda part: self._unpinnable_bytes(shares.with_streamed(part)))
+        return shares.with_streamed(part) if part < 1 else shares
 
-    def _excess_bytes(self, shares: SharesOf, ring: StreamRing) -> int:
+    def _candidate(self, shares: ModelShares, ring: StreamRing) -> _Candidate:
+        request = self.request
+        model = self.placer.place(shares)
+        if not any(len(placement.streamed) for placement in model.distinct):
+            ring = NO_RING
+        step_s = predict(request, model, ring, request.depth).decode_step_s
+        counted = self.placer.place(self.placer.streaming_all(shares)) if self._for_prefill else model
+        is_within = fits(request, counted, self._counted(ring)) and self._unpinnable_bytes(shares) <= 0
+        return _Candidate(shares, Placement(model, ring), step_s, is_within)
+
+    def _excess_bytes(self, shares: ModelShares, ring: StreamRing) -> int:
         """Measure how far shares are above the budget of VRAM, negative below."""
-        placements = place_linears(self.request, self._counted_shares(shares))
-        taken = vram_bytes(self.request, placements, self._counted(ring))
+        counted = self.placer.streaming_all(shares) if self._for_prefill else shares
+        taken = vram_bytes(self.request, self.placer.place(counted), self._counted(ring))
         return sum(taken.values()) - self.request.budget_bytes
+
+    def _unpinnable_bytes(self, shares: ModelShares) -> int:
+        """Measure how far streamed columns are beyond their limit."""
+        limit_bytes = self.request.pinned_limit_bytes
+        return 0 if limit_bytes is None else self.placer.place(shares).total(packed_stream_bytes) - limit_bytes
 
     def _counted(self, ring: StreamRing) -> StreamRing:
         return LEAST_RING if self._for_prefill and not ring.slots else ring
 
-    def _counted_shares(self, shares: SharesOf) -> SharesOf:
-        return streaming_all(self.request, shares) if self._for_prefill else shares
-
     def _weights_ram_bytes(self) -> int | None:
         """RAM that is left for host and streamed columns, when every Linear is on the device; None: no limit."""
-        if self.request.ram_budget_bytes is None:
+        request = self.request
+        if request.ram_budget_bytes is None:
             return None
-        whole = place_linears(self.request, lambda _: Shares(1.0))
-        return self.request.ram_budget_bytes - sum(fixed_ram_bytes(self.request, whole).values())
-
-
-def _unpinnable_bytes(request: PlanRequest, placements: tuple[LinearPlacement, ...]) -> int:
-    """Measure how far streamed columns are beyond their limit."""
-    limit_bytes = request.pinned_limit_bytes
-    return 0 if limit_bytes is None else packed_stream_bytes(placements) - limit_bytes
+        whole = self.placer.in_ram(ModelShares.equal(self.placer.count, 1.0))
+        return request.ram_budget_bytes - sum(fixed_ram_bytes(request.other_ram_bytes, whole).values())

@@ -40,11 +40,12 @@ from offload.devices.simulated.rates import SimulatedRates
 from offload.errors import PinningError
 from offload.host.base import HostColumns
 from offload.machine.profile import CpuRates, DeviceProfile
-from offload.plan.cost import StepShape, Workload, host_alone, host_s
+from offload.plan.cost import host_alone, host_s
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.runner import LinearRunner
 from offload.spec.arrays import FloatArray
 from offload.spec.linear import LinearSpec, Storage
+from offload.spec.step import StepShape, Workload
 from offload.spec.stored_weight import StoredWeight
 
 
@@ -95,10 +96,10 @@ def run_modelled(
         began_s = device.now_s
         device.spend(cpu.step_s, "step")
         alone = host_alone(layers, step.islands, step, cpu, Workload(depth, count))
-        for number, (islands_s, attention_s) in enumerate(alone):
-            device.spend(islands_s, "islands")
-            if attention_s:
-                device.spend(attention_s, "attention")
+        for number, before in enumerate(alone):
+            device.spend(before.islands_s, "islands")
+            if before.attention_s:
+                device.spend(before.attention_s, "attention")
             runner.run(number, *_arrays(specs[number], count))
         took_s.append(device.now_s - began_s)
     spans = (*device.take_trace(), *device.host_spans)

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from offload.errors import DeviceLostError, OutOfDeviceMemoryError, OverBudgetError
-from offload.plan.placing import PlanRequest
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
+from offload.plan.request import PlanRequest
 from offload.spec.arrays import FloatArray
 from offload.spec.units import MIB, format_bytes
 

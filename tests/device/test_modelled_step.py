@@ -13,13 +13,13 @@ from offload.devices.simulated.device import SimulatedDevice
 from offload.devices.simulated.rates import same_rate
 from offload.errors import OutOfDeviceMemoryError
 from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
-from offload.plan.cost import StepShape
 from offload.plan.packing import split_columns
 from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.modelled_step import ModelledRun, run_modelled
 from offload.run.runner import LinearRunner
 from offload.spec.attention import pair_flops
 from offload.spec.linear import LinearSpec, WeightFormat
+from offload.spec.step import StepShape
 from tests.device.support import linear, make_plan, place
 
 MICRO = 1e-6

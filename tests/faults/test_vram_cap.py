@@ -21,8 +21,8 @@ from hybrid.loading.target import find_profile
 from offload.devices.cuda.device import CudaDevice
 from offload.devices.cuda.vram_meter import GRANULE_BYTES
 from offload.errors import DeviceLostError, DeviceUnavailableError, OutOfDeviceMemoryError
-from offload.plan.placing import CHUNK_TOKENS
 from offload.plan.plan import Plan
+from offload.plan.request import CHUNK_TOKENS
 from offload.spec.linear import LinearSpec, WeightFormat
 from offload.spec.units import MIB, format_bytes
 from tests.device.emulated_driver import EmulatedDriver

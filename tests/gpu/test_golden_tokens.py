@@ -8,7 +8,8 @@ from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from offload.devices.cuda.device import CudaDevice
 from offload.errors import DeviceUnavailableError
-from offload.plan.placing import Shares, place
+from offload.plan.placing import place
+from offload.plan.shares import Shares
 from tests.engines import greedy, open_settings, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 

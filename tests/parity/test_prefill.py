@@ -10,7 +10,8 @@ from hybrid.loading.open_engine import open_engine
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from offload.devices.simulated.device import SimulatedDevice
 from offload.errors import PinningError
-from offload.plan.placing import CHUNK_TOKENS, Shares
+from offload.plan.request import CHUNK_TOKENS
+from offload.plan.shares import Shares
 from tests.engines import Placement, engine_on_simulated, greedy, open_settings, read_golden
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 

@@ -9,7 +9,8 @@ from hybrid.loading.target import choose_target, look_in_profile
 from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.op_times import BETWEEN, op_times, settled
 from offload.observe.timeline import DECODE, Timeline
-from offload.plan.placing import Shares, place
+from offload.plan.placing import place
+from offload.plan.shares import Shares
 from offload.run.recovery import Replanner
 from tests.engines import open_settings
 

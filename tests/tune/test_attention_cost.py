@@ -12,8 +12,9 @@ from hybrid.machine.profiles import find_profile
 from offload.calibrate.attention import AttentionRates, attention_rates, rates_from
 from offload.host.backend import NumbaBackend
 from offload.machine.profile import CpuRates
-from offload.plan.cost import StepShape, Workload, whole_attention_s
+from offload.plan.cost import whole_attention_s
 from offload.spec.attention import pair_flops
+from offload.spec.step import StepShape, Workload
 from tests.unit.graph.test_attention_cut import CACHE, attention_graph
 
 CPU = replace(

@@ -8,8 +8,10 @@ from offload.devices.base import Device
 from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.timeline import Timeline
 from offload.plan.packing import packed_stream_bytes
-from offload.plan.placing import PlanRequest, Shares, SharesOf, place, place_linears
+from offload.plan.placing import place
 from offload.plan.plan import Plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares, SharesOf
 from offload.spec.units import MIB
 from tests.device.failing_device import FailingDevice
 from tests.engines import engine_on, greedy, read_golden
@@ -45,8 +47,8 @@ def may_be_pinned(request: PlanRequest, resident: float, streamed: float) -> Sha
     limit_bytes = request.pinned_limit_bytes
     for parts in range(10, 0, -1):
         shares = Shares(resident, streamed * parts / 10)
-        placements = place_linears(request, lambda _, shares=shares: shares)  # type: ignore[misc]
-        if limit_bytes is None or packed_stream_bytes(placements) <= limit_bytes:
+        plan = place(request, lambda _, shares=shares: shares)  # type: ignore[misc]
+        if limit_bytes is None or packed_stream_bytes(plan.placements) <= limit_bytes:
             return lambda _, shares=shares: shares  # type: ignore[misc]
     return lambda _: Shares(resident)
 

@@ -13,8 +13,10 @@ from hybrid.loading.planning import OpenedModel
 from hybrid.loading.settings import DEMO_MODEL
 from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.timeline import Timeline
-from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import Plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares
 from offload.spec.units import MIB
 from tests.device.failing_device import FailingDevice
 from tests.engines import SHARED_MODELS, engine_on, greedy, open_settings, read_golden

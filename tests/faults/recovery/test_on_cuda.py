@@ -6,8 +6,10 @@ import pytest
 
 from hybrid.loading.planning import OpenedModel
 from offload.devices.cuda.device import CudaDevice
-from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import Plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares
 from offload.spec.units import MIB
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import engine_on

@@ -17,7 +17,8 @@ from hybrid.machine.profiles import calibration_file, find_profile, machine_name
 from hybrid.machine.threads import default_threads
 from offload.errors import DeviceUnavailableError, ProfileError
 from offload.machine.profile import DeviceProfile, load_profile
-from offload.plan.placing import NO_RING, Shares, place
+from offload.plan.placing import NO_RING, place
+from offload.plan.shares import Shares
 from offload.spec.units import GIB
 
 

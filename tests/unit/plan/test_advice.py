@@ -11,10 +11,10 @@ from offload.machine.budget import parse_budget
 from offload.machine.profile import CpuRates
 from offload.plan import advice
 from offload.plan.advice import with_advice, with_ram_advice
-from offload.plan.placing import PlanRequest
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
 from offload.plan.ram_tiers import file_bytes, file_warnings
+from offload.plan.request import PlanRequest
 from offload.spec.linear import LinearSpec, WeightFormat
 from offload.spec.units import GIB, MIB
 from tests.unit.plan.test_planner import MACHINE, request, spec
@@ -105,9 +105,9 @@ def test_a_gib_of_vram_is_advised_only_where_it_is_free() -> None:
 def test_few_plans_are_made_and_for_a_run_none_when_all_is_in_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[PlanRequest] = []
 
-    def counted(request: PlanRequest, is_final: bool = True) -> Plan:
+    def counted(request: PlanRequest) -> Plan:
         made.append(request)
-        return make_plan(request, is_final)
+        return make_plan(request)
 
     monkeypatch.setattr(advice, "make_plan", counted)
     roomy = asked(600, FLOATS, 100 * MIB, most_ram_bytes=GIB, most_vram_bytes=GIB)

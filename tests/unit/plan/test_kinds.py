@@ -2,17 +2,19 @@
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from offload.plan import placing
 from offload.plan.advice import with_advice
 from offload.plan.kinds import MOST_KINDS, Kinds
+from offload.plan.placed_model import PlacedModel
+from offload.plan.placer import Placer
 from offload.plan.placing import NO_RING
-from offload.plan.plan import LinearPlacement
 from offload.plan.planner import is_searched, make_plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import ModelShares
 from offload.spec.linear import LinearSpec
+from offload.spec.step import Workload
 from offload.spec.units import MIB
 from tests.unit.plan.test_planner import FIXED, request, resident_nbytes, spec
 
@@ -28,17 +30,21 @@ def kinds(count: int, why: str = "") -> list[LinearSpec]:
     return [replace(spec(f"{layer}.k{n}", 256, 16 * (n + 1), why=why), kind=f"k{n}") for n, layer in names]
 
 
+def kinds_of(asked: PlanRequest) -> Kinds:
+    return Kinds(Placer(asked), Workload(asked.depth))
+
+
 @pytest.mark.parametrize(("count", "expected"), [(3, 3), (MOST_KINDS, MOST_KINDS), (MOST_KINDS + 1, MOST_KINDS - 1)])
 def test_kinds_beyond_a_number_are_put_together(count: int, expected: int) -> None:
-    found = Kinds(request(kinds(count), 4 * MIB))
+    found = kinds_of(request(kinds(count), 4 * MIB))
     assert found.count == count
-    assert len(found.movable) == expected
-    assert sum(len(linears) for linears in found.movable) == 2 * count
+    assert len(found.groups) == expected
+    assert sum(map(len, found.groups)) == 2 * count
 
 
 def test_kinds_that_are_put_together_are_of_about_one_size_and_one_weight() -> None:
-    found = Kinds(request(kinds(200), 4 * MIB)).movable
-    sizes = [[linear.weight_bytes for linear in linears] for linears in found]
+    asked = request(kinds(200), 4 * MIB)
+    sizes = [[asked.linears[number].weight_bytes for (number,) in groups] for groups in kinds_of(asked).groups]
     assert len(sizes) == MOST_KINDS - 1
     assert all(max(smaller) <= min(larger) for smaller, larger in itertools.pairwise(sizes))
     total = sum(map(sum, sizes))
@@ -49,14 +55,14 @@ def test_linears_that_stay_are_a_kind_of_their_own() -> None:
     stay = [replace(linear, name=f"{linear.name}+", group=f"{linear.group}+") for linear in kinds(20, "not on a GPU")]
     linears = [*kinds(20), *stay]
     asked = request(linears, 4 * MIB)
-    found = Kinds(asked)
-    assert all(not linear.host_only_reason for some in found.movable for linear in some)
+    found = kinds_of(asked)
+    reasons = [{linears[number].host_only_reason for (number,) in groups} for groups in found.groups]
+    assert all(len(some) == 1 for some in reasons)
     fastest = found.milp(2 * MIB, NO_RING).fastest()
     assert fastest is not None
-    assert len(fastest.shares) == len(found.movable) + 1 <= MOST_KINDS
-    shares = found.shares(fastest)
-    assert {shares(linear) for linear in linears if linear.host_only_reason} == {shares(linears[-1])}
-    assert shares(linears[-1]).resident == 0
+    assert len(fastest.shares) == len(found.groups) <= MOST_KINDS
+    resident = found.shares(fastest).resident
+    assert not any(share for share, linear in zip(resident, linears, strict=True) if linear.host_only_reason)
 
 
 def test_a_model_of_many_kinds_fills_the_budget_and_says_how_it_was_planned() -> None:
@@ -74,18 +80,18 @@ def test_too_many_for_a_search_share_the_budget_equally(
 ) -> None:
     budget_bytes = sum(FIXED.values()) + 2 * MIB + sum(linear.weight_bytes for linear in linears) // 2
     placed = 0
-    place_linear = placing._place_linear
+    in_ram = Placer.in_ram
 
-    def counted(*given: Any) -> LinearPlacement:
+    def counted(placer: Placer, shares: ModelShares) -> PlacedModel:
         nonlocal placed
         placed += 1
-        return place_linear(*given)
+        return in_ram(placer, shares)
 
-    monkeypatch.setattr(placing, "_place_linear", counted)
+    monkeypatch.setattr(Placer, "in_ram", counted)
     asked = request(linears, budget_bytes)
     assert not is_searched(asked)
     plan = with_advice(asked, make_plan(asked))
-    assert placed <= 14 * len(linears)
+    assert placed <= 25
     assert plan.total_vram_bytes <= budget_bytes
     assert resident_nbytes(plan) > 0.2 * sum(linear.weight_bytes for linear in linears)
     assert plan.bound_s is None

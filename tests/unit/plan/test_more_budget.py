@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from offload.devices.simulated.rates import same_rate
 from offload.errors import RamBudgetError
 from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
-from offload.plan.cost import StepShape
-from offload.plan.placing import NO_RING, PlanRequest, Shares, place
+from offload.plan.placing import NO_RING, place
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.step import StepShape
 from offload.spec.units import GIB, MIB
 
 ROUNDING = 1.002  # the second solve gives up a thousandth, ties another

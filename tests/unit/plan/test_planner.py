@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from offload.devices.simulated.rates import same_rate
 from offload.errors import RamBudgetError
 from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
-from offload.plan.cost import StepShape
 from offload.plan.packing import resident_matrices, split_columns, streamed_matrices
-from offload.plan.placing import CHUNK_TOKENS, PlanRequest, Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import LinearPlacement, Plan, StreamRing
 from offload.plan.planner import make_plan
 from offload.plan.ram_tiers import READ_AHEAD, file_bytes
+from offload.plan.request import CHUNK_TOKENS, PlanRequest
+from offload.plan.shares import Shares
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.step import StepShape
 from offload.spec.units import GIB, MIB
 
 # A slow CPU and short round trips: the device pays even for tiny Linears.

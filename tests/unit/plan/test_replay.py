@@ -1,5 +1,6 @@
 """The replay: a walk with a finite ring, checked by hand, and against the MILP on real shapes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -8,26 +9,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.loading.target import find_profile
-from offload.plan.cost import LevelCost, StepCost, StepShape, Workload, step_cost
-from offload.plan.placing import NO_RING, PlanRequest
+from offload.plan.cost import HostAlone, LevelCost, StepCost, step_cost
+from offload.plan.placed_model import PlacedModel
+from offload.plan.placing import NO_RING
 from offload.plan.plan import Plan, StreamRing
 from offload.plan.planner import make_plan
-from offload.plan.replay import replay
+from offload.plan.replay import _Slots, replay
+from offload.plan.request import PlanRequest
 from offload.run.modelled_step import run_modelled
 from offload.spec.attention import pair_flops
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
+from offload.spec.step import StepShape, Workload
 from offload.spec.units import GIB
 
 BUDGETS = (0, 0.5, 6, 12, 15)  # GiB: nothing, mostly streamed, a half, nearly all, all
-HOST_LEVEL = LevelCost(0.0, 0.0, 3.0, False, 0.0, 0.0, 0, 0.0, 0.0)
+HOST_LEVEL = LevelCost(3.0, False, 0.0, 0.0, 0, 0.0, 0.0)
+NOTHING = HostAlone(0.0, 0.0)
 
 
-def cost(*levels: LevelCost, start_s: float = 0.0, ram_s: float = 0.0, disk_s: float = 0.0) -> StepCost:
-    return StepCost(start_s, levels, ram_s, disk_s)
+def cost(
+    *levels: LevelCost,
+    alone: Sequence[HostAlone] = (),
+    start_s: float = 0.0,
+    ram_s: float = 0.0,
+    disk_s: float = 0.0,
+) -> StepCost:
+    return StepCost(start_s, tuple(alone) or (NOTHING,) * len(levels), levels, ram_s, disk_s)
 
 
 def test_host_levels_follow_each_other() -> None:
-    walked = replay(cost(HOST_LEVEL, replace(HOST_LEVEL, islands_s=1.0, attention_s=0.5), start_s=0.25), NO_RING)
+    alone = (NOTHING, HostAlone(1.0, 0.5))
+    walked = replay(cost(HOST_LEVEL, HOST_LEVEL, alone=alone, start_s=0.25), NO_RING)
     assert walked.step_s == pytest.approx(7.75)
     assert {name: s for name, s in walked.parts.items() if s} == pytest.approx(
         {"islands": 1.25, "attention": 0.5, "host": 6.0}
@@ -36,7 +48,7 @@ def test_host_levels_follow_each_other() -> None:
 
 
 def test_device_and_host_work_side_by_side() -> None:
-    level = LevelCost(0.0, 0.0, 3.0, True, 1.0, 4.0, 0, 0.0, 0.0)
+    level = LevelCost(3.0, True, 1.0, 4.0, 0, 0.0, 0.0)
     walked = replay(cost(level), NO_RING)
     assert walked.step_s == pytest.approx(5.0)
     assert (walked.parts["gpu"], walked.parts["round trips"], walked.parts["host"]) == pytest.approx((4.0, 1.0, 0.0))
@@ -44,19 +56,19 @@ def test_device_and_host_work_side_by_side() -> None:
 
 
 def test_a_step_that_streams_more_than_it_computes_lasts_as_long_as_its_copies() -> None:
-    level = LevelCost(0.0, 0.0, 0.0, True, 0.0, 0.0, 4, 2.0, 0.5)
+    level = LevelCost(0.0, True, 0.0, 0.0, 4, 2.0, 0.5)
     walked = replay(cost(level, level), StreamRing(3, 256))
     assert walked.step_s == pytest.approx(16.0)
     assert walked.bound_by == "bus"
 
 
 def test_one_slot_cannot_be_copied_to_while_it_is_read() -> None:
-    level = LevelCost(0.0, 0.0, 0.0, True, 0.0, 0.0, 4, 2.0, 0.5)
+    level = LevelCost(0.0, True, 0.0, 0.0, 4, 2.0, 0.5)
     assert replay(cost(level), StreamRing(1, 256)).step_s == pytest.approx(4 * 2.5)
 
 
 def test_the_bus_works_ahead_while_the_host_works_alone_but_only_as_far_as_the_ring() -> None:
-    streams = LevelCost(0.0, 0.0, 0.0, True, 0.0, 0.0, 4, 1.0, 0.0)
+    streams = LevelCost(0.0, True, 0.0, 0.0, 4, 1.0, 0.0)
     assert replay(cost(HOST_LEVEL, streams), StreamRing(4, 256)).step_s == pytest.approx(4.0)
     assert replay(cost(HOST_LEVEL, streams), StreamRing(2, 256)).step_s == pytest.approx(3.0 + 2.0)
 
@@ -123,9 +135,9 @@ def test_prefill_streams_what_decode_leaves_to_the_cpu() -> None:
     assert 0 < plan.prefill_tokens <= 64
     more = [p for p in plan.placements if p.prefill_stop > p.streamed.stop]
     assert sum(p.prefill_stop - p.streamed.stop for p in more) > sum(len(p.host) for p in plan.placements) / 2
-    request = mistral(6)
+    request, model = mistral(6), PlacedModel.of(plan.placements)
     works = [Workload(0, plan.chunk_tokens, prefill) for prefill in (True, False)]
-    costs = [step_cost(plan.placements, plan.ring, request.step, request.profile, work) for work in works]
+    costs = [step_cost(model, plan.ring, request.step, request.profile, work) for work in works]
     anew, as_in_decode = (replay(step, plan.ring).step_s for step in costs)
     assert anew < as_in_decode / 2
 
@@ -154,7 +166,50 @@ def test_pinned_memory_that_is_limited_is_kept() -> None:
 def test_the_parts_add_up_and_no_level_is_left_out(
     levels: list[tuple[float, float, int, float, float]], slots: int
 ) -> None:
-    step = cost(*(LevelCost(0.1, 0.0, host, True, 0.1, gpu, n, copy, gemm) for host, gpu, n, copy, gemm in levels))
+    costs = [LevelCost(host, True, 0.1, gpu, n, copy, gemm) for host, gpu, n, copy, gemm in levels]
+    step = cost(*costs, alone=[HostAlone(0.1, 0.0)] * len(levels))
     walked = replay(step, StreamRing(slots, 256))
     assert sum(walked.parts.values()) == pytest.approx(walked.step_s)
     assert walked.step_s >= sum(0.1 + max(level.host_s, level.resident_s) for level in step.levels) - 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 700), st.floats(0.01, 2), st.floats(0, 2), st.floats(0, 20)), min_size=1, max_size=5
+    ),
+    st.integers(1, 7),
+)
+def test_rounds_of_the_ring_that_are_alike_need_not_be_walked(
+    levels: list[tuple[int, float, float, float]], slots: int
+) -> None:
+    costs = [LevelCost(host, True, 0.1, 0.2, n, copy, gemm) for n, copy, gemm, host in levels]
+    released: list[float] = [0.0] * slots
+    now = arrived = began = 0.0
+    for _ in range(3):
+        began = now
+        for level in costs:
+            gpu = now + level.trip_s + level.resident_s
+            for _ in range(level.pieces):
+                arrived = max(arrived, released[-slots]) + level.copy_s
+                gpu = max(gpu, arrived) + level.gemm_s
+                released.append(gpu)
+            now = max(gpu, now + level.host_s)
+    walked = replay(cost(*costs), StreamRing(slots, 256))
+    assert walked.step_s == pytest.approx(now - began, rel=2e-3)
+    assert sum(walked.parts.values()) == pytest.approx(walked.step_s)
+
+
+def test_a_step_of_a_million_pieces_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+    walk = _Slots._round
+
+    def counted(slots: _Slots, level: LevelCost, pieces: int, gpu_s: float) -> tuple[float, float]:
+        nonlocal rounds
+        rounds += 1
+        return walk(slots, level, pieces, gpu_s)
+
+    monkeypatch.setattr(_Slots, "_round", counted)
+    level = LevelCost(1.0, True, 0.1, 0.2, 1_000_000, 0.5, 0.25)
+    assert replay(cost(level), StreamRing(4, 256)).step_s == pytest.approx(500_000, rel=1e-3)
+    assert rounds < 40

@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from offload.plan.placing import NO_RING, PlanRequest, Shares, SharesOf, fits, place, place_linears
+from offload.plan.memory import fits
+from offload.plan.placer import Placer
+from offload.plan.placing import NO_RING, place
 from offload.plan.plan import StreamRing
 from offload.plan.planner import make_plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import ModelShares, Shares, SharesOf
 from offload.spec.linear import Layout, WeightFormat
 from offload.spec.units import MIB
 from tests.unit.plan.test_replay import mistral
@@ -19,10 +23,11 @@ STREAMED_RING = StreamRing(4, 4 * MIB)
 
 def most(fraction: Callable[[float], SharesOf], request: PlanRequest, ring: StreamRing) -> SharesOf:
     """The shares of the largest fraction that fits, to a thousandth."""
-    low, high = 0, 1000
+    placer, low, high = Placer(request), 0, 1000
     while low < high:
         middle = (low + high + 1) // 2
-        is_within = fits(request, place_linears(request, fraction(middle / 1000)), ring)
+        model = placer.place(ModelShares.of(request.linears, fraction(middle / 1000)))
+        is_within = fits(request, model, ring)
         low, high = (middle, high) if is_within else (low, middle - 1)
     return fraction(low / 1000)
 

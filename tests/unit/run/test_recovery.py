@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OutOfDeviceMemoryError, OverBudgetError
-from offload.plan.placing import PlanRequest, Shares, place
+from offload.plan.placing import place
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
+from offload.plan.request import PlanRequest
+from offload.plan.shares import Shares
 from offload.run.recovery import Replanner
 from offload.spec.units import GIB, MIB, format_bytes
 from tests.unit.plan.test_planner import request, spec
