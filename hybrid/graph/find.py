@@ -212,7 +212,7 @@ def _stored_weights(graph: Graph) -> dict[str, _Constant]:
 def _with_kinds(found: Sequence[Linear]) -> tuple[Linear, ...]:
     """Give each Linear a unique name, its kind and its layer; kinds of several shapes are told apart by shape."""
     names = _unique_names(found)
-    kinds = [_kind_of(name) for name in names]
+    kinds = [linear.node.kind or _kind_of(name) for linear, name in zip(found, names, strict=True)]
     shapes: dict[str, set[tuple[int, int]]] = {}
     for kind, linear in zip(kinds, found, strict=True):
         shapes.setdefault(kind, set()).add((linear.spec.in_features, linear.spec.out_features))
@@ -220,9 +220,8 @@ def _with_kinds(found: Sequence[Linear]) -> tuple[Linear, ...]:
     linears = []
     for linear, name, kind in zip(found, names, kinds, strict=True):
         spec = linear.spec
-        numbers = _NUMBER.findall(name)
         shape = f" {spec.in_features}x{spec.out_features}" if len(shapes[kind]) > 1 else ""
-        layer = numbers[0] if numbers and counts[kind] > 1 else ""
+        layer = _layer_of(linear.node, name, counts[kind])
         linears.append(replace(linear, spec=replace(spec, name=name, kind=kind + shape, layer=layer)))
     return tuple(linears)
 
@@ -232,6 +231,14 @@ def _kind_of(name: str) -> str:
     words = [word for word in re.split(r"[/.]", _NUMBER.sub("", name)) if word]
     projections = [word for word in words if not word.lower().startswith(("matmul", "gemm"))]
     return (projections or words or [name])[-1]
+
+
+def _layer_of(node: Node, name: str, alike: int) -> str:
+    """The layer that the builder says; otherwise the first number in the name of a Linear that is one of several."""
+    if node.kind:
+        return "" if node.layer is None else str(node.layer)
+    numbers = _NUMBER.findall(name)
+    return numbers[0] if numbers and alike > 1 else ""
 
 
 def _unique_names(found: Iterable[Linear]) -> list[str]:

@@ -131,7 +131,8 @@ class TensorInfo:
 class Node:
     """One operator. An empty input name is an optional input that is not given.
 
-    The bodies of control flow are attributes that are Graphs; they may read tensors of the graphs around them.
+    The bodies of control flow are attributes that are Graphs; they may read tensors of the graphs around them. What
+    a builder knows of a Linear or an attention is its `kind`, the same in all layers ("q_proj"), and its `layer`.
     """
 
     op_type: str
@@ -140,6 +141,8 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     domain: str = ""
     name: str = ""
+    kind: str = ""
+    layer: int | None = None
 
     @cached_property
     def bodies(self) -> Mapping[str, "Graph"]:

@@ -91,6 +91,7 @@ class GroupedAttention:
             (1, "S", config.num_heads * self.padded_dim),
             more_outputs={f"present.{layer}.{part}": self.cache_shape for part in ("key", "value")},
             domain=MICROSOFT,
+            kind="attention",
             num_heads=config.num_heads,
             kv_num_heads=config.num_kv_heads,
             scale=config.attention_scale,

@@ -36,7 +36,10 @@ class DecoderBuilder:
 
     def layers(self) -> Iterator[tuple[int, str]]:
         """Go through the layers: number, and what the names of its modules begin with."""
-        return ((layer, f"model.layers.{layer}") for layer in range(self.config.num_layers))
+        for layer in range(self.config.num_layers):
+            self.write.layer = layer
+            yield layer, f"model.layers.{layer}"
+        self.write.layer = None
 
     def attention(self, layer: int, prefix: str, normed: str) -> str:
         """Write an attention, (1, S, H) to (1, S, H)."""

@@ -17,7 +17,16 @@ def linear(
     weight, output = write.weight(weight or f"{name}.weight", (width, columns)), output or name
     shape: Shape = (*write.shapes[source][:-1], width)
     product = f"{output}.matmul" if bias else output
-    write.node("FusedMatMul", (source, weight), product, shape, domain=MICROSOFT, name=name, transB=1)
+    write.node(
+        "FusedMatMul",
+        (source, weight),
+        product,
+        shape,
+        domain=MICROSOFT,
+        name=name,
+        kind=name.rpartition(".")[2],
+        transB=1,
+    )
     if not bias:
         return product
     addend = write.as_float(write.weight(f"{name}.bias", (width,)))

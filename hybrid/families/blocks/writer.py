@@ -20,6 +20,7 @@ class GraphWriter:
 
     def __init__(self, source: TensorSource) -> None:
         self.source = source
+        self.layer: int | None = None  # that is being written
         self.nodes: list[Node] = []
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
@@ -56,6 +57,7 @@ class GraphWriter:
         more_outputs: Mapping[str, Shape] | None = None,
         domain: str = "",
         name: str = "",
+        kind: str = "",
         **attributes: Any,
     ) -> str:
         """Add a node; returns its first output, of this shape and type. Unless given, its name is that one's.
@@ -64,7 +66,7 @@ class GraphWriter:
         """
         rest = more_outputs or {}
         outputs = (output, *("" if other.startswith("-") else other for other in rest))
-        self.nodes.append(Node(op_type, tuple(inputs), outputs, attributes, domain, name or output))
+        self.nodes.append(Node(op_type, tuple(inputs), outputs, attributes, domain, name or output, kind, self.layer))
         for other, other_shape in rest.items():
             if not other.startswith("-"):
                 self._tensor(other, element_type, other_shape)

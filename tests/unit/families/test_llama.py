@@ -12,6 +12,8 @@ from hybrid.families.blocks.rope import frequencies, rope_tables
 from hybrid.families.config.rope_config import RopeScaling
 from hybrid.families.registry import FAMILIES, build, parse_config
 from hybrid.families.tensors.tensor_source import ConfigTensors
+from hybrid.graph.canonical import canonical
+from hybrid.graph.cut import cut
 from hybrid.graph.decoder import CachePair
 from hybrid.graph.graph import ElementType, FileRange, Graph, TensorInfo
 from hybrid.source.folder import find_model
@@ -67,6 +69,17 @@ def test_graphs_are_whole(model_type: str, head_dim: int) -> None:
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert [node.name.rpartition(".")[2] for node in linears] == projections * 2 + ["lm_head"]
     assert all(graph.types[node.outputs[0]] is ElementType.FLOAT for node in linears)
+
+
+def test_linears_and_attentions_say_what_they_are() -> None:
+    graph = built(tiny_config(attention_bias=True))
+    said = [(node.kind, node.layer) for node in graph.nodes if node.kind]
+    kinds = ["q_proj", "k_proj", "v_proj", "attention", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert said == [(kind, layer) for layer in range(2) for kind in kinds] + [("lm_head", None)]
+    island = cut(graph, ()).levels[0].island
+    assert island is not None
+    kept = [(node.kind, node.layer) for node in canonical(island).island.nodes if node.kind]
+    assert sorted(map(str, kept)) == sorted(map(str, said))
 
 
 def test_a_config_alone_gives_weights_without_a_source() -> None:

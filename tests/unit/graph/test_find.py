@@ -231,6 +231,16 @@ def test_kinds_layers_and_groups_of_a_stack() -> None:
     assert len({spec.group for spec in specs}) == 7
 
 
+def test_what_a_builder_says_goes_before_names() -> None:
+    nodes = [
+        replace(node("MatMul", "x a", "h0", "blocks.7.up4"), kind="up", layer=0),
+        replace(node("MatMul", "h0 a", "h1", "MatMul_233"), kind="up", layer=1),
+        replace(node("MatMul", "h1 head", "l", "head2"), kind="head"),
+    ]
+    specs = [linear.spec for linear in find_linears(graph_of(nodes, {"a": (FP32, (8, 8)), "head": (FP32, (8, 40))}))]
+    assert [(spec.kind, spec.layer) for spec in specs] == [("up", "0"), ("up", "1"), ("head", "")]
+
+
 def test_equal_and_absent_names_become_unique() -> None:
     nodes = [node("MatMul", "x w", output, name) for output, name in [("a", "m"), ("b", "m"), ("c", ""), ("d", "m")]]
     names = [linear.spec.name for linear in find_linears(graph_of(nodes, {"w": (FP32, (8, 8))}))]
