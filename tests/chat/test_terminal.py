@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from rich.console import Console
 
+from hybrid.chat.commands import COMMANDS
 from hybrid.chat.reply import Prompt, ReplyStats
-from hybrid.chat.terminal_input import _open_history
+from hybrid.chat.terminal_input import _Commands, _open_history
 from hybrid.chat.terminal_reply import complete_blocks, show_reply
 from tests.fakes import FakeEngine
 
@@ -150,6 +153,17 @@ def test_two_turns_help_and_leaving(model: Path, tmp_path: Path) -> None:
     assert "+猫?\n+two\n+three\n" in history.read_text()
     assert "half a line" not in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("/", [*COMMANDS]), ("/cl", ["/clear"]), ("/xyzzy", []), ("/set top", []), ("", []), ("clear", [])],
+)
+def test_commands_are_offered_while_their_name_is_typed(typed: str, offered: list[str]) -> None:
+    document = Document(typed)
+    found = list(_Commands().get_completions(document, CompleteEvent(text_inserted=True)))
+    assert [completion.text for completion in found] == offered
+    assert {completion.start_position for completion in found} <= {-len(typed)}
 
 
 def test_ctrl_c_ends_the_reply_and_not_the_chat(model: Path, tmp_path: Path) -> None:
