@@ -8,6 +8,8 @@ from hybrid.families.config.values import ConfigValues
 from hybrid.families.config.windows import no_windows
 from hybrid.families.family import Family
 
+KEYS = frozenset(("attention_bias", "mlp_bias"))
+
 
 def read(values: ConfigValues) -> DecoderConfig:
     """Read the config of a Llama."""
@@ -22,5 +24,5 @@ LLAMA = Family(
     classes=("LlamaForCausalLM", "LlamaModel"),
     read=read,
     build=pre_norm_decoder,
-    keys=frozenset(("attention_bias", "mlp_bias")),
+    keys=KEYS,
 )

@@ -38,6 +38,8 @@ LLAMA3 = {
 }
 QWEN_SLIDES = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4}
 BAD_VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier is 0"),
+    ({"model_type": "granite", "logits_scaling": "8"}, "logits_scaling is '8'"),
     ({"model_type": ...}, "model_type is missing"),
     ({"model_type": 3}, "model_type is 3"),
     ({"num_attention_heads": 5, "head_dim": 8}, "num_key_value_heads is 2"),

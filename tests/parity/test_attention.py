@@ -33,6 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "qwen2", head_dim=16, use_sliding_window=True, sliding_window=4, max_window_layers=1
     ),
     "normed heads": tiny_config("qwen3", head_dim=16),
+    "multipliers": tiny_config("granite", head_dim=16, attention_multiplier=0.1, residual_multiplier=0.3),
 }
 
 

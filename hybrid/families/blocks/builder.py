@@ -32,7 +32,8 @@ class DecoderBuilder:
         table = write.weight(EMBEDDING, (config.vocab_size, config.hidden_size))
         shape = (1, "S", config.hidden_size)
         rows = write.node("Gather", (table, "input_ids"), "model.embed_tokens", shape, write.types[table], axis=0)
-        return Residual(write, config, write.as_float(rows))
+        scaled = write.scaled("model.embed_tokens.scaled", write.as_float(rows), config.embedding_multiplier)
+        return Residual(write, config, scaled)
 
     def layers(self) -> Iterator[tuple[int, str]]:
         """Go through the layers: number, and what the names of its modules begin with."""
@@ -54,6 +55,7 @@ class DecoderBuilder:
         write, config = self.write, self.config
         last = write.constant("last_token", np.array([-1], np.int64))
         hidden = write.node("Gather", (normed, last), "model.last", (1, 1, config.hidden_size), axis=1)
+        hidden = write.scaled("model.scaled", hidden, config.logits_multiplier)  # which are more than it
         weight = EMBEDDING if config.tie_word_embeddings else HEAD
         write.output(linear(write, "lm_head", hidden, config.vocab_size, weight=weight, output="logits"))
         for pair in cache_pairs(config.num_layers):

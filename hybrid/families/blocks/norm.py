@@ -27,7 +27,7 @@ class Residual:
 
     def add(self, branch: str) -> None:
         """Add what a block computed, (1, S, H)."""
-        self._branch = branch
+        self._branch = self._write.scaled(f"{branch}.scaled", branch, self._config.residual_multiplier)
 
     def norm(self, name: str, last: bool = False) -> str:
         """Write an RMS norm of the sum; after the `last` nothing reads the sum."""

@@ -78,6 +78,14 @@ class GraphWriter:
             return name
         return self.node("Cast", (name,), f"{name}.float32", self.shapes[name], to=int(ElementType.FLOAT))
 
+    def scaled(self, name: str, source: str, factor: float) -> str:
+        """Multiply a float32 tensor by a number; one that is multiplied by 1 stays itself."""
+        if factor == 1:
+            return source
+        return self.node(
+            "Mul", (source, self.constant(f"{name}.factor", np.array(factor, np.float32))), name, self.shapes[source]
+        )
+
     def graph(self, name: str) -> Graph:
         """The finished graph."""
         return Graph(

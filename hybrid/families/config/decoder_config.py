@@ -50,6 +50,9 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what a block adds
+    logits_multiplier: float = 1.0
     notes: tuple[str, ...] = ()
 
     @property

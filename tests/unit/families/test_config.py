@@ -52,6 +52,9 @@ def test_what_the_families_differ_in() -> None:
     assert not parse("qwen3").qkv_bias
     assert parse("qwen3", attention_bias=True).o_bias
     assert parse(attention_bias=True, mlp_bias=True).mlp_bias
+    assert parse("granite").attention_scale == 1.0
+    granite = parse("granite", logits_scaling=8, attention_multiplier=0.1, mlp_bias=True)
+    assert (granite.logits_multiplier, granite.attention_scale, granite.mlp_bias) == (0.125, 0.1, True)
     assert not parse("mistral", attention_bias=False, mlp_bias=False).qkv_bias
 
 
@@ -137,6 +140,7 @@ def test_where_contexts_end() -> None:
         ("llama", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("mistral", (32000, 4096, 14336, 32, 32, 8, 128, 131072)),
         ("qwen2", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
+        ("granite", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("qwen3", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
     ],
 )

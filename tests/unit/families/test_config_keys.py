@@ -31,6 +31,7 @@ CLASSES = {
     "mistral": [("mistral", "MistralConfig"), ("ministral", "MinistralConfig")],  # the second for layer_types
     "qwen2": [("qwen2", "Qwen2Config")],
     "qwen3": [("qwen3", "Qwen3Config")],
+    "granite": [("granite", "GraniteConfig")],
 }
 
 

@@ -1,0 +1,110 @@
+"""Families with every odd value on, against what transformers makes of the same weights."""
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybrid.families import open_huggingface
+from hybrid.source.folder import find_model
+from tests.engines import PLACEMENTS, engine_on_simulated, greedy, open_settings
+from tests.hf_models import CachedDecoder, random_weights, tiny_config, upcast, write_model
+
+pytest.importorskip("onnxruntime")
+
+STORED = Path(__file__).parents[1] / "data" / "families.json"  # what transformers 5.24 gave; see store()
+CONTEXT, GREEDY = 48, 30
+PROMPT = np.random.default_rng(5).integers(0, 40, 14).tolist()  # longer than the windows below
+GRANITE = {
+    "embedding_multiplier": 3.5,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.11,
+    "logits_scaling": 0.7,
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": ("F32", tiny_config("granite", **GRANITE)),
+    "granite, tied, heads of 16": (
+        "BF16",
+        tiny_config(
+            "granite",
+            **GRANITE | {"embedding_multiplier": 0.4, "residual_multiplier": 1.5},
+            head_dim=16,
+            tie_word_embeddings=True,
+        ),
+    ),
+}
+
+
+def write_case(case: str, folder: Path) -> Path:
+    """Write the model of a case."""
+    dtype, config = CASES[case]
+    return write_model(folder, config, random_weights(config), dtype)
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def reference(case: str) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(STORED.read_text())[case]
+    return stored
+
+
+def test_a_whole_graph_gives_the_logits_of_transformers(
+    case: str, reference: Mapping[str, Any], tmp_path: Path
+) -> None:
+    graph = upcast(open_huggingface(find_model(write_case(case, tmp_path)), CONTEXT).graph)
+    run = CachedDecoder(graph, CONTEXT)
+    run.step(PROMPT[:9])
+    logits, ids = run.step(PROMPT[9:]), []
+    assert np.abs(logits - reference["first"]).max() < 1e-5
+    for _ in range(GREEDY):
+        ids.append(int(logits.argmax()))
+        logits = run.step(ids[-1:])
+    assert ids == reference["greedy"]
+    assert np.abs(logits - reference["last"]).max() < 1e-5
+
+
+def test_an_engine_gives_the_logits_of_transformers(case: str, reference: Mapping[str, Any], tmp_path: Path) -> None:
+    """With its Linears and attentions outside onnxruntime."""
+    opened = open_settings(write_case(case, tmp_path))
+    assert len(opened.attentions) == 2
+    on_host = next(placement for placement in PLACEMENTS if placement.name == "none")
+    with closing(engine_on_simulated(opened, on_host)) as engine:
+        ids, first = greedy(engine, PROMPT, GREEDY, chunk=9)
+    assert ids == reference["greedy"]
+    assert np.abs(first - reference["first"]).max() < 1e-5
+
+
+def theirs(folder: Path) -> dict[str, Any]:
+    """Give what transformers makes of a model in float32: logits after the prompt and after its greedy ids."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    ids, logits = list(PROMPT), []
+    with torch.no_grad():
+        for _ in range(GREEDY + 1):
+            logits.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1])
+            ids.append(int(logits[-1].argmax()))
+    first, last = ([float(f"{value:.8g}") for value in logits[step].tolist()] for step in (0, -1))
+    return {"greedy": ids[len(PROMPT) : -1], "first": first, "last": last}
+
+
+def store() -> None:
+    """Write what transformers gives; after a change of the cases."""
+    lines = []
+    for case in CASES:
+        with TemporaryDirectory() as folder:
+            lines.append(f"{json.dumps(case)}: {json.dumps(theirs(write_case(case, Path(folder))))}")
+    STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
