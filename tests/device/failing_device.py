@@ -94,6 +94,7 @@ class FailingDevice:
         self.operations = 0
         self.lost = False
         self.asked_when_lost = 0
+        self.why_lost = f"{self.name} failed as it was told to"
         self.refusals: list[tuple[int, str]] = []  # bytes, and where
         self.peak_bytes = self._used_bytes()
         self.pinned_bytes = self.peak_pinned_bytes = 0
@@ -169,7 +170,7 @@ class FailingDevice:
     def _check(self) -> None:
         if self.lost:
             self.asked_when_lost += 1
-            raise DeviceLostError(f"{self.name} failed as it was told to")
+            raise DeviceLostError(self.why_lost)
 
     def _count_allocation(self, nbytes: int, where: str) -> None:
         self._check()
