@@ -32,9 +32,16 @@ SHAPES: dict[str, Any] = {
 }
 
 
+OF_FAMILY: dict[str, dict[str, Any]] = {"gemma2": {"hidden_act": ..., "sliding_window": 16}}
+
+
 def tiny_config(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
     """A config.json; a change to `...` removes the key."""
-    return {k: v for k, v in {"model_type": model_type, **SHAPES, **changes}.items() if v is not ...}
+    return {
+        k: v
+        for k, v in {"model_type": model_type, **SHAPES, **OF_FAMILY.get(model_type, {}), **changes}.items()
+        if v is not ...
+    }
 
 
 def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Array]:

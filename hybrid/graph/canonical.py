@@ -4,12 +4,13 @@ A session that runs once a layer stays in the processor's caches; one session a 
 since the weights of a step pass through the caches in between. Parameters (norm weights, biases) become inputs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from hybrid.graph.graph import ElementType, Initializer, TensorInfo
+from hybrid.graph.graph import ElementType, Initializer, Node, TensorInfo
 from hybrid.graph.program import Island
 from hybrid.graph.rename import names_in, renamed
 
@@ -29,7 +30,7 @@ class CanonicalIsland:
 def canonical(island: Island) -> CanonicalIsland:
     """Rename an island; take its parameters out, unless it multiplies weights that onnxruntime wants to prepack."""
     if not (island.has_matmul or island.dequantises):
-        island = _with_casts_done(island)
+        island = _with_parameters_computed(island)
     parameters = [] if island.has_matmul or island.dequantises else list(filter(_is_parameter, island.initializers))
     taken = {parameter.name for parameter in parameters}
     infos = [TensorInfo(p.name, p.element_type, p.shape) for p in parameters]
@@ -58,26 +59,37 @@ def _is_parameter(initializer: Initializer) -> bool:
     return initializer.element_type in _PARAMETER_TYPES and initializer.nbytes >= _LEAST_PARAMETER_BYTES
 
 
-def _with_casts_done(island: Island) -> Island:
-    """Convert half parameters that are cast to float once, now, instead of in every step."""
+def _with_parameters_computed(island: Island) -> Island:
+    """Compute what is made of parameters alone (casts to float, sums) once, now, instead of in every step."""
     initializers = {initializer.name: initializer for initializer in island.initializers}
     nodes = []
     for node in island.nodes:
-        source = initializers.get(node.inputs[0]) if node.op_type == "Cast" else None
-        if source is None or not _is_parameter(source) or node.attributes["to"] != ElementType.FLOAT:
+        computed = _computed(node, [initializers.get(name) for name in node.inputs])
+        if computed is None:
             nodes.append(node)
-            continue
-        converted = Initializer(node.outputs[0], ElementType.FLOAT, source.shape, _as_float32(source))
-        initializers[converted.name] = converted
+        else:
+            initializers[node.outputs[0]] = Initializer(node.outputs[0], ElementType.FLOAT, computed.shape, computed)
     read = {name for node in nodes for name in node.reads}
     return replace(island, nodes=tuple(nodes), initializers=tuple(i for i in initializers.values() if i.name in read))
 
 
-def _as_float32(initializer: Initializer) -> np.ndarray:  # type: ignore[type-arg]
+def _computed(node: Node, sources: Sequence[Initializer | None]) -> npt.NDArray[np.float32] | None:
+    """What the node makes of a parameter, in float; None for one that does anything else."""
+    known = [source for source in sources if source is not None]
+    if len(known) < len(sources) or not any(map(_is_parameter, known)):
+        return None
+    if node.op_type == "Cast" and node.attributes["to"] == ElementType.FLOAT:
+        return _as_float32(known[0])
+    if node.op_type == "Add" and all(source.element_type is ElementType.FLOAT for source in known):
+        return _as_float32(known[0]) + _as_float32(known[1])
+    return None
+
+
+def _as_float32(initializer: Initializer) -> npt.NDArray[np.float32]:
     stored = initializer.array()
     if initializer.element_type is ElementType.BFLOAT16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(stored, np.float32)
 
 
 def _number(names: Iterable[str]) -> dict[str, str]:

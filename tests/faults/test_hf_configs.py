@@ -40,6 +40,9 @@ QWEN_SLIDES = {"model_type": "qwen2", "use_sliding_window": True, "sliding_windo
 BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier is 0"),
     ({"model_type": "granite", "logits_scaling": "8"}, "logits_scaling is '8'"),
+    ({"model_type": "gemma2", "sliding_window": None}, "sliding_window is None"),
+    ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    ({"model_type": "gemma2", "attn_logit_softcapping": -50}, "attn_logit_softcapping is -50"),
     ({"model_type": ...}, "model_type is missing"),
     ({"model_type": 3}, "model_type is 3"),
     ({"num_attention_heads": 5, "head_dim": 8}, "num_key_value_heads is 2"),
@@ -96,7 +99,7 @@ def test_values_that_cannot_be(changes: dict[str, Any], mention: str) -> None:
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     *(
         ({"model_type": name}, f"model_type '{name}'")
-        for name in ("mixtral", "qwen3_moe", "gpt2", "phi3", "gemma2", "falcon")
+        for name in ("mixtral", "qwen3_moe", "gpt2", "phi3", "gemma3_text", "falcon")
     ),
     ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
     ({"hidden_act": None}, "hidden_act is None"),

@@ -33,6 +33,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "qwen2", head_dim=16, use_sliding_window=True, sliding_window=4, max_window_layers=1
     ),
     "normed heads": tiny_config("qwen3", head_dim=16),
+    "scores bent, windows, norms on both sides": tiny_config(
+        "gemma2", head_dim=16, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+    ),
     "multipliers": tiny_config("granite", head_dim=16, attention_multiplier=0.1, residual_multiplier=0.3),
 }
 

@@ -3,6 +3,8 @@
 (S new tokens, C cache capacity, D head size.)
 """
 
+from typing import Any
+
 import numpy as np
 
 from hybrid.families.blocks.linear import linear
@@ -81,6 +83,7 @@ class GroupedAttention:
     def _grouped_query_attention(self, name: str, layer: int, projected: tuple[str, ...]) -> str:
         config, window = self.config, self.config.windows[layer]
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        softcap: dict[str, Any] = {"softcap": config.attention_softcap} if config.attention_softcap else {}
         rope = () if self.rotary_apart else self.rope
         # onnxruntime counts the query itself in local_window_size, as transformers does in sliding_window
         # (from 1.24 on; before, its window was one token wider).
@@ -98,6 +101,7 @@ class GroupedAttention:
             do_rotary=0 if self.rotary_apart else 1,
             rotary_interleaved=0,
             local_window_size=-1 if window is None else window,
+            **softcap,
         )
 
     def _head_norm(self, name: str, source: str) -> str:

@@ -11,11 +11,19 @@ import numpy as np
 from hybrid.families.blocks.attention import GroupedAttention, cache_pairs
 from hybrid.families.blocks.linear import linear
 from hybrid.families.blocks.mlp import gated_mlp
-from hybrid.families.blocks.norm import Residual
+from hybrid.families.blocks.norm import Residual, rms_norm
 from hybrid.families.blocks.writer import GraphWriter
 from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.families.tensors.tensor_source import EMBEDDING, HEAD, TensorSource
 from hybrid.graph.graph import ElementType
+
+
+def rounded(value: float, element_type: ElementType) -> float:
+    """Round a number to the nearest of a float type, to the even one of two."""
+    if element_type is ElementType.BFLOAT16:
+        bits = int(np.float32(value).view(np.uint32))
+        return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))
+    return float(element_type.storage_dtype.type(value))
 
 
 class DecoderBuilder:
@@ -26,13 +34,16 @@ class DecoderBuilder:
         self.write.input("input_ids", ElementType.INT64, (1, "S"))
         self._attention = GroupedAttention(self.write, config, context_tokens)
 
-    def embed(self) -> Residual:
-        """Begin with the embeddings of the tokens, (1, S, H)."""
+    def embed(self, multiplier_as_stored: bool = False) -> Residual:
+        """Begin with the embeddings of the tokens, (1, S, H), times a multiplier; it may get the type of the table."""
         write, config = self.write, self.config
         table = write.weight(EMBEDDING, (config.vocab_size, config.hidden_size))
         shape = (1, "S", config.hidden_size)
         rows = write.node("Gather", (table, "input_ids"), "model.embed_tokens", shape, write.types[table], axis=0)
-        scaled = write.scaled("model.embed_tokens.scaled", write.as_float(rows), config.embedding_multiplier)
+        multiplier = config.embedding_multiplier
+        if multiplier_as_stored:
+            multiplier = rounded(multiplier, write.types[table])
+        scaled = write.scaled("model.embed_tokens.scaled", write.as_float(rows), multiplier)
         return Residual(write, config, scaled)
 
     def layers(self) -> Iterator[tuple[int, str]]:
@@ -41,6 +52,10 @@ class DecoderBuilder:
             self.write.layer = layer
             yield layer, f"model.layers.{layer}"
         self.write.layer = None
+
+    def norm(self, name: str, source: str) -> str:
+        """Write an RMS norm of what a block computed, (1, S, H)."""
+        return rms_norm(self.write, self.config, name, source)
 
     def attention(self, layer: int, prefix: str, normed: str) -> str:
         """Write an attention, (1, S, H) to (1, S, H)."""
@@ -55,8 +70,15 @@ class DecoderBuilder:
         write, config = self.write, self.config
         last = write.constant("last_token", np.array([-1], np.int64))
         hidden = write.node("Gather", (normed, last), "model.last", (1, 1, config.hidden_size), axis=1)
-        hidden = write.scaled("model.scaled", hidden, config.logits_multiplier)  # which are more than it
-        weight = EMBEDDING if config.tie_word_embeddings else HEAD
-        write.output(linear(write, "lm_head", hidden, config.vocab_size, weight=weight, output="logits"))
+        softcap, weight = config.logits_softcap, EMBEDDING if config.tie_word_embeddings else HEAD
+        factor = config.logits_multiplier / (softcap or 1)  # of the logits, which are more than what they are made of
+        hidden = write.scaled("model.scaled", hidden, factor)
+        output = "lm_head" if softcap else "logits"
+        logits = linear(write, "lm_head", hidden, config.vocab_size, weight=weight, output=output)
+        if softcap:
+            bounded = write.node("Tanh", (logits,), "lm_head.bounded", write.shapes[logits])
+            bound = write.constant("lm_head.softcap", np.array(softcap, np.float32))
+            write.node("Mul", (bounded, bound), "logits", write.shapes[logits])
+        write.output("logits")
         for pair in cache_pairs(config.num_layers):
             write.output(pair.present)

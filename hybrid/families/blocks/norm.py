@@ -1,5 +1,7 @@
 """RMS norms, and the residual stream that they read."""
 
+import numpy as np
+
 from hybrid.families.blocks.writer import MICROSOFT, GraphWriter
 from hybrid.families.config.decoder_config import DecoderConfig
 
@@ -9,7 +11,7 @@ def rms_norm(write: GraphWriter, config: DecoderConfig, name: str, source: str) 
     # Not an operator of ONNX, but onnxruntime knows it in the default domain, as genai exports use it.
     return write.node(
         "SimplifiedLayerNormalization",
-        (source, _gamma(write, name, source)),
+        (source, _gamma(write, config, name, source)),
         name,
         write.shapes[source],
         axis=-1,
@@ -37,7 +39,7 @@ class Residual:
         shape, total = write.shapes[self._sum], "" if last else f"{name}.sum"
         write.node(
             "SkipSimplifiedLayerNormalization",
-            (self._sum, self._branch, _gamma(write, name, self._sum)),
+            (self._sum, self._branch, _gamma(write, self._config, name, self._sum)),
             name,
             shape,
             more_outputs=None if last else {"-mean": (), "-inv_std_var": (), total: shape},
@@ -48,7 +50,11 @@ class Residual:
         return name
 
 
-def _gamma(write: GraphWriter, name: str, source: str) -> str:
+def _gamma(write: GraphWriter, config: DecoderConfig, name: str, source: str) -> str:
     width = write.shapes[source][-1]
     assert isinstance(width, int)
-    return write.as_float(write.weight(f"{name}.weight", (width,)))
+    weight = write.as_float(write.weight(f"{name}.weight", (width,)))
+    if not config.norm_offset:
+        return weight
+    offset = write.constant("norm_offset", np.array(config.norm_offset, np.float32))
+    return write.node("Add", (weight, offset), f"{name}.gamma", (width,))

@@ -24,9 +24,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def read_activation(values: ConfigValues) -> Activation:
+def read_activation(values: ConfigValues, key: str = "hidden_act", missing: str = "silu") -> Activation:
     """Read the activation of the MLP. Raises UnsupportedModelError for one that we do not run."""
-    name = values.table.get("hidden_act", "silu")
+    name = values.table.get(key, missing)
     if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise values.unsupported("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
+        raise values.unsupported(key, f"must be one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]

@@ -53,6 +53,9 @@ class DecoderConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what a block adds
     logits_multiplier: float = 1.0
+    attention_softcap: float | None = None  # scores and logits become softcap * tanh(value / softcap)
+    logits_softcap: float | None = None
+    norm_offset: float = 0.0  # is added to the weights of norms
     notes: tuple[str, ...] = ()
 
     @property

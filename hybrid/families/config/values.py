@@ -58,12 +58,12 @@ class ConfigValues:
             raise self.error(key, f"a list of {count} numbers above {above:g}, at most {most:g}")
         return tuple(float(item) for item in value)
 
-    def flag(self, key: str) -> bool:
-        """true or false; false when missing or null."""
+    def flag(self, key: str, missing: bool = False) -> bool:
+        """true or false; `missing` when the key is missing or null."""
         value = self.table.get(key)
         if value is not None and not isinstance(value, bool):
             raise self.error(key, "true or false")
-        return bool(value)
+        return missing if value is None else value
 
     def token_ids(self, key: str, vocab: int) -> tuple[int, ...]:
         """One id, several or none. Ids outside the vocabulary (placeholders in some files) are left out."""

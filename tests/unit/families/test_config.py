@@ -216,3 +216,32 @@ def test_end_tokens() -> None:
     assert parse_config(tiny_config(), "c", {"eos_token_id": [5, 6]}).eos_token_ids == (5, 6)
     assert parse_config(tiny_config(), "c", {"eos_token_id": None}).eos_token_ids == (2,)
     assert parse_config(tiny_config(), "c", {}).eos_token_ids == (2,)
+
+
+def test_gemma_2() -> None:
+    plain = parse_config({"model_type": "gemma2"}, "config.json")
+    sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim
+    assert sizes == (256000, 2304, 9216, 26, 256)
+    assert (plain.num_heads, plain.num_kv_heads, plain.max_positions) == (8, 4, 8192)
+    assert plain.windows == (4096, None) * 13
+    assert (plain.attention_scale, plain.attention_softcap, plain.logits_softcap) == (1 / 16, 50.0, 30.0)
+    assert (plain.activation, plain.tie_word_embeddings, plain.embedding_multiplier) == ("gelu_tanh", True, 48.0)
+    other = parse(
+        "gemma2",
+        final_logit_softcapping=None,
+        attn_logit_softcapping=7,
+        query_pre_attn_scalar=4,
+        tie_word_embeddings=False,
+        layer_types=["full_attention", "sliding_attention"],
+    )
+    assert (other.attention_scale, other.attention_softcap, other.logits_softcap) == (0.5, 7.0, None)
+    assert (other.windows, other.tie_word_embeddings) == ((None, 16), False)
+
+
+def test_two_names_of_an_activation() -> None:
+    """transformers reads the second of them in Gemma 2."""
+    agreeing = parse("gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_new")
+    assert (agreeing.activation, agreeing.notes) == ("gelu_tanh", ())
+    differing = parse("gemma2", hidden_act="silu", hidden_activation="gelu")
+    assert differing.activation == "gelu"
+    assert ["hidden_act" in note for note in differing.notes] == [True]
