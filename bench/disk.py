@@ -16,12 +16,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hybrid.graph.graph import FileRange
 from hybrid.loading.open_engine import open_engine
 from hybrid.loading.planning import open_for_run
 from hybrid.loading.settings import RunSettings
 from offload.plan.ram_tiers import PIECE_BYTES, file_bytes
-from offload.weights.disk_ring import DiskRing, FilePart
+from offload.storage.weight_file import FileRange, WeightFile
+from offload.weights.disk_ring import DiskRing
 
 _BUFFER_BYTES = 64 << 20
 
@@ -112,7 +112,7 @@ def drop_page_cache(files: Sequence[Path]) -> None:
 def disk_rate(files: Sequence[Path], nbytes: int) -> float:
     """Bytes per second of the read-ahead ring alone, over `nbytes` of the files."""
     parts = [
-        FilePart(str(file), start, min(PIECE_BYTES, file.stat().st_size - start))
+        FileRange(WeightFile.at(file), start, min(PIECE_BYTES, file.stat().st_size - start))
         for file in files
         for start in range(0, file.stat().st_size, PIECE_BYTES)
     ][: max(1, nbytes // PIECE_BYTES)]

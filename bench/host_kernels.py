@@ -32,8 +32,8 @@ from bench.interleave import Comparison, interleave, timed
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.spec.linear import Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import counted
+from offload.storage.stored_weight import StoredWeight
 
 Array = npt.NDArray[Any]
 

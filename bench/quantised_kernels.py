@@ -29,8 +29,9 @@ from bench.interleave import interleave, timed
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.spec.linear import Activations, BlockFormat, WeightFormat
-from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import counted
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
 
 K, N = 2048, 5632
 BLOCKS = (64, 128)
@@ -59,12 +60,13 @@ def random_weight(weight_format: WeightFormat, block: int, seed: int) -> StoredW
     nbytes = N * K * _BITS[weight_format] // 8
     packed = np.frombuffer(random.bytes(nbytes), np.uint8).reshape(N, blocks, -1).copy()
     scales = random.uniform(0.001, 0.01, (N, blocks)).astype(np.float32)
-    return StoredWeight(BlockFormat(_BITS[weight_format], block, WeightFormat.FP32), K, (packed, scales))
+    blocks = BlockFormat(_BITS[weight_format], block, WeightFormat.FP32)
+    return StoredWeight(blocks, K, (StoredArray.of(packed), StoredArray.of(scales)))
 
 
 def onnxruntime_session(weight: StoredWeight, threads: int) -> ort.InferenceSession:
     """y = x @ W by one MatMulNBits."""
-    arrays = {"w": weight.arrays[0], "scales": weight.arrays[1].reshape(-1)}
+    arrays = {"w": weight.arrays[0].array(), "scales": weight.arrays[1].array().reshape(-1)}
     blocks = weight.blocks
     attributes = {"K": K, "N": N, "bits": blocks.bits, "block_size": blocks.block, "accuracy_level": 4}
     node = helper.make_node("MatMulNBits", ["x", *arrays], ["y"], domain="com.microsoft", **attributes)

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybrid.graph.find import Linear, find_linears
-from hybrid.graph.graph import ElementType, FileRange, Initializer, Node
+from hybrid.graph.graph import ElementType, Initializer, Node
 from hybrid.loading.planning import OpenedModel, open_for_run
 from hybrid.loading.settings import RunSettings
 from hybrid.tune.zero_model import ZeroShape, write_zero_model
+from offload.storage.weight_file import FileRange, WeightFile
 
 _BLOCK = 32
 
@@ -18,6 +19,7 @@ def open_zero_blocks(folder: Path, shape: ZeroShape) -> OpenedModel:
     graph = opened.decoder.graph
     path, end = folder / "blocks", 0
     nodes: dict[str, Node] = {}
+    places: dict[str, int] = {}
     floats = {name for linear in opened.linears for name in linear.weights}
     initializers = {name: tensor for name, tensor in graph.initializers.items() if name not in floats}
     for linear in opened.linears:
@@ -28,10 +30,15 @@ def open_zero_blocks(folder: Path, shape: ZeroShape) -> OpenedModel:
             (node.inputs[2], ElementType.FLOAT, n * blocks),
         ):
             tensor = Initializer(name, kind, tuple(dims), None)
-            initializers[name] = replace(tensor, source=FileRange(path, end, tensor.nbytes))
+            initializers[name] = tensor
+            places[name] = end
             end += tensor.nbytes
     with path.open("wb") as file:
         file.truncate(end)
+    there = WeightFile.at(path)
+    for name, offset in places.items():
+        tensor = initializers[name]
+        initializers[name] = replace(tensor, source=FileRange(there, offset, tensor.nbytes))
     kept = tuple(
         nodes.get(node.outputs[0], node)
         for node in graph.nodes

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.spec.linear import Activations, BlockFormat, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
 
 Array = npt.NDArray[np.float64]
 
@@ -28,13 +29,13 @@ def random_weight(
         else rng.integers(0, 256, spec.shape, np.uint8)
         for spec in storage.arrays(k, n)
     ]
-    return StoredWeight(storage, k, tuple(arrays))
+    return StoredWeight(storage, k, tuple(map(StoredArray.of, arrays)))
 
 
 def exact(weight: StoredWeight) -> Array:
     """W as float64 [N, K]."""
     n, bits, block = weight.out_features, weight.blocks.bits, weight.blocks.block
-    codes, scales, *packed_zeros = weight.arrays
+    codes, scales, *packed_zeros = (array.array() for array in weight.arrays)
     zeros = np.full(scales.shape, 1 << (bits - 1))
     if packed_zeros:
         zeros = _unpacked(packed_zeros[0], bits)[:, : scales.shape[1]]

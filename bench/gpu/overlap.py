@@ -33,8 +33,8 @@ from offload.run.runner import LinearRunner
 from offload.spec.arrays import HostArray
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
 from offload.spec.step import StepShape
-from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import MIB, counted, format_seconds
+from offload.storage.stored_weight import StoredWeight
 
 _RESIDENT = 0.5  # the rest is split so that bus and CPU need equally long, as far as the profile knows
 _RING = StreamRing(16, 4 * MIB)
@@ -169,7 +169,7 @@ class Layers:
         """The median seconds of a step over the first `part` of every Linear's columns, placed by `shares`."""
         specs = [[_spec(*linear, part) for linear in level] for level in self._levels]
         weights = {
-            s.name: StoredWeight(s.storage, s.in_features, (self._weights[s.name][: s.out_features],))
+            s.name: StoredWeight.dense(self._weights[s.name][: s.out_features], s.format, s.layout)
             for level in specs
             for s in level
         }

@@ -17,7 +17,7 @@ from hybrid.graph.canonical import CanonicalIsland, canonical
 from hybrid.graph.graph import ElementType, Initializer, body_initializers
 from hybrid.graph.program import Island, Program
 from hybrid.machine.packages import check_packages
-from offload.weights.mapped_file import drop_pages
+from offload.storage.weight_file import FileRange
 
 check_packages()  # first: a half-overwritten onnxruntime fails in its import, and says nothing of why
 
@@ -49,9 +49,7 @@ class LoadedIsland:
         self.island = island
         self._canonical = canonical_island
         self._session = session
-        self._arrays = {name: p.array() for name, p in canonical_island.parameters.items()}
-        types = {name: p.element_type for name, p in canonical_island.parameters.items()}
-        self._parameters = {name: value_of(array, types[name]) for name, array in self._arrays.items()}
+        self._parameters = {name: constant_value(p) for name, p in canonical_island.parameters.items()}
 
     def bind(self) -> "IslandBinding":
         """A new set of bindings; each keeps its own inputs and outputs."""
@@ -63,8 +61,9 @@ class LoadedIsland:
 
     def drop_mapped_pages(self) -> None:
         """Release the pages of mapped parameters; they come back, mostly from the page cache, when they are read."""
-        for array in self._arrays.values():
-            drop_pages(array)
+        for parameter in self._canonical.parameters.values():
+            if isinstance(parameter.source, FileRange):
+                parameter.source.drop_pages()
 
 
 class IslandBinding:

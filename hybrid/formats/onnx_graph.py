@@ -18,10 +18,11 @@ from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.formats.onnx_validation import validate
 from hybrid.formats.onnx_weights import strip_weights
 from hybrid.graph.element_types import propagate_types
-from hybrid.graph.graph import Dim, ElementType, FileRange, Graph, Initializer, Node, Shape, TensorInfo
+from hybrid.graph.graph import Dim, ElementType, Graph, Initializer, Node, Shape, TensorInfo
 from hybrid.shown import show
 from hybrid.source.paths import resolve_in_folder
 from offload.spec.units import counted
+from offload.storage.weight_file import FileRange, WeightFile
 
 IR_VERSION = 10  # onnxruntime refuses the one that onnx writes by default
 _SMALL_BYTES = 1024
@@ -174,12 +175,12 @@ def _external_range(tensor: onnx.TensorProto, nbytes: int, path: Path, where: st
     except ValueError:
         raise ModelFileError(f"{where}: offset or length of its external data is no number") from None
     try:
-        file = resolve_in_folder(path.parent, entries.get("location", ""), where)
-        size = file.stat().st_size
+        file = WeightFile.at(resolve_in_folder(path.parent, entries.get("location", ""), where))
     except (OSError, RuntimeError) as error:  # a name that is too long, no permission, links in a circle
         raise ModelFileError(f"{where}: its external data cannot be opened ({show(str(error))})") from None
+    size = file.identity.nbytes
     if offset < 0 or length < 0 or offset + length > size:
-        raise ModelFileError(f"{where}: bytes {offset} to {offset + length} lie outside {file}, which has {size}")
+        raise ModelFileError(f"{where}: bytes {offset} to {offset + length} lie outside {file.path}, which has {size}")
     return FileRange(file, offset, length)
 
 

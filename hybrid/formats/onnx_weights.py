@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.errors import ModelFileError
-from hybrid.graph.graph import FileRange
+from offload.storage.weight_file import FileRange, WeightFile
 
 SMALL_TENSOR_BYTES = 1024  # smaller tensors stay in the message: shapes, axes, scalars
 
@@ -37,13 +37,14 @@ def strip_weights(path: Path) -> tuple[bytes, dict[str, FileRange]]:
 
     Raises ModelFileError when the file is empty or its messages do not nest within their bounds.
     """
-    if path.stat().st_size == 0:
+    weights = WeightFile.at(path)
+    if weights.identity.nbytes == 0:
         raise ModelFileError(f"{path}: the file is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         ranges: dict[str, FileRange] = {}
         try:
             parts = [
-                _strip_graph(data, field, path, ranges)
+                _strip_graph(data, field, weights, ranges)
                 if field.number == _MODEL_GRAPH
                 else data[field.start : field.stop]
                 for field in _fields(data, 0, len(data))
@@ -53,9 +54,9 @@ def strip_weights(path: Path) -> tuple[bytes, dict[str, FileRange]]:
         return b"".join(parts), ranges
 
 
-def _strip_graph(data: mmap.mmap, graph: _Field, path: Path, ranges: dict[str, FileRange]) -> bytes:
+def _strip_graph(data: mmap.mmap, graph: _Field, file: WeightFile, ranges: dict[str, FileRange]) -> bytes:
     parts = [
-        _strip_tensor(data, field, path, ranges)
+        _strip_tensor(data, field, file, ranges)
         if field.number == _GRAPH_INITIALIZER
         else data[field.start : field.stop]
         for field in _fields(data, graph.body, graph.stop)
@@ -63,13 +64,13 @@ def _strip_graph(data: mmap.mmap, graph: _Field, path: Path, ranges: dict[str, F
     return _message(_MODEL_GRAPH, b"".join(parts))
 
 
-def _strip_tensor(data: mmap.mmap, tensor: _Field, path: Path, ranges: dict[str, FileRange]) -> bytes:
+def _strip_tensor(data: mmap.mmap, tensor: _Field, file: WeightFile, ranges: dict[str, FileRange]) -> bytes:
     fields = list(_fields(data, tensor.body, tensor.stop))
     raw = [field for field in fields if field.number == _TENSOR_RAW_DATA]
     if not raw or raw[-1].stop - raw[-1].body < SMALL_TENSOR_BYTES:
         return data[tensor.start : tensor.stop]
     name = next((data[f.body : f.stop].decode("utf-8") for f in fields if f.number == _TENSOR_NAME), "")
-    ranges[name] = FileRange(path, raw[-1].body, raw[-1].stop - raw[-1].body)
+    ranges[name] = FileRange(file, raw[-1].body, raw[-1].stop - raw[-1].body)
     rest = b"".join(data[field.start : field.stop] for field in fields if field.number != _TENSOR_RAW_DATA)
     return _message(_GRAPH_INITIALIZER, rest)
 

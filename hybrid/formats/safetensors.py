@@ -7,7 +7,6 @@ counting from its first byte.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
-from hybrid.graph.graph import ElementType, FileRange
+from hybrid.graph.graph import ElementType
 from hybrid.shown import show
 from hybrid.source.folder import real_file
 from offload.spec.units import counted
+from offload.storage.weight_file import FileRange, WeightFile
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 _MAX_DIMS = 16
@@ -90,15 +90,15 @@ def misplaced(index: Mapping[str, StoredTensor], files: Sequence[Path], weight_m
     return [
         name
         for name, tensor in index.items()
-        if name in weight_map and weight_map[name] not in names[Path(tensor.source.path)]
+        if name in weight_map and weight_map[name] not in names[tensor.source.path]
     ]
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
-    real = real_file(path)
     try:
-        with real.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        weights = WeightFile.at(real_file(path))
+        size = weights.identity.nbytes
+        with weights.path.open("rb") as file:
             prefix = file.read(8)
             if prefix == b"version ":
                 raise ModelFileError(f"{show(path)}: a Git LFS pointer, not the weights; run `git lfs pull`")
@@ -116,7 +116,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for name, entry in _parse_header(path, header).items():
         if name != "__metadata__":
-            tensors[name] = _tensor(path, real, name, entry, 8 + length, size - 8 - length)
+            tensors[name] = _tensor(path, weights, name, entry, 8 + length, size - 8 - length)
     _check_overlap(path, tensors)
     return tensors
 
@@ -138,7 +138,7 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _tensor(path: Path, real: Path, name: str, entry: object, data_start: int, data_bytes: int) -> StoredTensor:
+def _tensor(path: Path, file: WeightFile, name: str, entry: object, data_start: int, data_bytes: int) -> StoredTensor:
     where = f"{show(path)}: tensor {show(name)}"
     if not isinstance(entry, dict):
         raise ModelFileError(f"{where} is {show(entry)}, must have dtype, shape and data_offsets")
@@ -160,7 +160,7 @@ def _tensor(path: Path, real: Path, name: str, entry: object, data_start: int, d
             f"{where} has {counted(end - begin, 'byte')} at data_offsets {show(offsets)},"
             f" its shape {show(shape)} in {dtype} takes {bits // 8:,}"
         )
-    return StoredTensor(_TYPES[dtype], tuple(shape), FileRange(real, data_start + begin, end - begin))
+    return StoredTensor(_TYPES[dtype], tuple(shape), FileRange(file, data_start + begin, end - begin))
 
 
 def _is_count(value: object, most: int) -> bool:

@@ -8,7 +8,7 @@ from math import prod
 
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
 from offload.spec.linear import BLOCKS, Activations, BlockFormat, Layout, LinearSpec, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 
 _FLOAT_FORMATS = {
     ElementType.FLOAT: WeightFormat.FP32,
@@ -64,7 +64,7 @@ def stored_weight(graph: Graph, linear: Linear) -> StoredWeight:
     spec = linear.spec
     wanted = spec.storage.arrays(spec.in_features, spec.out_features)
     arrays = [
-        graph.initializers[name].array().reshape(array.shape)
+        graph.initializers[name].stored().reshape(*array.shape)
         for name, array in zip(linear.weights, wanted, strict=True)
     ]
     return StoredWeight(spec.storage, spec.in_features, tuple(arrays))

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from offload.weights.mapped_file import map_array
+from offload.storage.stored_array import StoredArray
+from offload.storage.weight_file import FileRange
 
 Dim = int | str | None  # a number, a name ("S" new tokens, "T" past + new, "C" cache capacity), or not known
 Shape = tuple[Dim, ...]
@@ -80,15 +80,6 @@ class ElementType(IntEnum):
         return np.dtype(plain.get(self, "uint8"))
 
 
-@dataclass(frozen=True)
-class FileRange:
-    """Bytes `offset <= byte < offset + nbytes` of a real file (links resolved)."""
-
-    path: Path
-    offset: int
-    nbytes: int
-
-
 @dataclass(frozen=True, eq=False)
 class Initializer:
     """A constant tensor: in a file, in memory, or (when only a config is known) nowhere yet."""
@@ -103,19 +94,16 @@ class Initializer:
         """Bytes of the stored elements; 4-bit elements are packed two to a byte."""
         return (prod(self.shape) * self.element_type.bits + 7) // 8
 
-    def array(self) -> npt.NDArray[Any]:
-        """The elements, memory-mapped when they lie in a file. bfloat16 comes as uint16."""
-        if isinstance(self.source, np.ndarray):
-            return self.source
+    def stored(self) -> StoredArray:
+        """The elements where they lie. bfloat16 is uint16; 4-bit elements are bytes. Raises ValueError for none."""
         if self.source is None:
             raise ValueError(f"{self.name}: this graph was made from a config alone and has no weights")
-        if self.element_type.bits < 8:
-            shape: tuple[int, ...] = (self.nbytes,)
-        else:
-            shape = self.shape
-        if self.nbytes == 0:
-            return np.zeros(shape, self.element_type.storage_dtype)
-        return map_array(self.source.path, self.element_type.storage_dtype, self.source.offset, shape)
+        shape = (self.nbytes,) if self.element_type.bits < 8 else self.shape
+        return StoredArray.at(self.source, self.element_type.storage_dtype, shape)
+
+    def array(self) -> npt.NDArray[Any]:
+        """The elements of `stored`, memory-mapped when they lie in a file."""
+        return self.source if isinstance(self.source, np.ndarray) else self.stored().array()
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from offload.plan.ram_tiers import file_bytes
 from offload.run.recovery import RecoveringLinears, Replanner
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Activations, WeightFormat
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.ram import read_into_ram
+from offload.storage.stored_weight import StoredWeight
+from offload.weights.ram import host_columns, read_into_ram
 
 
 def open_engine(settings: RunSettings, progress: Progress | None = None, timeline: Timeline | None = None) -> Engine:
@@ -293,7 +293,8 @@ def _host_weights(
 
     Those that are quantised on load are in RAM, whatever it takes.
     """
+    where_they_lie = host_columns(placements, weights)
     is_known = read_ram(read_limits()) is not None  # not knowing how much RAM there is, leave it to the system
     in_ram = [p for p in placements if p.tier is HostTier.RAM and p.host_format is p.linear.format and is_known]
-    read = read_into_ram(in_ram, weights, progress.on_bytes)
-    return {**weights, **read, **quantised.made(weights, progress.on_bytes)}
+    read = read_into_ram(host_columns(in_ram, weights), progress.on_bytes)
+    return {**where_they_lie, **read, **quantised.made(weights, progress.on_bytes)}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from hybrid.errors import UsageError
 from offload.plan.plan import LinearPlacement
 from offload.spec.linear import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
-from offload.spec.stored_weight import StoredWeight
 from offload.spec.units import counted
+from offload.storage.stored_weight import StoredWeight
 
 if TYPE_CHECKING:
     from offload.host.backend import NumbaBackend

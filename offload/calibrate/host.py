@@ -13,7 +13,8 @@ from offload.calibrate.rounds import rounds_within
 from offload.host.base import HostBackend, HostColumns
 from offload.spec.arrays import FloatArray, HostArray
 from offload.spec.linear import Activations, BlockFormat, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
 
 ROWS = (1, 8, 32, 128)  # of x: decode, and prefills of several lengths
 _LAUNCHES = 200
@@ -70,8 +71,9 @@ def _block_columns(block: HostArray, weight_format: WeightFormat, in_features: i
     blocks = BlockFormat.made_on_load(weight_format)
     columns = block.nbytes // blocks.code_bytes(in_features)
     codes, scales = blocks.arrays(in_features, columns)
-    codes_here = block.view(np.uint8)[: prod(codes.shape)].reshape(codes.shape)
-    weight = StoredWeight(blocks, in_features, (codes_here, np.full(scales.shape, 0.01, scales.dtype)))
+    codes_here = StoredArray.at(block.view(np.uint8)[: prod(codes.shape)], codes.dtype, codes.shape)
+    scales_here = StoredArray.of(np.full(scales.shape, 0.01, scales.dtype))
+    weight = StoredWeight(blocks, in_features, (codes_here, scales_here))
     return HostColumns(weight, 0, columns, Activations.INT8)
 
 

@@ -16,7 +16,7 @@ from offload.host.kernels.jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
 from offload.host.quantised import QuantisedGroup, QuantisedKind, warm_up
 from offload.host.team import Team, piece_units, shared_team
 from offload.spec.arrays import FloatArray
-from offload.spec.linear import ColumnRange, Dense, Layout, WeightFormat
+from offload.spec.linear import Dense, Layout, WeightFormat
 
 # Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
 DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
@@ -58,7 +58,7 @@ class NumbaBackend:
         """
         kinds: dict[tuple[object, ...], list[int]] = {}
         for number, column in enumerate(columns):
-            if not 0 <= column.start <= column.stop <= column.out_features:
+            if not 0 <= column.start < column.stop <= column.out_features:
                 raise ValueError(f"columns {column.start}:{column.stop} are not among {column.out_features}")
             kinds.setdefault(_kind(column), []).append(number)
         if len({column.in_features for column in columns}) > 1:
@@ -69,8 +69,7 @@ class NumbaBackend:
     def _uniform(self, columns: Sequence[HostColumns]) -> HostGroup:
         if not columns or isinstance(columns[0].weight.storage, Dense):
             return NumbaGroup(self, columns)
-        ranges = [ColumnRange(column.start, column.stop) for column in columns]
-        return QuantisedGroup(self, [column.weight for column in columns], ranges, columns[0].activations)
+        return QuantisedGroup(self, columns)
 
     def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]]) -> None:
         """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
@@ -120,6 +119,7 @@ class NumbaGroup:
     def __init__(self, backend: NumbaBackend, columns: Sequence[HostColumns]) -> None:
         self._backend = backend
         self._columns = tuple(columns)
+        self._matrices = [column.weight.arrays[0].array() for column in columns]
         self._tables: dict[_Path, npt.NDArray[np.int64]] = {}
         self._table = np.zeros(HEADER, np.int64)
         self._call = (0, 0, 0)  # job, table, pieces
@@ -149,8 +149,8 @@ class NumbaGroup:
                 compiled.check_array("an output", output, (rows, column.out_features))
             path = self._path(rows)
             self._table = self._table_for(path)
-            for i, output in enumerate(outputs):
-                self._table[HEADER + i * ROW + _OUTPUT] = output.ctypes.data
+            for i, (output, column) in enumerate(zip(outputs, self._columns, strict=True)):
+                self._table[HEADER + i * ROW + _OUTPUT] = output.ctypes.data + 4 * column.start
             units = int(self._table[_UNITS])
             multiple = PANEL_COLUMNS // UNIT if path is _Path.PANELS else _DIRECT_UNITS
             piece = self._table[_PIECE] = piece_units(units, self._backend.threads, rows, multiple) if rows else 1
@@ -168,17 +168,17 @@ class NumbaGroup:
         """The task of `host_jobs.direct` or `host_jobs.by_panels`, without x and the outputs."""
         if path not in self._tables:
             backend, panels = self._backend, path is _Path.PANELS
-            units = [-(-(column.stop - column.start) // UNIT) for column in self._columns]
+            units = [-(-column.weight.out_features // UNIT) for column in self._columns]
             scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
             words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 1]
-            for column, count in zip(self._columns, units, strict=True):
-                (matrix,), storage = column.weight.arrays, column.weight.storage
+            for column, matrix, count in zip(self._columns, self._matrices, units, strict=True):
+                storage = column.weight.storage
                 distance = matrix.strides[0] // matrix.itemsize
                 if panels and storage.layout is Layout.KN:
                     distance = -distance
                 kernel = backend.kernel(path, storage.format, storage.layout)
                 words += [kernel, matrix.__array_interface__["data"][0], distance]
-                words += [column.start, column.stop, 0, column.out_features, count]
+                words += [0, column.weight.out_features, 0, column.out_features, count]
             self._tables[path] = np.array(words, np.int64)
         return self._tables[path]
 

@@ -6,20 +6,19 @@ from typing import Protocol
 
 from offload.spec.arrays import FloatArray
 from offload.spec.linear import Activations
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True)
 class HostColumns:
-    """One Linear's share of the host work: output columns `start <= n < stop`, possibly none.
+    """One Linear's share of the host work: `weight` is some columns of it, from column `start` of y on.
 
-    `weight` is the whole weight. `activations` says how x is treated where that is block-quantised; else it means
-    nothing.
+    `activations` says how x is treated where the weight is block-quantised; else it means nothing.
     """
 
     weight: StoredWeight
     start: int
-    stop: int
+    out_features: int  # N, of y
     activations: Activations = Activations.FLOAT
 
     @property
@@ -28,16 +27,16 @@ class HostColumns:
         return self.weight.in_features
 
     @property
-    def out_features(self) -> int:
-        """N."""
-        return self.weight.out_features
+    def stop(self) -> int:
+        """The column of y behind them."""
+        return self.start + self.weight.out_features
 
 
 class HostGroup(Protocol):
     """Linears that read the same x."""
 
     def multiply(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
-        """Write columns [start, stop) of each y[M, N_i] = x[M, K] @ W into `outputs[i]`, and no others.
+        """Write columns [start, stop) of each y[M, N_i], which are x[M, K] @ `weight`, and no others of `outputs[i]`.
 
         `x` and the outputs are float32 and C-contiguous and do not overlap. To be called from the thread that
         made the backend, and from no other. Raises ValueError for arrays that do not fit.

@@ -8,12 +8,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from offload.host.base import HostColumns
 from offload.host.kernels import compiled, jobs, quant_few, quant_one, quant_x
 from offload.host.kernels.jobs import BLOCK_HEADER, BLOCK_ROW, UNIT
 from offload.host.team import PIECES, Team, piece_units
 from offload.spec.arrays import FloatArray
-from offload.spec.linear import Activations, BlockFormat, ColumnRange, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.spec.linear import Activations, BlockFormat, WeightFormat
 
 _DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
 _ALIGNMENT = 64
@@ -73,21 +73,17 @@ class QuantisedGroup:
     x is made ready once for all of them: a single row by every thread for itself, several by a launch of their own.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        weights: Sequence[StoredWeight],
-        ranges: Sequence[ColumnRange],
-        activations: Activations,
-    ) -> None:
-        """`ranges` are the output columns to multiply. Raises ValueError for weights of different K or blocks."""
+    def __init__(self, backend: Backend, columns: Sequence[HostColumns]) -> None:
+        """Raises ValueError for weights of different K or blocks."""
+        weights = [column.weight for column in columns]
         if len({(weight.in_features, weight.blocks.bits, weight.blocks.block) for weight in weights}) != 1:
             raise ValueError("quantised Linears of a group must have equal input features, bits and blocks")
         self._backend = backend
-        self._weights = tuple(weights)
-        self._ranges = tuple(ranges)
-        self._kinds = [QuantisedKind.of(weight.blocks, activations) for weight in weights]
-        self._itemsize = 1 if activations is Activations.INT8 else 4
+        self._columns = tuple(columns)
+        self._arrays = [[array.array() for array in weight.arrays] for weight in weights]
+        self._in_features, self._blocks = weights[0].in_features, weights[0].blocks
+        self._kinds = [QuantisedKind.of(column.weight.blocks, column.activations) for column in columns]
+        self._itemsize = 1 if columns[0].activations is Activations.INT8 else 4
         self._x: FloatArray | None = None
         self._outputs: tuple[FloatArray, ...] = ()
         self._memory = np.empty(0, np.uint8)
@@ -106,41 +102,41 @@ class QuantisedGroup:
 
     def _bind(self, x: FloatArray, outputs: Sequence[FloatArray]) -> None:
         """Check the arrays and write everything into the table."""
-        if len(outputs) != len(self._weights):
-            raise ValueError(f"{len(self._weights)} Linears need as many outputs, not {len(outputs)}")
-        rows, first = len(x), self._weights[0]
-        compiled.check_array("x", x, (rows, first.in_features))
-        for output, weight in zip(outputs, self._weights, strict=True):
-            compiled.check_array("an output", output, (rows, weight.out_features))
+        if len(outputs) != len(self._columns):
+            raise ValueError(f"{len(self._columns)} Linears need as many outputs, not {len(outputs)}")
+        rows = len(x)
+        compiled.check_array("x", x, (rows, self._in_features))
+        for output, column in zip(outputs, self._columns, strict=True):
+            compiled.check_array("an output", output, (rows, column.out_features))
         self._x, self._outputs = (x, tuple(outputs)) if rows <= _DECODE_ROWS else (None, ())
-        units = [-(-len(columns) // UNIT) for columns in self._ranges]
-        if not rows or not sum(units):
+        if not rows:
             self._calls = []
             return
-        blocks = first.blocks.blocks(first.in_features)
-        table = [x.ctypes.data, first.in_features, rows, len(units), sum(units), blocks]
+        units = [-(-column.weight.out_features // UNIT) for column in self._columns]
+        blocks = self._blocks.blocks(self._in_features)
+        table = [x.ctypes.data, self._in_features, rows, len(units), sum(units), blocks]
         threads = self._backend.threads
         piece = piece_units(sum(units), threads, rows, _MULTIPLE)
         table += [*self._places_of_x(rows), self._kinds[0].ready, piece]
-        for kind, weight, columns, count, output in zip(
-            self._kinds, self._weights, self._ranges, units, outputs, strict=True
+        for kind, arrays, column, count, output in zip(
+            self._kinds, self._arrays, self._columns, units, outputs, strict=True
         ):
-            codes, scales, zeros = (*map(_address, weight.arrays), 0)[:3]
+            codes, scales, zeros = (*map(_address, arrays), 0)[:3]
             table += [kind.kernel(rows), codes, scales, zeros]
-            table += [columns.start, columns.stop, output.ctypes.data, weight.out_features, count, 0]
+            y = output.ctypes.data + 4 * column.start
+            table += [0, column.weight.out_features, y, column.out_features, count, 0]
         self._table = np.array(table, np.int64)
         assert len(table) == BLOCK_HEADER + BLOCK_ROW * len(units)
         self._address = int(self._table.ctypes.data)
         self._calls = [(compiled.kernel_address(jobs.blocks), -(-sum(units) // piece))]
         if rows > 1:
-            parts = 1 if rows * first.in_features <= _ONE_THREAD else min(rows, PIECES * threads)
+            parts = 1 if rows * self._in_features <= _ONE_THREAD else min(rows, PIECES * threads)
             self._calls.insert(0, (compiled.kernel_address(jobs.ready_x), parts))
 
     def _places_of_x(self, rows: int) -> list[int]:
         """Place x made ready in the scratch: values, scales, sums, and the bytes from one thread's copy to the next."""
-        stored = self._weights[0].blocks
-        blocks = stored.blocks(self._weights[0].in_features)
-        values = _aligned(rows * blocks * stored.block * self._itemsize)
+        blocks = self._blocks.blocks(self._in_features)
+        values = _aligned(rows * blocks * self._blocks.block * self._itemsize)
         factors = _aligned(4 * rows * blocks)
         nbytes = values + 2 * factors
         copies = self._backend.threads if rows == 1 else 1

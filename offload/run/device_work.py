@@ -12,7 +12,7 @@ from offload.plan.packing import ActivationRow, ColumnMatrix, working_memory
 from offload.plan.plan import LinearPlacement, Plan
 from offload.spec.arrays import FloatArray, HostArray, aligned
 from offload.spec.linear import Activations, ColumnRange, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 from offload.weights.registered import host_pieces, pin
 from offload.weights.store import WeightStore
 from offload.weights.vram_ring import Piece, WeightRing

@@ -8,35 +8,27 @@ import numpy as np
 from offload.host.base import HostBackend, HostColumns
 from offload.plan.plan import LinearPlacement
 from offload.plan.ram_tiers import PIECE_BYTES
-from offload.spec.arrays import FloatArray, HostArray
+from offload.spec.arrays import FloatArray
 from offload.spec.linear import ColumnRange, Layout
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.disk_ring import Bytes, DiskRing, FilePart, split_rows
-from offload.weights.mapped_file import file_of, offset_in_file
+from offload.storage.stored_weight import StoredWeight
+from offload.storage.weight_file import Bytes
+from offload.weights.disk_ring import DiskRing
+from offload.weights.reads import split_rows
 
 
 @dataclass(frozen=True)
 class _FilePiece:
-    """Stored rows of one Linear: some columns of [N, K], or all columns over some of K of [K, N].
-
-    `weight` is these rows where they lie, `parts` what of it is in files, array by array.
-    """
+    """Stored rows of the host columns of one Linear: some columns of [N, K], or all over some of K of [K, N]."""
 
     placement: LinearPlacement
     rows: ColumnRange
     weight: StoredWeight
-    parts: tuple[FilePart, ...]
 
-    def columns(self, read: Sequence[Bytes]) -> HostColumns:
-        """The piece as a weight of its own; `read` has the bytes of its parts."""
-        linear, host = self.placement.linear, self.placement.host
-        bytes_of = iter(read)
-        arrays = tuple(
-            next(bytes_of).view(array.dtype).reshape(array.shape) if file_of(array) is not None else array
-            for array in self.weight.arrays
-        )
-        start, stop = (0, len(self.rows)) if linear.layout is Layout.NK else (host.start, host.stop)
-        return HostColumns(replace(self.weight, arrays=arrays), start, stop, linear.activations)
+    def read(self, parts: Sequence[Bytes]) -> StoredWeight:
+        """The piece in memory; `parts` has the bytes of each of its arrays that lies in a file."""
+        bytes_of = iter(parts)
+        arrays = [array.over(next(bytes_of)) if array.in_file else array for array in self.weight.arrays]
+        return replace(self.weight, arrays=tuple(arrays))
 
 
 class FileTier:
@@ -49,12 +41,10 @@ class FileTier:
         host: HostBackend,
         capacity_bytes: int,
     ) -> None:
-        """Allocate the ring.
-
-        `groups` are in running order; `weights` whole ones whose first arrays are mapped from files; the rest may be.
-        """
+        """Allocate the ring. `groups` are in running order; `weights` their host columns, in files."""
         pieces = [piece for group in groups.values() for p in group for piece in _pieces(p, weights[p.linear.name])]
-        self._ring = DiskRing([piece.parts for piece in pieces], capacity_bytes)
+        parts = [[array.file_range() for array in piece.weight.arrays if array.in_file] for piece in pieces]
+        self._ring = DiskRing(parts, capacity_bytes)
         by_group: dict[str, list[tuple[int, _FilePiece]]] = {name: [] for name in groups}
         for number, piece in enumerate(pieces):
             by_group[piece.placement.linear.group].append((number, piece))
@@ -87,48 +77,33 @@ class FileGroup:
         """See `HostGroup`. Raises OffloadError when the file can no longer be read."""
         for output, number, piece in self._pieces:
             self._ring.acquire(number)
-            self._multiply(piece, piece.columns(self._ring.arrays(number)), x, outputs[output])
+            _multiply(self._host, piece, piece.read(self._ring.arrays(number)), x, outputs[output])
             self._ring.release()
 
-    def _multiply(self, piece: _FilePiece, columns: HostColumns, x: FloatArray, y: FloatArray) -> None:
-        linear, host, rows = piece.placement.linear, piece.placement.host, piece.rows
-        # Prepared anew every time, since what it keeps for the next would add up over thousands of pieces.
-        work = self._host.group([columns])
-        # The piece is a weight of its own with its own output; copying that is little beside reading the piece.
-        if linear.layout is Layout.NK:
-            part = np.empty((len(x), len(rows)), np.float32)
-            work.multiply(x, [part])
-            y[:, rows.start : rows.stop] = part
-            return
-        part = np.empty((len(x), linear.out_features), np.float32)
-        work.multiply(np.ascontiguousarray(x[:, rows.start : rows.stop]), [part])
-        if rows.start == 0:
-            y[:, host.start : host.stop] = part[:, host.start : host.stop]
-        else:
-            y[:, host.start : host.stop] += part[:, host.start : host.stop]
+
+def _multiply(host: HostBackend, piece: _FilePiece, weight: StoredWeight, x: FloatArray, y: FloatArray) -> None:
+    linear, rows, columns = piece.placement.linear, piece.rows, piece.placement.host
+    # Prepared anew every time, since what it keeps for the next would add up over thousands of pieces.
+    if weight.storage.layout is Layout.NK:
+        group = host.group([HostColumns(weight, rows.start, linear.out_features, linear.activations)])
+        group.multiply(x, [y])
+        return
+    part = np.empty((len(x), len(columns)), np.float32)
+    group = host.group([HostColumns(weight, 0, len(columns), linear.activations)])
+    group.multiply(np.ascontiguousarray(x[:, rows.start : rows.stop]), [part])
+    if rows.start == 0:
+        y[:, columns.start : columns.stop] = part
+    else:
+        y[:, columns.start : columns.stop] += part
 
 
 def _pieces(placement: LinearPlacement, weight: StoredWeight) -> list[_FilePiece]:
     """The pieces of a Linear, each one read: stored rows, so that [K, N] is cut along K and sums are added up."""
-    linear, arrays = placement.linear, weight.arrays
-    rows = placement.host if linear.layout is Layout.NK else ColumnRange(0, linear.in_features)
+    is_nk = weight.storage.layout is Layout.NK
+    count, before = weight.arrays[0].shape[0], placement.host.start if is_nk else 0
     found = []
-    for start, stop in split_rows(len(rows), sum(map(_row_bytes, arrays)), PIECE_BYTES):
-        first, last = rows.start + start, rows.start + stop
-        in_features = linear.in_features if linear.layout is Layout.NK else last - first
-        stored = StoredWeight(weight.storage, in_features, tuple(array[first:last] for array in arrays))
-        parts = tuple(_file_part(array, first, last) for array in arrays if file_of(array) is not None)
-        found.append(_FilePiece(placement, ColumnRange(first, last), stored, parts))
+    for start, stop in split_rows(count, sum(array.row_stride for array in weight.arrays), PIECE_BYTES):
+        arrays = tuple(array.rows(start, stop) for array in weight.arrays)
+        part = StoredWeight(weight.storage, weight.in_features if is_nk else stop - start, arrays)
+        found.append(_FilePiece(placement, ColumnRange(before + start, before + stop), part))
     return found
-
-
-def _file_part(array: HostArray, first: int, last: int) -> FilePart:
-    """Locate rows `first <= row < last` of a whole mapped array in its file."""
-    file, row_bytes = file_of(array), _row_bytes(array)
-    assert file is not None
-    start, nbytes = offset_in_file(array) + first * row_bytes, (last - first) * row_bytes
-    return FilePart(file.path, start, nbytes, file.identity)
-
-
-def _row_bytes(array: HostArray) -> int:
-    return array.nbytes // len(array)

@@ -46,7 +46,7 @@ from offload.run.runner import LinearRunner
 from offload.spec.arrays import FloatArray
 from offload.spec.linear import LinearSpec, Storage
 from offload.spec.step import StepShape, Workload
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ def run_modelled(
         device = SimulatedDevice(gpu.vram_bytes, gpu.context_bytes, gpu.workspace_bytes, rates, hollow=True)
     placements = {placement.linear.name: placement for placement in plan.placements}
     stored = {name: _untouched(p.linear, p.linear.storage) for name, p in placements.items()}
-    kept = {name: _untouched(p.linear, p.host_blocks or p.linear.storage) for name, p in placements.items()}
+    kept = {
+        name: _untouched(p.linear, p.host_blocks or p.linear.storage).columns(p.host.start, p.host.stop)
+        for name, p in placements.items()
+        if len(p.host)
+    }
     host = ModelledHost(device, cpu, plan, kept)
     runner = LinearRunner(levels, plan, stored, device, host, host_weights=kept)
     if runner.warning:
@@ -111,11 +115,15 @@ class ModelledHost:
     """A HostBackend that multiplies nothing, but lets the virtual time pass that it would take."""
 
     def __init__(self, device: SimulatedDevice, cpu: CpuRates, plan: Plan, weights: Mapping[str, StoredWeight]) -> None:
-        """`weights`: those of the Linears of the plan, by name, as the runner gets them for the host."""
+        """`weights`: the host columns of the Linears of the plan, by name, as the runner gets them."""
         self.device = device
         self._cpu = cpu
         self._prefill_tokens = plan.prefill_tokens
-        self._by_weight = {id(weights[placement.linear.name]): placement for placement in plan.placements}
+        self._by_memory = {
+            id(weights[placement.linear.name].arrays[0].source): placement
+            for placement in plan.placements
+            if len(placement.host)
+        }
         self._streams = {
             prefill: any(len(placement.streamed_in(prefill)) for placement in plan.placements)
             for prefill in (False, True)
@@ -123,7 +131,8 @@ class ModelledHost:
 
     def group(self, columns: Sequence[HostColumns]) -> "ModelledGroup":
         """See HostBackend."""
-        return ModelledGroup(self, [(self._by_weight[id(part.weight)], part.stop - part.start) for part in columns])
+        placements = [self._by_memory[id(part.weight.arrays[0].source)] for part in columns]
+        return ModelledGroup(self, [(p, part.stop - part.start) for p, part in zip(placements, columns, strict=True)])
 
     def multiply_s(self, placement: LinearPlacement, columns: int, rows: int) -> float:
         """Seconds to multiply columns of one Linear."""

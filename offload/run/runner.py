@@ -14,8 +14,8 @@ from offload.plan.plan import HostTier, LinearPlacement, Plan
 from offload.run.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.run.file_tier import FileTier
 from offload.spec.arrays import FloatArray
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.mapped_file import file_of
+from offload.storage.stored_weight import StoredWeight
+from offload.weights.ram import host_columns
 
 _TRACK = "linears"
 
@@ -41,16 +41,16 @@ class _LevelWork:
 
 @dataclass(frozen=True)
 class _HostSide:
-    """The weights of host columns, by Linear, and their backend."""
+    """The host columns of Linears as they are kept, by name, and their backend."""
 
     weights: Mapping[str, StoredWeight]
     backend: HostBackend | None
 
     def reads_ahead(self, placement: LinearPlacement) -> bool:
-        """Tell whether its host columns are read at every step; those in no mapped file stay where they lie."""
+        """Tell whether its host columns are read at every step; those in no file stay where they lie."""
         if placement.tier is not HostTier.FILE or not len(placement.host):
             return False
-        return file_of(self.weights[placement.linear.name].arrays[0]) is not None
+        return self.weights[placement.linear.name].in_file
 
     @property
     def given_backend(self) -> HostBackend:
@@ -76,10 +76,10 @@ class LinearRunner:
     ) -> None:
         """Allocate everything and load the device columns.
 
-        `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights; the
-        host columns keep using those in `host_weights`, where they are given; those of tier FILE have to be mapped
-        files there, else they are multiplied where they lie. `device` and `host` may be None where the plan has
-        nothing for them. `on_bytes` is called with the bytes of every part that was loaded.
+        `levels` has the names of the Linears that run at each level, in order; `weights` the whole weights;
+        `host_weights` the host columns as they are kept, where that is not as in `weights`; those of tier FILE are
+        read ahead where they lie in files. `device` and `host` may be None where the plan has nothing for them.
+        `on_bytes` is called with the bytes of every part that was loaded.
         Raises OutOfDeviceMemoryError and DeviceUnavailableError, with nothing left allocated, and ValueError
         for levels and weights that do not fit the plan.
         """
@@ -93,7 +93,8 @@ class LinearRunner:
         placements = [placement for level in grouped for group in level.values() for placement in group]
         with ExitStack() as stack:
             self._work: DeviceWork | None = None
-            host_weights = host_weights or weights
+            if host_weights is None:
+                host_weights = host_columns(placements, weights)
             if any(placement.on_device for placement in placements):
                 self._work = DeviceWork(_usable(device, placements), plan, placements, host_weights, stack)
                 self._prefill_tokens = plan.prefill_tokens if self._work.has_prefill else 0
@@ -260,14 +261,10 @@ def _host_work(
     host_side: _HostSide,
     prefill: bool,
 ) -> _HostWork:
-    columns = [
-        HostColumns(
-            host_side.weights[placement.linear.name],
-            placement.host_in(prefill).start,
-            placement.host_in(prefill).stop,
-            placement.linear.activations,
-        )
-        for placement in placements
-    ]
+    columns = []
+    for placement in placements:
+        linear, first, here = placement.linear, placement.host.start, placement.host_in(prefill)
+        weight = host_side.weights[linear.name].columns(here.start - first, here.stop - first)
+        columns.append(HostColumns(weight, here.start, linear.out_features, linear.activations))
     linears = tuple(placement.linear.name for placement in placements)
     return _HostWork(group, _kinds(placements), linears, host_side.given_backend.group(columns))

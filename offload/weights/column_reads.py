@@ -8,8 +8,7 @@ import numpy.typing as npt
 from offload.plan.packing import ColumnMatrix
 from offload.spec.arrays import HostArray
 from offload.spec.linear import ColumnRange, Dense, Layout, LinearSpec
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.reads import copy_part
+from offload.storage.stored_weight import StoredWeight
 from offload.weights.requantise import requantise
 
 
@@ -19,27 +18,24 @@ def read_rows(matrix: ColumnMatrix, weights: Mapping[str, StoredWeight], start: 
     for (linear, columns), position in zip(matrix.segments, matrix.positions(), strict=True):
         (weight,) = weights[linear.name].arrays
         if matrix.layout is Layout.KN:
-            part = out[:, position : position + len(columns)]
-            copy_part(weight, slice(start, stop), slice(columns.start, columns.stop), part)
+            part = weight.rows(start, stop).columns(columns.start, columns.stop)
+            part.read_into(out[:, position : position + len(columns)])
             continue
         first, last = max(start, position), min(stop, position + len(columns))
         if first < last:
             shift = columns.start - position
-            rows = slice(first + shift, last + shift)
-            copy_part(weight, rows, slice(0, linear.in_features), out[first - start : last - start])
+            weight.rows(first + shift, last + shift).read_into(out[first - start : last - start])
 
 
 def read_blocks(matrix: ColumnMatrix, weights: Mapping[str, StoredWeight], out: npt.NDArray[np.uint8]) -> None:
     """Write a block-quantised matrix into `out`, its bytes as DeviceBlocks has them; float weights are quantised."""
     for linear, columns, target in _targets(matrix, out):
-        weight = weights[linear.name]
+        weight = weights[linear.name].columns(columns.start, columns.stop)
         if isinstance(weight.storage, Dense):
-            requantise(weight, columns, target)
+            requantise(weight, target)
             continue
         for source, part in zip(weight.arrays, target.arrays, strict=True):
-            width = part.nbytes // len(part) // part.itemsize
-            rows = slice(columns.start, columns.stop)
-            copy_part(source.reshape(len(source), -1), rows, slice(0, width), part.reshape(len(part), -1))
+            source.read_into(part.array())
 
 
 def _targets(

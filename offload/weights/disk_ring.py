@@ -3,7 +3,7 @@
 Pieces are used in one fixed order, step after step, and weights do not depend on activations. So threads read
 ahead, round and round across steps, as far as the buffer reaches; the disk and the processor work at once.
 
-A piece is some parts of files that are read, used and released together. Every piece has one place in the buffer for
+A piece is some ranges of files that are read, used and released together. Every piece has one place in the buffer for
 good. Pieces lie there one after another, and again from the front when the end is reached; a piece may be read as soon
 as those that lie where it will lie have been released.
 """
@@ -12,41 +12,19 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from offload.errors import OffloadError
 from offload.plan.ram_tiers import PAGE_BYTES
-from offload.weights.mapped_file import Identity, check_same
-
-Bytes = npt.NDArray[np.uint8]
+from offload.storage.weight_file import Bytes, FileRange, WeightFile
 
 READERS = 4
 _OPEN_FILES = 8  # that a reader keeps: some exports have a file for every weight
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """Bytes `offset_bytes <= byte < offset_bytes + nbytes` of a file."""
-
-    path: str
-    offset_bytes: int
-    nbytes: int
-    identity: Identity | None = None  # of the file that it has to be
-
-    @property
-    def lead_bytes(self) -> int:
-        """Bytes before it that are read too, so that the read begins at a page."""
-        return self.offset_bytes % PAGE_BYTES
-
-    @property
-    def span_bytes(self) -> int:
-        """Count its bytes of the buffer: whole pages."""
-        return _whole_pages(self.lead_bytes + self.nbytes)
 
 
 @dataclass(frozen=True)
@@ -83,10 +61,10 @@ class DiskRing:
     Every piece goes: `acquire`, read `arrays(piece)`, `release`; from one thread.
     """
 
-    def __init__(self, pieces: Sequence[Sequence[FilePart]], capacity_bytes: int) -> None:
+    def __init__(self, pieces: Sequence[Sequence[FileRange]], capacity_bytes: int) -> None:
         """Allocate the buffer; `start` begins to read. Raises ValueError for a piece that does not fit."""
         self._pieces = tuple(pieces)
-        self._seats = seats([sum(part.span_bytes for part in piece) for piece in self._pieces], capacity_bytes)
+        self._seats = seats([sum(map(span_bytes, piece)) for piece in self._pieces], capacity_bytes)
         memory = np.empty(capacity_bytes + PAGE_BYTES, np.uint8)
         first = -memory.ctypes.data % PAGE_BYTES
         self._memory = memory[first : first + capacity_bytes]
@@ -106,10 +84,10 @@ class DiskRing:
             thread.start()
 
     def arrays(self, piece: int) -> list[Bytes]:
-        """Give the bytes of each part of a piece, valid between `acquire` and `release`; always the same memory."""
+        """Give the bytes of each range of a piece, valid between `acquire` and `release`; always the same memory."""
         parts = self._pieces[piece]
         return [
-            span[part.lead_bytes : part.lead_bytes + part.nbytes]
+            span[_lead_bytes(part) : _lead_bytes(part) + part.nbytes]
             for part, span in zip(parts, self._spans(piece), strict=True)
         ]
 
@@ -146,9 +124,9 @@ class DiskRing:
                 raise OffloadError(self._error or "the weights are no longer read: the model has been closed")
 
     def _spans(self, piece: int) -> list[Bytes]:
-        """The whole pages that each part of a piece takes of the buffer."""
+        """The whole pages that each range of a piece takes of the buffer."""
         start = self._seats[piece].offset_bytes
-        ends = list(accumulate((part.span_bytes for part in self._pieces[piece]), initial=start))
+        ends = list(accumulate(map(span_bytes, self._pieces[piece]), initial=start))
         return [self._memory[first:last] for first, last in pairwise(ends)]
 
     def _read(self) -> None:
@@ -185,7 +163,7 @@ class _Files:
     """The open files of one thread: past the page cache where the file system can, else through it and out again."""
 
     def __init__(self) -> None:
-        self._open: dict[str, tuple[int, bool]] = {}  # descriptor, and whether it is direct
+        self._open: dict[WeightFile, tuple[int, bool]] = {}  # descriptor, and whether it is direct
 
     def __enter__(self) -> "_Files":
         return self
@@ -194,40 +172,39 @@ class _Files:
         for descriptor, _direct in self._open.values():
             os.close(descriptor)
 
-    def read(self, part: FilePart, target: Bytes) -> None:
-        """Read the pages around a part. Raises OffloadError for a file that ends before it, and OSError."""
-        if part.path not in self._open:
+    def read(self, part: FileRange, target: Bytes) -> None:
+        """Read the pages around a range. Raises OffloadError for a file that ends before it, and OSError."""
+        if part.file not in self._open:
             if len(self._open) == _OPEN_FILES:
                 oldest = next(iter(self._open))
                 os.close(self._open.pop(oldest)[0])
-            self._open[part.path] = _open(part.path)
-            if part.identity is not None:
-                check_same(part.path, part.identity, self._open[part.path][0])
-        descriptor, direct = self._open[part.path]
+            self._open[part.file] = _open(part.path)
+            part.file.check_same(self._open[part.file][0])
+        descriptor, direct = self._open[part.file]
         try:
             _fill(descriptor, direct, part, target)
         except OSError as error:
             if not direct or error.errno != errno.EINVAL:
                 raise
             os.close(descriptor)  # a file system that opens files for direct reads and then refuses those
-            self._open[part.path] = descriptor, direct = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC), False
+            self._open[part.file] = descriptor, direct = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC), False
             _fill(descriptor, direct, part, target)
         if not direct and hasattr(os, "posix_fadvise"):
-            start = part.offset_bytes - part.lead_bytes
-            os.posix_fadvise(descriptor, start, part.span_bytes, os.POSIX_FADV_DONTNEED)
+            start = part.offset - _lead_bytes(part)
+            os.posix_fadvise(descriptor, start, span_bytes(part), os.POSIX_FADV_DONTNEED)
 
 
-def _fill(descriptor: int, direct: bool, part: FilePart, target: Bytes) -> None:
-    done, wanted = 0, part.lead_bytes + part.nbytes
+def _fill(descriptor: int, direct: bool, part: FileRange, target: Bytes) -> None:
+    done, wanted = 0, _lead_bytes(part) + part.nbytes
     while done < wanted:
-        count = os.preadv(descriptor, [target[done:].data], part.offset_bytes - part.lead_bytes + done)
+        count = os.preadv(descriptor, [target[done:].data], part.offset - _lead_bytes(part) + done)
         done += count
         # The end of the file cuts a direct read off, and one that goes on behind a cut would not be aligned.
         if done < wanted and (count == 0 or (direct and count % PAGE_BYTES)):
-            raise OffloadError(f"{part.path}: has become shorter than byte {part.offset_bytes + part.nbytes}")
+            raise OffloadError(f"{part.path}: has become shorter than byte {part.offset + part.nbytes}")
 
 
-def _open(path: str) -> tuple[int, bool]:
+def _open(path: Path) -> tuple[int, bool]:
     direct = getattr(os, "O_DIRECT", 0)
     if direct:
         with contextlib.suppress(OSError):
@@ -235,17 +212,15 @@ def _open(path: str) -> tuple[int, bool]:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
 
 
-def _message(part: FilePart, error: Exception) -> str:
+def _message(part: FileRange, error: Exception) -> str:
     reason = f"{part.path}: cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
     return f"{reason}; weights beyond --ram are read from it at every step, so it must stay as it was"
 
 
-def _whole_pages(nbytes: int) -> int:
-    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
+def span_bytes(part: FileRange) -> int:
+    """Count the bytes of the buffer that a range takes: whole pages, since direct reads begin and end at one."""
+    return -(-(_lead_bytes(part) + part.nbytes) // PAGE_BYTES) * PAGE_BYTES
 
 
-def split_rows(rows: int, row_bytes: int, most_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut `rows` into near equal ranges of at most `most_bytes`, or of one row where that is more."""
-    pieces = -(-rows // max(1, most_bytes // row_bytes))
-    for number in range(pieces):
-        yield rows * number // pieces, rows * (number + 1) // pieces
+def _lead_bytes(part: FileRange) -> int:
+    return part.offset % PAGE_BYTES

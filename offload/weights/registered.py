@@ -1,7 +1,6 @@
 """Host columns that prefill streams: pieces of the host's own memory, read by the device where they lie.
 
-Only the pages of those columns are registered: of a block that holds whole weights, the others may never have been
-touched, and take no memory. A mapped file is never registered.
+Only the pages of those columns are registered. A mapped file is never registered.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +16,17 @@ from offload.plan.packing import ColumnMatrix, split_columns
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray
 from offload.spec.linear import ColumnRange
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 from offload.weights.vram_ring import Piece
 
 
 def host_pieces(
     placements: Iterable[LinearPlacement], weights: Mapping[str, StoredWeight], slot_bytes: int
 ) -> list[Piece]:
-    """The columns that prefill streams beyond those of decode, in pieces of one Linear each; views of `weights`."""
+    """The columns that prefill streams beyond those of decode, in pieces of one Linear each.
+
+    `weights` are host columns, which the pieces are views of.
+    """
     pieces = []
     for placement in placements:
         linear, first = placement.linear, placement.streamed.stop
@@ -34,8 +36,8 @@ def host_pieces(
         weight = weights[linear.name]
         whole = ColumnMatrix(((linear, ColumnRange(first, first + beyond)),), placement.host_blocks)
         for part in split_columns(beyond, whole.column_bytes, slot_bytes):
-            columns = weight.columns(first + part.start, first + part.stop)
-            pieces.append(Piece(whole.cut(part), tuple(array.reshape(len(array), -1) for array in columns.arrays)))
+            arrays = [array.array() for array in weight.columns(part.start, part.stop).arrays]
+            pieces.append(Piece(whole.cut(part), tuple(array.reshape(len(array), -1) for array in arrays)))
     return pieces
 
 
@@ -63,8 +65,10 @@ def pin(device: Device, pieces: Sequence[Piece], stack: ExitStack) -> None:
 
 def _own_memory(matrix: ColumnMatrix, pinned: HostArray) -> npt.NDArray[np.uint8]:
     """All bytes of the allocation that holds a piece. Raises PinningError for a mapped file."""
-    owner = pinned if pinned.base is None else pinned.base
-    if type(owner) is not np.ndarray or not owner.flags.owndata or not owner.flags.c_contiguous:
+    owner = pinned
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if not owner.flags.owndata or not owner.flags.c_contiguous:
         name = matrix.segments[0][0].name
         raise PinningError(f"the host columns of {name} are in a mapped file, not in memory of our own")
     return owner.reshape(-1).view(np.uint8)

@@ -1,23 +1,22 @@
 """Float weights quantised on load: symmetric blocks of 64 with fp16 scales, in RAM of our own."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from offload.host.kernels import compiled, jobs
 from offload.host.kernels import requantise as requantise_loops
 from offload.host.team import PIECES, shared_team
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray, aligned
-from offload.spec.linear import REQUANTISED_BLOCK, BlockFormat, ColumnRange, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.mapped_file import file_of
-from offload.weights.reads import byte_parts, read_bytes, run_parallel
+from offload.spec.linear import REQUANTISED_BLOCK, BlockFormat, Layout, WeightFormat
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
+from offload.weights.ram import host_columns
+from offload.weights.reads import reads, run_parallel
 
 _KERNELS = {Layout.NK: requantise_loops.requantise_nk, Layout.KN: requantise_loops.requantise_kn}
-_PART_BYTES = 16 << 20  # what is read of a mapped weight at once
+_PART_BYTES = 16 << 20  # what is read of a file at once
 _READ_BYTES = 4 << 20  # by one thread
 
 
@@ -26,26 +25,22 @@ def requantise_into_ram(
 ) -> dict[str, StoredWeight]:
     """The host columns of `placements` in their `host_format`, int8 or int4, by the names of their Linears.
 
-    `weights` are whole; of those in mapped files 16 MiB are held at a time, or a block of K where
-    that is more, past the mapping. What a result has of other columns is undefined, and takes no memory. `on_bytes` is
+    `weights` are whole; of those in files 16 MiB are held at a time, or a block of K where that is more. `on_bytes` is
     called with the bytes of every part. int8: scale = largest magnitude / 127. int4: as ggml's Q4_0 with a fitted
     scale. Raises OffloadError for a file that has become shorter or cannot be read.
     """
-    chosen = list(placements)
-    formats = [BlockFormat.made_on_load(placement.host_format) for placement in chosen]
-    sizes = [
-        placement.linear.out_features * blocks.column_bytes(placement.linear.in_features)
-        for placement, blocks in zip(chosen, formats, strict=True)
-    ]
-    # numpy asks for huge pages; what is not written to is not there.
-    memory = np.empty(sum(map(aligned, sizes)), np.uint8)
+    formats = {p.linear.name: BlockFormat.made_on_load(p.host_format) for p in placements}
+    columns = host_columns(placements, weights)
+    sizes = {
+        name: weight.out_features * formats[name].column_bytes(weight.in_features) for name, weight in columns.items()
+    }
+    memory = np.empty(sum(map(aligned, sizes.values())), np.uint8)  # numpy asks for huge pages
     position, done = 0, {}
-    for placement, blocks, nbytes in zip(chosen, formats, sizes, strict=True):
-        linear, host = placement.linear, placement.host
-        here = memory[position : position + nbytes]
-        position += aligned(nbytes)
-        done[linear.name] = StoredWeight.over(here, blocks, linear.in_features, linear.out_features)
-        requantise(weights[linear.name], host, done[linear.name].columns(host.start, host.stop), on_bytes)
+    for name, weight in columns.items():
+        here = memory[position : position + sizes[name]]
+        position += aligned(sizes[name])
+        done[name] = StoredWeight.over(here, formats[name], weight.in_features, weight.out_features)
+        requantise(weight, done[name], on_bytes)
     return done
 
 
@@ -56,61 +51,42 @@ def warm_up(kinds: Iterable[tuple[WeightFormat, Layout, WeightFormat]]) -> None:
     compiled.kernel_address(jobs.requantise)
 
 
-def requantise(
-    weight: StoredWeight,
-    columns: ColumnRange,
-    into: StoredWeight,
-    on_bytes: Callable[[int], None] = lambda nbytes: None,
-) -> None:
-    """Write some columns of a whole float weight into `into`, which has as many and is symmetric with fp16 scales.
+def requantise(weight: StoredWeight, into: StoredWeight, on_bytes: Callable[[int], None] = lambda nbytes: None) -> None:
+    """Write a weight of floats into `into`, of the same size and symmetric with fp16 scales.
 
-    Of a mapped file, 16 MiB are held at a time, or a block of K where that is more, past the mapping. Raises
-    OffloadError for a file that has become shorter or cannot be read.
+    Of a file, 16 MiB are held at a time, or a block of K where that is more. Raises OffloadError for a file that has
+    become shorter or cannot be read.
     """
     (matrix,), layout = weight.arrays, weight.storage.layout
-    is_nk = layout is Layout.NK
     kernel = _kernel(weight.storage.format, layout, into.storage.format)
     job, team = compiled.kernel_address(jobs.requantise), shared_team()
-    rows = columns if is_nk else ColumnRange(0, weight.in_features)
-    step = _rows_a_part(matrix, layout)
-    held_rows = min(step, len(rows)) if file_of(matrix) is not None else 0
-    buffer = np.empty(held_rows * (matrix.nbytes // len(matrix)), np.uint8)
-    (codes, scales), blocks = into.arrays, into.blocks.blocks(into.in_features)
-    first_code, first_scale = _address(codes), _address(scales)
-    if not is_nk:  # the kernel counts the columns of both from those of the weight
-        first_code -= columns.start * codes.strides[0]
-        first_scale -= columns.start * scales.strides[0]
-    for start in range(rows.start, rows.stop, step):
-        stop = min(start + step, rows.stop)
-        part = _rows(matrix, start, stop, buffer)
-        if is_nk:  # columns from `start` on
-            k, first, last, written = weight.in_features, 0, stop - start, (start - columns.start) * blocks
+    codes, scales = (array.array() for array in into.arrays)
+    for start, part in _parts(matrix, 1 if layout is Layout.NK else REQUANTISED_BLOCK):
+        if layout is Layout.NK:  # columns from `start` on
+            count, k = part.shape
+            target = codes[start:], scales[start:]
         else:  # all columns, and of each the blocks from `start` on
-            k, first, last, written = stop - start, columns.start, columns.stop, start // REQUANTISED_BLOCK
-        target = first_code + written * codes.strides[1], first_scale + written * scales.itemsize
+            k, count = part.shape
+            target = codes[:, start // REQUANTISED_BLOCK :], scales[:, start // REQUANTISED_BLOCK :]
         ld = part.strides[0] // part.itemsize
-        task = np.array([kernel, _address(part), ld, k, blocks, first, last, *target], np.int64)
-        team.run(job, (task.ctypes.data,), team.threads, min(last - first, PIECES * team.threads))
-        on_bytes(k * (last - first) * matrix.itemsize)
+        task = np.array([kernel, _address(part), ld, k, scales.shape[1], 0, count, *map(_address, target)], np.int64)
+        team.run(job, (task.ctypes.data,), team.threads, min(count, PIECES * team.threads))
+        on_bytes(part.nbytes)
 
 
-def _rows_a_part(weight: HostArray, layout: Layout) -> int:
-    """Rows of a stored weight that are held at once; whole blocks of K where they are K."""
-    unit = 1 if layout is Layout.NK else REQUANTISED_BLOCK
-    return max(1, _PART_BYTES * len(weight) // weight.nbytes // unit) * unit
-
-
-def _rows(weight: HostArray, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> HostArray:
-    """Rows of a stored weight, read into `buffer` where they lie in a file: mapped pages would count as ours."""
-    if file_of(weight) is None:
-        return weight[start:stop]
-    row_bytes = weight.nbytes // len(weight)
-    part = buffer[: (stop - start) * row_bytes]
-    run_parallel(
-        (partial(read_bytes, weight, start * row_bytes + first, part[first:last]), last - first)
-        for first, last in byte_parts(0, part.nbytes, _READ_BYTES)
-    )
-    return part.view(weight.dtype).reshape(stop - start, -1)
+def _parts(matrix: StoredArray, unit: int) -> Iterator[tuple[int, HostArray]]:
+    """Whole units of rows at a time, and the number of the first; read into a buffer where they lie in a file."""
+    rows, columns = matrix.shape
+    step = max(1, _PART_BYTES // (columns * matrix.dtype.itemsize) // unit) * unit
+    buffer = np.empty((min(step, rows) if matrix.in_file else 0, columns), matrix.dtype)
+    for start in range(0, rows, step):
+        part = matrix.rows(start, min(start + step, rows))
+        if not matrix.in_file:
+            yield start, part.array()
+            continue
+        here = buffer[: part.shape[0]]  # mapped pages would count as this process's
+        run_parallel(reads(part, here, _READ_BYTES))
+        yield start, here
 
 
 def _address(array: HostArray) -> int:

@@ -21,7 +21,7 @@ from offload.plan.packing import (
 from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import aligned
 from offload.spec.linear import ColumnRange, LinearSpec
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 from offload.weights.column_reads import read_blocks, read_rows
 from offload.weights.reads import READERS, run_parallel
 from offload.weights.vram_ring import Piece, lying_at

@@ -1,6 +1,8 @@
 """Weights, placements and plans for device tests, and a plain host backend."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +14,9 @@ from offload.plan.plan import LinearPlacement, Plan, Prediction, Prefill, Stream
 from offload.plan.scratch import scratch_bytes
 from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
+from offload.storage.weight_file import FileRange, WeightFile
 from tests.quantised import exact, seen
 
 
@@ -53,7 +57,7 @@ def download(device: Any, stream: Any, array: DeviceArray) -> HostArray:
 
 def upload_blocks(device: Any, stream: Any, allocation: Any, offset_bytes: int, weight: StoredWeight) -> DeviceBlocks:
     """Copy a block-quantised weight to a place on the device."""
-    stored = np.concatenate([array.reshape(-1).view(np.uint8) for array in weight.arrays])
+    stored = np.concatenate([array.array().reshape(-1).view(np.uint8) for array in weight.arrays])
     w = DeviceBlocks(allocation, offset_bytes, weight.out_features, weight.in_features, weight.blocks)
     upload(device, stream, allocation, offset_bytes, stored[None], WeightFormat.INT8)
     return w
@@ -191,7 +195,24 @@ def make_plan(
 
 def as_stored(spec: LinearSpec, matrix: HostArray) -> StoredWeight:
     """A matrix of floats as the weight of a Linear."""
-    return StoredWeight(spec.storage, spec.in_features, (matrix,))
+    return StoredWeight.dense(matrix, spec.format, spec.layout)
+
+
+def in_file(weights: Mapping[str, StoredWeight], path: Path, header_bytes: int = 0) -> dict[str, StoredWeight]:
+    """The same weights in a file, their arrays one after another."""
+    with path.open("wb") as file:
+        file.write(bytes(header_bytes))
+        for weight in weights.values():
+            for array in weight.arrays:
+                file.write(array.array().tobytes())
+    there, offset, found = WeightFile.at(path), header_bytes, {}
+    for name, weight in weights.items():
+        arrays = []
+        for array in weight.arrays:
+            arrays.append(StoredArray.at(FileRange(there, offset, array.nbytes), array.dtype, array.shape))
+            offset += array.nbytes
+        found[name] = replace(weight, arrays=tuple(arrays))
+    return found
 
 
 def in_one_block(weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
@@ -202,7 +223,7 @@ def in_one_block(weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]
         part = block[position : position + weight.nbytes]
         copies[name] = StoredWeight.over(part, weight.storage, weight.in_features, weight.out_features)
         for target, array in zip(copies[name].arrays, weight.arrays, strict=True):
-            target[...] = array
+            array.read_into(target.array())
         position += aligned(weight.nbytes)
     return copies
 
@@ -226,9 +247,9 @@ class NumpyHostGroup:
                 weight = exact(part.weight).T
                 seen_x = seen(x, storage.block, part.activations)
             else:
-                weight = to_float64(part.weight.arrays[0], storage.format)
+                weight = to_float64(part.weight.arrays[0].array(), storage.format)
                 weight = weight if storage.layout is Layout.KN else weight.T
-            output[:, part.start : part.stop] = seen_x @ weight[:, part.start : part.stop]
+            output[:, part.start : part.stop] = seen_x @ weight
 
 
 def row(allocation: Any, start: int, stop: int) -> DeviceArray:

@@ -10,7 +10,8 @@ from offload.plan.plan import LinearPlacement
 from offload.plan.scratch import MAX_ROWS
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
+from offload.weights.ram import host_columns
 from offload.weights.requantise import requantise_into_ram
 from tests.device.support import (
     NumpyHost,
@@ -90,7 +91,9 @@ def runner_of(
 ) -> LinearRunner:
     plan = make_plan(placements, CHUNK, SLOTS, SLOT_BYTES, prefill_tokens=PREFILL)
     names = [[spec.name for spec in specs]]
-    return LinearRunner(names, plan, weights, device, NumpyHost(), host_weights=host or weights)
+    return LinearRunner(
+        names, plan, weights, device, NumpyHost(), host_weights=host_columns(placements, host or weights)
+    )
 
 
 @pytest.mark.parametrize("activations", Activations)
@@ -125,7 +128,7 @@ def test_streamed_and_host_columns_are_quantised_alike_on_load(
     runner = runner_of(specs, placements, device, weights, host=made)
     values = {name: exact(weight) for name, weight in made.items()}
     for name, weight in weights.items():
-        floats = to_float64(weight.arrays[0], FP16)
+        floats = to_float64(weight.arrays[0].array(), FP16)
         values[f"{name} resident"] = floats.T if layout is Layout.KN else floats
     for tokens in (1, 9, 3):
         check(runner, placements, values, tokens, 64)

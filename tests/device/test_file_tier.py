@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from offload.plan.ram_tiers import PAGE_BYTES, READ_AHEAD, ram_bytes
 from offload.run.file_tier import FileTier
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Activations, BlockFormat, ColumnRange, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
+from offload.storage.weight_file import FileRange, WeightFile
 from offload.weights.disk_ring import DiskRing
-from offload.weights.mapped_file import map_array
-from tests.device.support import NumpyHost, blocks_linear, in_one_block, make_plan, place
+from offload.weights.ram import host_columns
+from tests.device.support import NumpyHost, blocks_linear, in_file, in_one_block, make_plan, place
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
 from tests.quantised import random_weight
 
@@ -42,18 +45,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_a_file(model: Model, path: Path) -> dict[str, StoredWeight]:
-    """The model's weights, written into one file and mapped."""
-    with path.open("wb") as file:
-        file.write(bytes(_FILE_HEADER_BYTES))
-        for weight in model.weights.values():
-            file.write(weight.arrays[0].tobytes())
-    mapped: dict[str, StoredWeight] = {}
-    offset = _FILE_HEADER_BYTES
-    for name, weight in model.weights.items():
-        (array,) = weight.arrays
-        mapped[name] = replace(weight, arrays=(map_array(path, array.dtype, offset, array.shape),))
-        offset += weight.nbytes
-    return mapped
+    return in_file(model.weights, path, _FILE_HEADER_BYTES)
 
 
 def file_runner(
@@ -106,6 +98,7 @@ def test_prefill_and_decode_share_what_is_read_ahead(device: Any, tmp_path: Path
     plan = make_plan(placements, CHUNK, SLOTS, SLOT_BYTES, prefill_tokens=4)
     plan = replace(plan, read_ahead_bytes=12 * PAGE_BYTES)
     host_weights = in_one_block(model.weights) | {name: mapped[name] for name in in_files}
+    host_weights = host_columns(placements, host_weights)
     runner = LinearRunner(model.names, plan, mapped, device, NumpyHost(), host_weights=host_weights)
     assert runner.warning == ""
     for tokens in (17, 1, 4, 3, 20, 1):
@@ -144,16 +137,8 @@ def test_a_step_fails_when_the_file_shrinks_and_so_does_the_next(device: Any, tm
 
 
 def blocks_in_a_file(weight: StoredWeight, path: Path, scales_in_ram: bool = False) -> StoredWeight:
-    """The same weight with its arrays mapped from one file, in another order than they are used in."""
-    mapped = []
-    with path.open("wb") as file:
-        file.write(bytes(_FILE_HEADER_BYTES))
-        for array in reversed(weight.arrays):
-            offset = file.tell()
-            file.write(array.tobytes())
-            file.flush()
-            mapped.append(map_array(path, array.dtype, offset, array.shape))
-    return replace(weight, arrays=(mapped[-1], *(weight.arrays[1:] if scales_in_ram else mapped[-2::-1])))
+    stored = in_file({"w": weight}, path, _FILE_HEADER_BYTES)["w"]
+    return replace(stored, arrays=(stored.arrays[0], *weight.arrays[1:])) if scales_in_ram else stored
 
 
 def placed_blocks(
@@ -183,8 +168,9 @@ def test_blocks_are_multiplied_as_in_ram(
         monkeypatch.setattr("offload.run.file_tier.PIECE_BYTES", piece_bytes)
         placement = placed_blocks(weight, host_start, activations)
         mapped = blocks_in_a_file(weight, tmp_path / "weights", scales_in_ram)
-        in_ram = backend.group([HostColumns(weight, host_start, 207, activations)])
-        files = FileTier({"w": [placement]}, {"w": mapped}, backend, 12 * PAGE_BYTES)
+        in_ram = backend.group([HostColumns(weight.columns(host_start, 207), host_start, 207, activations)])
+        columns = host_columns([placement], {"w": mapped})
+        files = FileTier({"w": [placement]}, columns, backend, 12 * PAGE_BYTES)
         with closing(files):
             files.start()
             for rows in (1, 1, 5, 30, 1):
@@ -201,15 +187,15 @@ def test_the_planned_buffer_holds_several_pieces_of_blocks(
     n: int, k: int, zero_points: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or all of them. No piece is read here, so nothing lies in the file."""
-    offset, arrays = 1001, []
-    for dtype, shape in (np.uint8, (n, k // 16, 8)), (np.float32, (n, k // 16)), (np.uint8, (n, -(-k // 32))):
-        nbytes = np.dtype(dtype).itemsize * int(np.prod(shape))
-        with (tmp_path / "weights").open("ab") as file:
-            file.truncate(offset + nbytes)
-        arrays.append(map_array(tmp_path / "weights", dtype, offset, shape))
+    storage, offset, arrays = BlockFormat(4, 16, WeightFormat.FP32, zero_points), 1001, []
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(offset + n * storage.column_bytes(k))
+    there = WeightFile.at(tmp_path / "weights")
+    for spec in storage.arrays(k, n):
+        nbytes = spec.dtype.itemsize * prod(spec.shape)
+        arrays.append(StoredArray.at(FileRange(there, offset, nbytes), spec.dtype, spec.shape))
         offset += nbytes
-    storage = BlockFormat(4, 16, WeightFormat.FP32, zero_points)
-    weight = StoredWeight(storage, k, tuple(arrays[: 3 if zero_points else 2]))
+    weight = StoredWeight(storage, k, tuple(arrays))
     placement = placed_blocks(weight)
     asked: list[tuple[list[int], int]] = []
     monkeypatch.setattr("offload.weights.disk_ring.seats", lambda spans, capacity: asked.append((spans, capacity)))

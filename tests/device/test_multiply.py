@@ -8,7 +8,8 @@ import pytest
 from offload.devices.base import DeviceArray
 from offload.plan.scratch import MAX_ROWS
 from offload.spec.linear import Activations, BlockFormat, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
 from tests.device.support import (
     int8_blocks,
     multiply,
@@ -129,7 +130,7 @@ def test_a_few_rows_are_rounded_to_int8_as_asked(device: Any, stream: Any, rows:
     """One big number in the block leaves nothing of the small ones, unless x is taken as it is."""
     skip_unless_supported(device, INT8)
     arrays = np.full((1, 1, 16), 129, np.uint8), np.ones((1, 1), np.float32)
-    ones = StoredWeight(BlockFormat(8, 16, WeightFormat.FP32), 16, arrays)
+    ones = StoredWeight(BlockFormat(8, 16, WeightFormat.FP32), 16, tuple(map(StoredArray.of, arrays)))
     w = upload_blocks(device, stream, device.allocate(256), 0, ones)
     x = np.full((rows, 16), 0.25, np.float32)
     x[:, 3] = 127

@@ -12,10 +12,10 @@ from offload.errors import PinningError
 from offload.plan.plan import HostTier, LinearPlacement
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Layout, LinearSpec
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.mapped_file import map_array
+from offload.storage.stored_weight import StoredWeight
+from offload.weights.ram import host_columns
 from tests.device.emulated_cupy import EmulatedCupy
-from tests.device.support import NumpyHost, NumpyHostGroup, as_stored, in_one_block, linear, make_plan, place
+from tests.device.support import NumpyHost, NumpyHostGroup, as_stored, in_file, in_one_block, linear, make_plan, place
 from tests.device.test_runner import BF16, CHUNK, FP16, SLOT_BYTES, SLOTS, Model
 
 PREFILL = 4  # tokens from which on a step is prefill
@@ -38,7 +38,7 @@ def make_runner(
     model: Model, shares: str, device: Any, host_weights: Mapping[str, StoredWeight] | None = None
 ) -> LinearRunner:
     plan = make_plan(placed(model, shares), CHUNK, SLOTS, SLOT_BYTES, prefill_tokens=PREFILL)
-    host_weights = host_weights or in_one_block(model.weights)
+    host_weights = host_columns(plan.placements, host_weights or in_one_block(model.weights))
     return LinearRunner(model.names, plan, model.weights, device, NumpyHost(), host_weights=host_weights)
 
 
@@ -85,7 +85,7 @@ def test_an_error_on_the_host_leaves_the_runner_usable(device: Any) -> None:
     runner.close()
 
 
-def host_columns(model: Model, runner: LinearRunner, tokens: int, monkeypatch: pytest.MonkeyPatch) -> int:
+def columns_on_host(model: Model, runner: LinearRunner, tokens: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """The columns that the host multiplies in one walk over the levels."""
     counts: list[int] = []
     multiply = NumpyHostGroup.multiply
@@ -105,8 +105,8 @@ def test_the_host_multiplies_less_in_prefill(device: Any, monkeypatch: pytest.Mo
     model = Model()
     columns = sum(spec.out_features for spec in model.linears)
     runner = make_runner(model, "three ways, more in prefill", device)
-    assert host_columns(model, runner, PREFILL - 1, monkeypatch) == columns // 2
-    assert host_columns(model, runner, PREFILL, monkeypatch) == columns // 4
+    assert columns_on_host(model, runner, PREFILL - 1, monkeypatch) == columns // 2
+    assert columns_on_host(model, runner, PREFILL, monkeypatch) == columns // 4
     runner.close()
 
 
@@ -145,7 +145,7 @@ def test_prefill_streams_as_decode_does_where_pinning_fails(device: Any, monkeyp
     runner = make_runner(model, "three ways, more in prefill", device)
     assert runner.warning == "prefill streams no host columns: no more than 64 KiB may be locked"
     columns = sum(spec.out_features for spec in model.linears)
-    assert host_columns(model, runner, PREFILL, monkeypatch) == columns // 2
+    assert columns_on_host(model, runner, PREFILL, monkeypatch) == columns // 2
     run_steps(model, runner)
     runner.close()
 
@@ -154,8 +154,7 @@ def test_a_mapped_file_is_never_pinned(device: Any, tmp_path: Path, monkeypatch:
     model = Model()
     monkeypatch.setattr(device, "pin", None)
     mapped = in_one_block(model.weights)
-    (tmp_path / "weight").write_bytes(mapped["q0"].arrays[0].tobytes())
-    mapped["q0"] = as_stored(model.linears[0], map_array(tmp_path / "weight", np.float16, 0, (64, 48)))
+    mapped |= in_file({"q0": mapped["q0"]}, tmp_path / "weight")
     runner = make_runner(model, "three ways, more in prefill", device, mapped)
     assert runner.warning == (
         "prefill streams no host columns: the host columns of q0 are in a mapped file, not in memory of our own"

@@ -15,7 +15,7 @@ from offload.plan.plan import LinearPlacement
 from offload.run.runner import LinearRunner
 from offload.spec.arrays import ALIGNMENT_BYTES
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 from tests.device.support import (
     NumpyHost,
     NumpyHostGroup,
@@ -69,7 +69,7 @@ class Model:
         outputs = {spec.name: np.full((tokens, spec.out_features), np.nan, np.float32) for spec in specs}
         runner.run(level, inputs, outputs)
         for spec in specs:
-            weight = to_float64(self.weights[spec.name].arrays[0], spec.format)
+            weight = to_float64(self.weights[spec.name].arrays[0].array(), spec.format)
             weight = weight if spec.layout is Layout.KN else weight.T
             x = inputs[spec.group]
             one = np.float32(scale)
@@ -257,8 +257,9 @@ def test_refuses_what_does_not_fit() -> None:
         build([*model.names, ["head"]])
     with pytest.raises(ValueError, match="more than one level"):
         build([["q0"], ["k0", "v0"]])
+    zeros = np.zeros((64, 64), np.float16)
     with pytest.raises(ValueError, match="q0: expected a weight of 48 to 64 features"):
-        build(model.names, weights=model.weights | {"q0": model.weights["o0"]})
+        build(model.names, weights=model.weights | {"q0": as_stored(linear("q0", "", 64, 64), zeros)})
     runner = build(model.names)
     with pytest.raises(ValueError, match="1 to 20 tokens, not 21"):
         model.run(runner, 0, 21)

@@ -104,7 +104,7 @@ def test_streaming_under_load(cuda: CudaDevice, layout: Layout) -> None:
     x = rng.standard_normal((3, 2048)).astype(np.float16).astype(np.float32)
     expected = {}
     for spec in specs:
-        weight = to_float64(weights[spec.name].arrays[0], spec.format)
+        weight = to_float64(weights[spec.name].arrays[0].array(), spec.format)
         expected[spec.name] = x @ (weight if layout is Layout.KN else weight.T)
     for _ in range(20):
         for level, spec in enumerate(specs):

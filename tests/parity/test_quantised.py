@@ -19,7 +19,7 @@ from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.plan.scratch import MAX_ROWS
 from offload.spec.linear import BLOCKS, Activations, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 from tests import onnxruntime_int8
 from tests.engines import PLACEMENTS, SHARED_MODELS, Placement, engine_on_cpu, engine_on_simulated, greedy, read_golden
 from tests.hf_models import random_weights, tiny_config, write_model
@@ -35,7 +35,7 @@ def matmul_nbits(weight: StoredWeight, x: npt.NDArray[np.float32], accuracy_leve
     ort = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
 
-    codes, *others = weight.arrays
+    codes, *others = (array.array() for array in weight.arrays)
     arrays = {"w": codes, **{name: other.reshape(-1) for name, other in zip(("scales", "zeros"), others, strict=False)}}
     n, k, blocks = weight.out_features, weight.in_features, weight.blocks
     attributes = {"K": k, "N": n, "bits": blocks.bits, "block_size": blocks.block, "accuracy_level": accuracy_level}

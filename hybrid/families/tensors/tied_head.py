@@ -8,8 +8,8 @@ from hybrid.errors import ModelFileError
 from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.families.tensors.tensor_source import EMBEDDING, HEAD
 from hybrid.formats.safetensors import StoredTensor
-from hybrid.graph.graph import FileRange
 from hybrid.shown import show
+from offload.storage.weight_file import FileRange
 
 _CHUNK_BYTES = 4 << 20
 

@@ -10,7 +10,6 @@ from offload.devices.base import DeviceArray, DeviceBlocks
 from offload.devices.simulated.happens_before import AccessHistory, Clock
 from offload.spec.arrays import HostArray
 from offload.spec.linear import WeightFormat
-from offload.weights.mapped_file import file_of
 
 POISON = 0xFF  # NaN in fp32, fp16 and bf16
 
@@ -55,7 +54,7 @@ class PinnedBlocks:
         """Take in a block of somebody else's memory. Raises DeviceMisuseError."""
         address = array.ctypes.data
         pages = range(address // PAGESIZE, -(-(address + array.nbytes) // PAGESIZE))
-        if not array.flags.c_contiguous or file_of(array) is not None:
+        if not array.flags.c_contiguous or not array.flags.writeable:
             raise DeviceMisuseError("only contiguous memory of our own can be pinned")
         if any(pages.start < other.stop and other.start < pages.stop for other in self._registered.values()):
             raise DeviceMisuseError(f"some pages of {array.nbytes} bytes to be pinned are pinned already")

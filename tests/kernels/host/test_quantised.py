@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,9 @@ from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.host.quantised import QuantisedKind
 from offload.spec.linear import BLOCKS, Activations, BlockFormat, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.mapped_file import map_array
+from offload.storage.stored_array import StoredArray
+from offload.storage.stored_weight import StoredWeight
+from tests.device.support import in_file
 from tests.quantised import exact, random_weight, seen
 
 INT8, INT4 = WeightFormat.INT8, WeightFormat.INT4
@@ -34,7 +36,7 @@ def inputs(rows: int, k: int) -> npt.NDArray[np.float32]:
 
 def columns_of(weight: StoredWeight, activations: Activations, start: int = 0, stop: int | None = None) -> HostColumns:
     stop = weight.out_features if stop is None else stop
-    return HostColumns(weight, start, stop, activations)
+    return HostColumns(weight.columns(start, stop), start, weight.out_features, activations)
 
 
 def multiply(backend: NumbaBackend, x: npt.NDArray[np.float32], *columns: HostColumns) -> list[npt.NDArray[np.float32]]:
@@ -55,7 +57,7 @@ def check(x: npt.NDArray[np.float32], columns: HostColumns, y: npt.NDArray[np.fl
     count = weight.in_features if columns.activations is Activations.FLOAT else blocks
     bound = (count + 8) * 2.0**-24 * (np.abs(factors) @ np.abs(w))
     used = slice(columns.start, columns.stop)
-    assert np.all((np.abs(y - factors @ w) <= bound)[:, used])
+    assert np.all(np.abs(y[:, used] - factors @ w) <= bound)
     assert np.all(y[:, : columns.start] == UNTOUCHED)
     assert np.all(y[:, columns.stop :] == UNTOUCHED)
 
@@ -98,14 +100,9 @@ def test_mapped_weights_at_odd_addresses(
     backend: NumbaBackend, rows: int, weight_format: WeightFormat, activations: Activations, tmp_path: Path
 ) -> None:
     weight = random_weight(45, 200, weight_format, 32, np.float32, True)
-    mapped, path = [], tmp_path / "weights"
-    path.write_bytes(b"\0".join([b"", *(array.tobytes() for array in weight.arrays)]))
-    position = 1
-    for array in weight.arrays:
-        mapped.append(map_array(path, array.dtype, position, array.shape))
-        position += array.nbytes + 1
-    assert mapped[1].ctypes.data % 4
-    columns = columns_of(replace(weight, arrays=tuple(mapped)), activations, 3, 44)
+    mapped = in_file({"w": weight}, tmp_path / "weights", header_bytes=1)["w"]
+    assert mapped.arrays[1].array().ctypes.data % 4
+    columns = columns_of(mapped, activations, 3, 44)
     x = inputs(rows, 200)
     check(x, columns, multiply(backend, x, columns)[0])
 
@@ -113,7 +110,8 @@ def test_mapped_weights_at_odd_addresses(
 def test_products_of_a_block_are_exact(backend: NumbaBackend) -> None:
     """The largest bytes there are: sums of 16-bit products would overflow, fp32 just holds the block's."""
     arrays = np.full((3, 1, 256), 255, np.uint8), np.ones((3, 1), np.float32), np.zeros((3, 1), np.uint8)
-    weight = StoredWeight(BlockFormat(8, 256, WeightFormat.FP32, zeros=True), 256, arrays)
+    storage = BlockFormat(8, 256, WeightFormat.FP32, zeros=True)
+    weight = StoredWeight(storage, 256, tuple(map(StoredArray.of, arrays)))
     x = np.full((2, 256), 127, np.float32)
     x[1] = -127
     for rows in (x[:1], x):
@@ -145,7 +143,7 @@ def test_hostile_activations(backend: NumbaBackend, rows: int, activations: Acti
 
 def test_a_scale_that_is_nan_or_infinite_reaches_its_column(backend: NumbaBackend) -> None:
     weight = random_weight(40, 64, INT8, 32)
-    _, scales = weight.arrays
+    scales = weight.arrays[1].array()
     scales[7, 1], scales[39, 0] = np.nan, np.inf
     for rows in (1, 4):
         y = multiply(backend, inputs(rows, 64), columns_of(weight, Activations.INT8))[0]
@@ -163,7 +161,7 @@ def test_groups_of_several_kinds(backend: NumbaBackend, rows: int) -> None:
         HostColumns(StoredWeight.dense(floats, WeightFormat.FP32, Layout.NK), 0, 50),
         columns_of(random_weight(33, k, INT4, 32, np.float16, True), Activations.INT8),
         columns_of(random_weight(20, k, INT8, 64), Activations.INT8),
-        columns_of(random_weight(20, k, INT8, 64), Activations.FLOAT, 4, 4),
+        columns_of(random_weight(20, k, INT8, 64), Activations.FLOAT, 4, 5),
     ]
     x = inputs(rows, k)
     outputs = multiply(backend, x, *group)
@@ -203,7 +201,7 @@ def test_columns_are_views() -> None:
     weight = random_weight(20, 70, INT4, 32, zero_points=True)
     part = weight.columns(5, 9)
     assert (part.out_features, part.in_features) == (4, 70)
-    assert np.shares_memory(part.arrays[0], weight.arrays[0])
+    assert np.shares_memory(part.arrays[0].array(), weight.arrays[0].array())
     np.testing.assert_array_equal(exact(part), exact(weight)[5:9])
     assert weight.nbytes == 20 * (3 * 16 + 3 * 4 + 2)
     with pytest.raises(ValueError, match="5:21"):
@@ -212,22 +210,27 @@ def test_columns_are_views() -> None:
 
 def test_refuses_what_does_not_fit(backend: NumbaBackend) -> None:
     good = random_weight(20, 70, INT4, 32, zero_points=True)
-    codes, scales, zeros = good.arrays
+    codes, scales, zeros = (array.array() for array in good.arrays)
+
+    def remade(arrays: Sequence[npt.NDArray[Any]] = (codes, scales, zeros), in_features: int = 70) -> StoredWeight:
+        return StoredWeight(good.storage, in_features, tuple(map(StoredArray.of, arrays)))
+
+    changes: dict[str, Any]
     for changes, message in (
         ({"arrays": (codes.astype(np.int8), scales, zeros)}, r"codes must be uint8 \[20, 3, 16\], not int8"),
         ({"arrays": (codes.reshape(20, -1), scales, zeros)}, "codes must be"),
         ({"arrays": (codes[:, :, :15].copy(), scales, zeros)}, "codes must be"),
         ({"in_features": 97}, "codes must be"),
-        ({"arrays": (codes, scales[:, :2], zeros)}, "scales must be"),
+        ({"arrays": (codes, scales[:, :2].copy(), zeros)}, "scales must be"),
         ({"arrays": (codes, scales.astype(np.float64), zeros)}, "scales must be"),
-        ({"arrays": (codes, scales, zeros[:, :1])}, "zero points must be"),
+        ({"arrays": (codes, scales, zeros[:, :1].copy())}, "zero points must be"),
         ({"arrays": (codes, scales)}, "has 3 arrays, not 2"),
         ({"arrays": (codes[::2], scales[::2], zeros[::2])}, "contiguous"),
     ):
         with pytest.raises(ValueError, match=message):
-            StoredWeight(**{**vars(good), **changes})
-    with pytest.raises(ValueError, match="0:21"):
-        backend.group([columns_of(good, Activations.INT8, 0, 21)])
+            remade(**changes)
+    with pytest.raises(ValueError, match="1:21"):
+        backend.group([HostColumns(good, 1, 20, Activations.INT8)])
     with pytest.raises(ValueError, match="equal numbers"):
         backend.group(
             [columns_of(good, Activations.INT8), columns_of(random_weight(20, 71, INT4, 32), Activations.INT8)]

@@ -1,6 +1,5 @@
 """Float weights quantised on load: every format, layout, range and remainder, within half a step of what they were."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,11 @@ import pytest
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.plan.plan import LinearPlacement
-from offload.spec.arrays import HostArray
 from offload.spec.linear import Activations, ColumnRange, Layout, LinearSpec, WeightFormat
-from offload.spec.stored_weight import StoredWeight
-from offload.weights.mapped_file import map_array
-from offload.weights.reads import read_bytes
+from offload.storage.stored_weight import StoredWeight
+from offload.storage.weight_file import Bytes, WeightFile
 from offload.weights.requantise import requantise_into_ram, warm_up
+from tests.device.support import in_file
 from tests.quantised import exact
 
 INT8, INT4 = WeightFormat.INT8, WeightFormat.INT4
@@ -71,7 +69,7 @@ def test_every_weight_is_within_half_a_step(wanted: WeightFormat, weight_format:
         largest = np.repeat(blocks.reshape(n, -1, 64).max(-1), 64, 1)[:, :k]
         share = 0.52 / 127 if wanted is INT8 else 1.1 / 8
         kept = 2.0**-7 if weight_format is WeightFormat.BF16 else 2.0**-11
-        error = np.abs(exact(weight.columns(start, n)) - values[start:])
+        error = np.abs(exact(weight) - values[start:])
         kept_scale = 128 * 2.0**-25  # an fp16 scale is rounded too, the smallest ones by that much of 128 steps
         assert np.all(error <= share * largest[start:] + kept * np.abs(values[start:]) + kept_scale)
         assert sum(told) == (n - start) * k * weight_format.itemsize_bytes
@@ -85,21 +83,21 @@ def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
     values = np.random.default_rng(0).standard_normal((77, 300))
     expected = quantised(values, wanted, WeightFormat.FP16, layout, start=5)
     weight = stored(values, WeightFormat.FP16, layout)
-    (matrix,) = weight.arrays
-    (tmp_path / "weights").write_bytes(bytes(101) + matrix.tobytes())
-    mapped = replace(weight, arrays=(map_array(tmp_path / "weights", matrix.dtype, 101, matrix.shape),))
+    stored_there = in_file({"linear": weight}, tmp_path / "weights", header_bytes=101)
     sizes: list[int] = []
+    read = WeightFile.read
 
-    def read(source: HostArray, start: int, target: npt.NDArray[np.uint8]) -> None:
+    def noted(file: WeightFile, offset: int, target: Bytes) -> None:
         sizes.append(target.nbytes)
-        read_bytes(source, start, target)
+        read(file, offset, target)
 
-    monkeypatch.setattr("offload.weights.requantise.read_bytes", read)
+    monkeypatch.setattr(WeightFile, "mapped", None)
+    monkeypatch.setattr(WeightFile, "read", noted)
     monkeypatch.setattr("offload.weights.requantise._PART_BYTES", 7000)
     told: list[int] = []
-    found = requantise_into_ram([placed(values, wanted, WeightFormat.FP16, layout, 5)], {"linear": mapped}, told.append)
+    found = requantise_into_ram([placed(values, wanted, WeightFormat.FP16, layout, 5)], stored_there, told.append)
     for array, other in zip(found["linear"].arrays, expected.arrays, strict=True):
-        np.testing.assert_array_equal(array[5:], other[5:])
+        np.testing.assert_array_equal(array.array(), other.array())
     most = 7000 if layout is Layout.NK else 64 * 77 * 2  # whole blocks of K
     assert len(sizes) > 3
     assert max(sizes) <= most
@@ -109,7 +107,7 @@ def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
 def test_the_largest_int4_is_an_end_of_the_scale_and_scales_are_fitted() -> None:
     values = np.random.default_rng(0).standard_normal((200, 64))
     weight = quantised(values, INT4)
-    codes, _ = weight.arrays
+    codes = weight.arrays[0].array()
     levels = np.stack([codes & 15, codes >> 4], -1).reshape(200, 64)
     furthest = np.abs(values).argmax(1)
     assert np.all(levels[np.arange(200), furthest] == 0)
@@ -133,7 +131,7 @@ def test_what_needs_no_rounding_is_exact(wanted: WeightFormat) -> None:
 def test_a_weight_that_is_no_number_stays_none(wanted: WeightFormat, bad: float) -> None:
     values = np.ones((4, 128))
     values[2, 70] = bad
-    scales = quantised(values, wanted).arrays[1]
+    scales = quantised(values, wanted).arrays[1].array()
     np.testing.assert_array_equal(np.isnan(scales), [[False, False], [False, False], [False, True], [False, False]])
 
 

@@ -15,8 +15,9 @@ from hybrid.families.tensors.tensor_source import ConfigTensors
 from hybrid.graph.canonical import canonical
 from hybrid.graph.cut import cut
 from hybrid.graph.decoder import CachePair
-from hybrid.graph.graph import ElementType, FileRange, Graph, TensorInfo
+from hybrid.graph.graph import ElementType, Graph, TensorInfo
 from hybrid.source.folder import find_model
+from offload.storage.weight_file import FileRange
 from tests.hf_models import random_weights, tiny_config, write_model
 
 

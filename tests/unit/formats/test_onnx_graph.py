@@ -15,8 +15,8 @@ from onnx.numpy_helper import from_array
 
 from hybrid.errors import ModelFileError, UnsupportedModelError
 from hybrid.formats.onnx_graph import common_folder, read_graph, serialize, with_types_and_shapes
-from hybrid.graph.graph import ElementType, FileRange, Graph, Initializer, Node, TensorInfo
-from offload.weights.mapped_file import file_of
+from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
+from offload.storage.weight_file import FileRange, WeightFile
 
 
 def write(
@@ -58,11 +58,11 @@ def test_external_weights_lie_at_their_offsets(tmp_path: Path) -> None:
         external("b", "deep/weights.bin", [4], TensorProto.FLOAT16, offset=29),  # without a length: by its shape
     ]
     graph = read_graph(write(tmp_path, [identity("a"), identity("b")], tensors))
-    assert graph.initializers["a"].source == FileRange(data, 5, 24)
-    assert graph.initializers["b"].source == FileRange(data, 29, 8)
+    assert graph.initializers["a"].source == FileRange(WeightFile.at(data), 5, 24)
+    assert graph.initializers["b"].source == FileRange(WeightFile.at(data), 29, 8)
     for name, expected in (("a", a), ("b", b)):
         found = graph.initializers[name].array()
-        assert file_of(found) is not None
+        assert not found.flags.writeable  # mapped
         assert (found.dtype, found.tolist()) == (expected.dtype, expected.tolist())
 
 
@@ -195,14 +195,18 @@ def test_a_graph_survives_being_written_and_read(tmp_path: Path) -> None:
         assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
         assert dict(after.attributes) == dict(before.attributes)
     assert again.nodes[-1].attributes["empty"] == odd  # an empty list keeps its type
-    assert again.initializers["v"].source == FileRange(data, 0, 16)
+    assert again.initializers["v"].source == FileRange(WeightFile.at(data), 0, 16)
     for name in ("w", "top"):
         assert np.array_equal(again.initializers[name].array(), graph.initializers[name].array())
 
 
 def test_the_common_folder_is_the_deepest_that_holds_all_weights(tmp_path: Path) -> None:
     places = [tmp_path / "a" / "one.bin", tmp_path / "b" / "c" / "two.bin"]
-    weights = [Initializer(p.name, ElementType.INT8, (1,), FileRange(p, 0, 1)) for p in places]
+    weights = []
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"1")
+        weights.append(Initializer(place.name, ElementType.INT8, (1,), FileRange(WeightFile.at(place), 0, 1)))
     assert common_folder(weights) == tmp_path
     assert common_folder(weights[1:]) == tmp_path / "b" / "c"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hybrid.errors import ModelError, ModelFileError
 from hybrid.formats.onnx_graph import read_graph
 from hybrid.formats.onnx_weights import SMALL_TENSOR_BYTES, strip_weights
-from hybrid.graph.graph import FileRange
+from offload.storage.weight_file import FileRange, WeightFile
 
 _RNG = np.random.default_rng(0)
 LARGE = _RNG.standard_normal((20, 30)).astype(np.float32)  # 2400 bytes
@@ -100,7 +100,7 @@ def test_a_name_behind_the_data_is_found_and_typed_data_stays(tmp_path: Path) ->
     path.write_bytes(b"\x3a" + _varint(len(graph)) + graph)
     message, ranges = strip_weights(path)
     offset = path.read_bytes().index(LARGE.tobytes(), path.stat().st_size - LARGE.nbytes - 100)
-    assert ranges == {"late": FileRange(path, offset, LARGE.nbytes)}
+    assert ranges == {"late": FileRange(WeightFile.at(path), offset, LARGE.nbytes)}
     stripped = onnx.ModelProto()
     stripped.ParseFromString(message)
     assert [t.name for t in stripped.graph.initializer] == ["typed", "late"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hybrid.formats.safetensors import read_index
-from hybrid.graph.graph import ElementType, FileRange, Initializer
+from hybrid.graph.graph import ElementType, Initializer
+from offload.storage.weight_file import FileRange, WeightFile
 from tests.hf_models import raw_safetensors, safetensors_bytes
 
 
@@ -20,8 +21,8 @@ def test_tensors_lie_where_the_header_says(tmp_path: Path) -> None:
     assert index["a"].dtype is ElementType.FLOAT
     assert index["a"].shape == (2, 3)
     data = len(content) - 24 - 8
-    assert index["a"].source == FileRange(path, data, 24)
-    assert index["b"].source == FileRange(path, data + 24, 8)
+    assert index["a"].source == FileRange(WeightFile.at(path), data, 24)
+    assert index["b"].source == FileRange(WeightFile.at(path), data + 24, 8)
     for name, array in (("a", a), ("b", b)):
         tensor = index[name]
         assert np.array_equal(Initializer(name, tensor.dtype, tensor.shape, tensor.source).array(), array)

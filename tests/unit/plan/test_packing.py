@@ -14,7 +14,7 @@ from offload.plan.packing import (
     working_memory,
 )
 from offload.spec.linear import BlockFormat, ColumnRange, Layout, WeightFormat
-from offload.spec.stored_weight import StoredWeight
+from offload.storage.stored_weight import StoredWeight
 from offload.weights.column_reads import read_rows
 from tests.device.support import blocks_linear, linear, place
 

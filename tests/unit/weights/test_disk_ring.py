@@ -1,5 +1,6 @@
 """The read-ahead ring: the right bytes in the right order, never before they are there; no hang when a read fails."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterable
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from offload.errors import OffloadError
 from offload.plan.ram_tiers import PAGE_BYTES
+from offload.storage.weight_file import FileRange, WeightFile
 from offload.weights import disk_ring
-from offload.weights.disk_ring import DiskRing, FilePart, seats, split_rows
+from offload.weights.disk_ring import DiskRing, seats
+from offload.weights.reads import split_rows
 
 ROUNDS = 5
 
@@ -25,10 +28,10 @@ def write(folder: Path, nbytes: int) -> tuple[Path, np.ndarray]:  # type: ignore
     return folder / "weights", content
 
 
-def parts_of(path: Path, sizes: list[int], first: int = 27) -> list[FilePart]:
-    parts = []
+def parts_of(path: Path, sizes: list[int], first: int = 27) -> list[FileRange]:
+    parts, file = [], WeightFile.at(path)
     for size in sizes:
-        parts.append(FilePart(str(path), first, size))
+        parts.append(FileRange(file, first, size))
         first += size
     return parts
 
@@ -39,13 +42,13 @@ def walk(ring: DiskRing, pieces: Iterable[int]) -> None:
         ring.acquire(piece)
 
 
-def alone(parts: list[FilePart]) -> list[list[FilePart]]:
+def alone(parts: list[FileRange]) -> list[list[FileRange]]:
     """Every part a piece of its own."""
     return [[part] for part in parts]
 
 
-def expected(content: np.ndarray, part: FilePart) -> bytes:  # type: ignore[type-arg]
-    return content[part.offset_bytes : part.offset_bytes + part.nbytes].tobytes()
+def expected(content: np.ndarray, part: FileRange) -> bytes:  # type: ignore[type-arg]
+    return content[part.offset : part.offset + part.nbytes].tobytes()
 
 
 @given(
@@ -131,7 +134,7 @@ def test_an_acquired_piece_stays_until_it_is_released(tmp_path: Path, monkeypatc
 
     def watched(self, part, target):  # type: ignore[no-untyped-def]
         real(self, part, target)
-        read.append(part.offset_bytes)
+        read.append(part.offset)
         if len(read) == 2:
             two.set()
 
@@ -157,7 +160,7 @@ def test_both_ways_of_reading_give_the_same_bytes(
         monkeypatch.delattr(os, "O_DIRECT", raising=False)
     path, content = write(tmp_path, 5 * PAGE_BYTES + 13)  # the last page is not whole
     parts = parts_of(path, [3 * PAGE_BYTES + 5, 2 * PAGE_BYTES - 19], first=27)
-    assert parts[-1].offset_bytes + parts[-1].nbytes == content.size
+    assert parts[-1].offset + parts[-1].nbytes == content.size
     ring = DiskRing(alone(parts), 8 * PAGE_BYTES)
     ring.start()
     for piece, part in enumerate(parts):
@@ -174,26 +177,31 @@ def test_a_file_that_shrinks_while_running_is_an_error_not_a_hang(tmp_path: Path
     ring.start()
     ring.acquire(0)
     os.truncate(path, 30 * PAGE_BYTES)
-    with pytest.raises(OffloadError, match=r"weights: has become shorter than byte .* must stay as it was"):
+    with pytest.raises(OffloadError, match=r"weights: has become shorter.* must stay as it was"):
         walk(ring, [1, 2, 3, 4, 5, 6, 7, 0, 1])
     with pytest.raises(OffloadError, match="shorter"):
         ring.acquire(0)
     ring.close()
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="the file that fails with EIO is Linux's")
-def test_an_error_of_the_disk_is_told_with_its_reason() -> None:
-    ring = DiskRing([[FilePart("/proc/self/mem", 0, 100)]], 2 * PAGE_BYTES)  # nothing is mapped at address 0
+def test_an_error_of_the_disk_is_told_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    ring = DiskRing(alone(parts_of(write(tmp_path, 200)[0], [100])), 2 * PAGE_BYTES)
+    monkeypatch.setattr(os, "preadv", fail)
     ring.start()
-    with pytest.raises(OffloadError, match="/proc/self/mem: cannot be read: Input/output error"):
+    with pytest.raises(OffloadError, match="weights: cannot be read: Input/output error"):
         ring.acquire(0)
     ring.close()
 
 
 def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    ring = DiskRing([[FilePart(str(tmp_path / "gone"), 0, 100)]], 2 * PAGE_BYTES)
+    path, _ = write(tmp_path, 200)
+    ring = DiskRing(alone(parts_of(path, [100])), 2 * PAGE_BYTES)
+    path.unlink()
     ring.start()
-    with pytest.raises(OffloadError, match="gone: cannot be read: No such file"):
+    with pytest.raises(OffloadError, match="weights: cannot be read: No such file"):
         ring.acquire(0)
     ring.close()
 
