@@ -46,15 +46,6 @@ class GroupedAttention:
         write.input("total_sequence_length", ElementType.INT32, ())
         for pair in cache_pairs(config.num_layers):
             write.input(pair.past, ElementType.FLOAT, self.cache_shape)
-        if config.qk_norm or self.padding:
-            write.constant("q_heads", np.array([0, 0, config.num_heads, config.head_dim], np.int64))
-            write.constant("k_heads", np.array([0, 0, config.num_kv_heads, config.head_dim], np.int64))
-            write.constant("heads_joined", np.array([0, 0, -1], np.int64))
-        if self.padding:
-            write.constant("padded_heads", np.array([0, 0, config.num_heads, self.padded_dim], np.int64))
-            write.constant("padding", np.array([0] * 7 + [self.padding], np.int64))
-            for name, value in (("head_start", 0), ("head_end", config.head_dim), ("head_axis", 3)):
-                write.constant(name, np.array([value], np.int64))
 
     def attend(self, prefix: str, layer: int, normed: str) -> str:
         """Write projections, attention and output projection of a layer, (1, S, H) to (1, S, H)."""
@@ -71,10 +62,9 @@ class GroupedAttention:
             query = self._rotate(f"{prefix}.q_rotary", query)
             key = self._rotate(f"{prefix}.k_rotary", key)
         if self.padding:
-            query, key, value = (
-                self._pad_heads(f"{prefix}.{part}_padded", tensor)
-                for part, tensor in (("q", query), ("k", key), ("v", value))
-            )
+            query = self._pad_heads(f"{prefix}.q_padded", query)
+            key = self._pad_heads(f"{prefix}.k_padded", key)
+            value = self._pad_heads(f"{prefix}.v_padded", value)
         attended = self._grouped_query_attention(f"{prefix}.attention", layer, (query, key, value))
         if self.padding:
             attended = self._unpad_heads(f"{prefix}.attention.unpadded", attended)
@@ -106,35 +96,37 @@ class GroupedAttention:
 
     def _head_norm(self, name: str, source: str) -> str:
         """RMS norm over each head: (1, S, heads * D) to heads, norm, and back."""
-        write = self.write
-        split = self._split_heads(f"{name}.heads", source)
-        normed = rms_norm(write, self.config, name, split)
-        return write.node("Reshape", (normed, "heads_joined"), f"{name}.joined", write.shapes[source])
+        split = self._split_heads(f"{name}.heads", source, self.config.head_dim)
+        return self._join_heads(f"{name}.joined", rms_norm(self.write, self.config, name, split))
 
     def _pad_heads(self, name: str, source: str) -> str:
         """Zeros behind each head, which change no score and no sum: (1, S, heads * D) to (1, S, heads * padded D)."""
-        write, (_, heads) = self.write, self._heads_of(source)
-        split = self._split_heads(f"{name}.heads", source)
-        padded = write.node("Pad", (split, "padding"), f"{name}.zeros", (1, "S", heads, self.padded_dim))
-        return write.node("Reshape", (padded, "heads_joined"), name, (1, "S", heads * self.padded_dim))
+        split = self._split_heads(f"{name}.heads", source, self.config.head_dim)
+        padding = self._numbers("padding", *[0] * 7, self.padding)
+        shape = (*self.write.shapes[split][:-1], self.padded_dim)
+        return self._join_heads(name, self.write.node("Pad", (split, padding), f"{name}.zeros", shape))
 
     def _unpad_heads(self, name: str, source: str) -> str:
-        write, heads, head_dim = self.write, self.config.num_heads, self.config.head_dim
-        split = write.node("Reshape", (source, "padded_heads"), f"{name}.heads", (1, "S", heads, self.padded_dim))
-        bounds = ("head_start", "head_end", "head_axis")
-        kept = write.node("Slice", (split, *bounds), f"{name}.kept", (1, "S", heads, head_dim))
-        return write.node("Reshape", (kept, "heads_joined"), name, (1, "S", heads * head_dim))
+        split = self._split_heads(f"{name}.heads", source, self.padded_dim)
+        ends = self._numbers("head_start", 0), self._numbers("head_end", self.config.head_dim)
+        shape = (*self.write.shapes[split][:-1], self.config.head_dim)
+        kept = self.write.node("Slice", (split, *ends, self._numbers("head_axis", 3)), f"{name}.kept", shape)
+        return self._join_heads(name, kept)
 
-    def _split_heads(self, name: str, source: str) -> str:
-        """(1, S, heads * D) to (1, S, heads, D)."""
-        shape, heads = self._heads_of(source)
-        return self.write.node("Reshape", (source, shape), name, (1, "S", heads, self.config.head_dim))
+    def _split_heads(self, name: str, source: str, size: int) -> str:
+        """(1, S, heads * size) to (1, S, heads, size)."""
+        shape = self._numbers(f"heads_of_{size}", 0, 0, -1, size)
+        return self.write.node("Reshape", (source, shape), name, (1, "S", self.write.width(source) // size, size))
 
-    def _heads_of(self, source: str) -> tuple[str, int]:
-        """The shape to split queries or keys with, and how many heads they have."""
-        config = self.config
-        is_query = self.write.shapes[source][-1] == config.num_heads * config.head_dim
-        return ("q_heads", config.num_heads) if is_query else ("k_heads", config.num_kv_heads)
+    def _join_heads(self, name: str, source: str) -> str:
+        """(1, S, heads, size) to (1, S, heads * size)."""
+        heads = self.write.shapes[source][-2]
+        assert isinstance(heads, int)
+        shape = self._numbers("heads_joined", 0, 0, -1)
+        return self.write.node("Reshape", (source, shape), name, (1, "S", heads * self.write.width(source)))
+
+    def _numbers(self, name: str, *values: int) -> str:
+        return self.write.constant(name, np.array(values, np.int64))
 
     def _rotate(self, name: str, source: str) -> str:
         return self.write.node(

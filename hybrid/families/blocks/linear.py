@@ -12,9 +12,7 @@ def linear(
     A FusedMatMul with its weight as stored, [width, in], whatever its type; its output is float32 by contract. The
     node carries the name of the module, whose weight and output have that name too unless given.
     """
-    columns = write.shapes[source][-1]
-    assert isinstance(columns, int)
-    weight, output = write.weight(weight or f"{name}.weight", (width, columns)), output or name
+    weight, output = write.weight(weight or f"{name}.weight", (width, write.width(source))), output or name
     shape: Shape = (*write.shapes[source][:-1], width)
     product = f"{output}.matmul" if bias else output
     write.node(

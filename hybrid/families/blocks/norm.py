@@ -51,8 +51,7 @@ class Residual:
 
 
 def _gamma(write: GraphWriter, config: DecoderConfig, name: str, source: str) -> str:
-    width = write.shapes[source][-1]
-    assert isinstance(width, int)
+    width = write.width(source)
     weight = write.as_float(write.weight(f"{name}.weight", (width,)))
     if not config.norm_offset:
         return weight

@@ -78,6 +78,12 @@ class GraphWriter:
             return name
         return self.node("Cast", (name,), f"{name}.float32", self.shapes[name], to=int(ElementType.FLOAT))
 
+    def width(self, name: str) -> int:
+        """Give the last dimension of a tensor that has a number there."""
+        width = self.shapes[name][-1]
+        assert isinstance(width, int)
+        return width
+
     def scaled(self, name: str, source: str, factor: float) -> str:
         """Multiply a float32 tensor by a number; one that is multiplied by 1 stays itself."""
         if factor == 1:

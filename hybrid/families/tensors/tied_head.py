@@ -1,15 +1,13 @@
 """Models whose head is the embedding: their files may hold both, either, or two that differ."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hybrid.errors import ModelFileError
+import numpy as np
+
 from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.families.tensors.tensor_source import EMBEDDING, HEAD
 from hybrid.formats.safetensors import StoredTensor
-from hybrid.shown import show
-from offload.storage.weight_file import FileRange
 
 _CHUNK_BYTES = 4 << 20
 
@@ -24,7 +22,7 @@ def resolve_tied_head(
 ) -> tuple[DecoderConfig, dict[str, StoredTensor]]:
     """Untie a head that differs from the embedding, and let a head alone be the embedding, as transformers does.
 
-    Reads both, where there are both, until they differ. Raises ModelFileError when that fails.
+    Reads both, where there are both, until they differ. Raises OffloadError for files that changed or cannot be read.
     """
     found = dict(tensors)
     if not config.tie_word_embeddings or HEAD not in found:
@@ -40,19 +38,10 @@ def _equal(first: StoredTensor, second: StoredTensor) -> bool:
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     one, other = first.source, second.source
-    try:
-        with one.path.open("rb", 0) as a, other.path.open("rb", 0) as b:
-            for done in range(0, one.nbytes, _CHUNK_BYTES):
-                size = min(_CHUNK_BYTES, one.nbytes - done)
-                if _read(a.fileno(), one, done, size) != _read(b.fileno(), other, done, size):
-                    return False
-    except OSError as error:
-        raise ModelFileError(f"{show(one.path)}: cannot be read ({error.strerror})") from None
+    for start in range(0, one.nbytes, _CHUNK_BYTES):
+        chunks = np.empty((2, min(_CHUNK_BYTES, one.nbytes - start)), np.uint8)
+        for tensor, chunk in zip((one, other), chunks, strict=True):
+            tensor.file.read(tensor.offset + start, chunk)
+        if not np.array_equal(*chunks):
+            return False
     return True
-
-
-def _read(descriptor: int, where: FileRange, start: int, size: int) -> bytes:
-    data = os.pread(descriptor, size, where.offset + start)
-    if len(data) < size:
-        raise ModelFileError(f"{show(where.path)}: truncated: ends before byte {where.offset + start + size}")
-    return data
