@@ -17,7 +17,6 @@ from offload.plan.prefill import LEAST_RING, prefill_phase
 from offload.plan.ram_tiers import check_ram
 from offload.plan.request import PlanRequest
 from offload.plan.shares import ModelShares
-from offload.spec.linear import Layout
 from offload.spec.step import Workload
 from offload.spec.units import MIB
 
@@ -135,7 +134,7 @@ class _Search:
         on_host = self.on_host
         if not self._may_use_device():
             return on_host
-        candidates = [self._equal_share()] if self.is_short else [*self._whole_first(), *self._solved(milps)]
+        candidates = [self._equal_share()] if self.is_short else self._solved(milps)
         fitting = [candidate for candidate in candidates if candidate.fits]
         if not fitting:
             return on_host
@@ -151,21 +150,6 @@ class _Search:
 
         share = largest_part(lambda part: self._excess_bytes(equal(part), NO_RING))
         return self._candidate(equal(share), NO_RING)
-
-    def _whole_first(self) -> Iterator[_Candidate]:
-        """As many whole Linears as fit, in order, where [K, N] weights give no RAM back as long as any column stays."""
-        linears = self.request.linears
-        if self.request.ram_budget_bytes is None or all(linear.layout is Layout.NK for linear in linears):
-            return
-        movable = [number for number, linear in enumerate(linears) if self.request.movable(linear)]
-
-        def first(part: float) -> ModelShares:
-            whole = ModelShares.equal(self.placer.count)
-            whole.resident[movable[: int(part * len(movable))]] = 1.0
-            return whole
-
-        part = largest_part(lambda part: self._excess_bytes(first(part), NO_RING))
-        yield self._candidate(first(part), NO_RING)
 
     @cached_property
     def _kinds(self) -> Kinds:

@@ -23,8 +23,8 @@ _BLOCK_PARTS = 3  # block-quantised weights, their scales and their zero points 
 
 
 def host_ram_bytes(placement: LinearPlacement) -> int:
-    """RAM for the host columns: those columns, but all of a [K, N] weight as stored, whose columns share all pages."""
-    return 0 if placement.tier is HostTier.FILE else _kept_bytes(placement)
+    """RAM for the host columns."""
+    return 0 if placement.tier is HostTier.FILE else round(len(placement.host) * placement.host_column_bytes)
 
 
 def _of_each(placements: Sequence[LinearPlacement], told: Callable[[LinearPlacement], T]) -> list[T]:
@@ -45,15 +45,6 @@ def _given_back_bytes(placement: LinearPlacement) -> int:
         return host_ram_bytes(placement)
     more = streamed * (placement.linear.column_bytes - placement.host_column_bytes)
     return host_ram_bytes(placement) - round(more) - 2 * ALIGNMENT_BYTES  # they may lie in a matrix more
-
-
-def _kept_bytes(placement: LinearPlacement) -> int:
-    if not len(placement.host):
-        return 0
-    linear = placement.linear
-    if linear.layout is Layout.KN and placement.host_format is linear.format:
-        return linear.weight_bytes
-    return round(len(placement.host) * placement.host_column_bytes)
 
 
 def keep_in_ram(
@@ -89,8 +80,12 @@ def ram_bytes(placements: Sequence[LinearPlacement], fixed_bytes: Mapping[str, i
 
 
 def file_bytes(placements: Sequence[LinearPlacement]) -> int:
-    """Bytes that are read from files at every step."""
-    return sum(_kept_bytes(placement) for placement in placements if placement.tier is HostTier.FILE)
+    """Bytes that are read from files at every step: host columns, but whole [K, N] weights, whose rows are read."""
+    files = [p for p in placements if p.tier is HostTier.FILE and len(p.host)]
+    return sum(
+        p.linear.weight_bytes if p.linear.layout is Layout.KN else round(len(p.host) * p.linear.column_bytes)
+        for p in files
+    )
 
 
 def file_warnings(placements: Sequence[LinearPlacement]) -> tuple[str, ...]:

@@ -28,18 +28,13 @@ def host_columns(placements: Iterable[LinearPlacement], weights: Mapping[str, St
 
 
 def read_into_ram(weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None]) -> dict[str, StoredWeight]:
-    """The same weights in one block of RAM.
+    """The same weights in one block of RAM; those that lie in no file come back as they are.
 
-    Those that lie in no file come back as they are, and so do some columns of a [K, N] weight, which share all pages
-    with the others. `on_bytes` is called with the bytes of every part. Raises OffloadError for a file that has become
-    shorter or cannot be read.
+    Some columns of a [K, N] weight share all their pages with the others in the file, but not in RAM. `on_bytes` is
+    called with the bytes of every part. Raises OffloadError for a file that has become shorter or cannot be read.
     """
     found = dict(weights)
-    moved = {
-        name: weight
-        for name, weight in weights.items()
-        if weight.in_file and all(array.is_contiguous for array in weight.arrays)
-    }
+    moved = {name: weight for name, weight in weights.items() if weight.in_file}
     # numpy asks for huge pages.
     block = np.empty(sum(aligned(weight.nbytes) for weight in moved.values()), np.uint8)
     jobs: list[tuple[Callable[[], None], int]] = []

@@ -68,8 +68,7 @@ def test_a_plan_is_never_slower_than_what_other_programs_do(
 
 
 @pytest.mark.parametrize("machine", ["colab-t4", "laptop-6gb"])
-def test_nor_under_a_cap_of_ram_where_columns_share_pages(machine: str) -> None:
-    """A [K, N] weight gives its RAM back only where all of it is on the device."""
+def test_nor_under_a_cap_of_ram_where_columns_share_pages_of_the_file(machine: str) -> None:
     request = mistral(1.2, machine, LAYERS)
     linears = [replace(linear, layout=Layout.KN) for linear in request.linears]
     ram_bytes = sum(linear.weight_bytes for linear in linears) * 6 // 10

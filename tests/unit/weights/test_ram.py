@@ -42,9 +42,10 @@ def test_host_columns_are_those_of_the_plan_that_has_any(tmp_path: Path) -> None
     assert_equal(found["some"], weight.columns(40, N))
 
 
+@pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("start", [0, 40])
-def test_columns_are_read(start: int, tmp_path: Path) -> None:
-    columns, told = in_files(tmp_path, Layout.NK).columns(start, N), list[int]()
+def test_columns_are_read(start: int, layout: Layout, tmp_path: Path) -> None:
+    columns, told = in_files(tmp_path, layout).columns(start, N), list[int]()
     copy = read_into_ram({"w": columns}, told.append)["w"]
     assert not copy.in_file
     assert_equal(copy, columns)
@@ -58,15 +59,6 @@ def test_columns_of_blocks_are_read_with_all_their_arrays(tmp_path: Path) -> Non
     assert not copy.in_file
     assert_equal(copy, weight.columns(5, N))
     assert sum(told) == (N - 5) * BlockFormat(4, 16, WeightFormat.FP16, zeros=True).column_bytes(K)
-
-
-def test_a_whole_kn_weight_is_read_and_some_columns_of_one_stay_in_their_file(tmp_path: Path) -> None:
-    weight = in_files(tmp_path, Layout.KN)
-    copy = read_into_ram({"w": weight}, lambda nbytes: None)["w"]
-    assert not copy.in_file
-    assert_equal(copy, weight)
-    some = weight.columns(16, N)
-    assert read_into_ram({"w": some}, lambda nbytes: None)["w"] is some
 
 
 def test_what_is_in_memory_stays_where_it_is() -> None:
