@@ -1,4 +1,4 @@
-"""Settings files: what is read, what is refused and with which words, and the presets."""
+"""Settings files: what is read, what is refused and where, and the presets."""
 
 import math
 import os
@@ -69,39 +69,39 @@ def test_a_budget_may_be_a_number(tmp_path: Path, value: str, text: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "line", "mentions"),
     [
-        ("\nmax-token = 5\n", "settings.toml, line 2: there is no setting 'max-token'; did you mean max-tokens?"),
-        ("max_tokens = 5\n", "did you mean max-tokens?"),
-        ("zzz = 5\n", "there is no setting 'zzz'; must be one of model, cuda, machine"),
-        ("# run\n\n[run]\ncuda = 5\n", "line 3: there is no setting 'run'"),
-        ("cuda.gpu = 1\n", "line 1: cuda is {'gpu': 1}, must be a string"),
-        ('cuda = "1"\nmax-tokens = "5"\n', "line 2: max-tokens is '5', must be a whole number"),
-        ("max-tokens = 5.5\n", "max-tokens is 5.5, must be a whole number"),
-        ("max-tokens = true\n", "max-tokens is true, must be a whole number"),
-        ('temperature = "hot"\n', "temperature is 'hot', must be a number"),
-        ("temperature = false\n", "temperature is false, must be a number"),
-        ("verbose = 1\n", "verbose is 1, must be true or false"),
-        ("cuda = true\n", "cuda is true, must be a string"),
-        ("model = 1\n", "model is 1, must be a path"),
-        ('stats = "xml"\n', "stats is 'xml', must be 'json'"),
-        ("stop = [1]\n", "stop is [1], must be a list of strings"),
-        ("cuda = 1979-05-27\n", "must be a string"),
-        ("cuda = \n", "not valid TOML: Invalid value (at line 1"),
-        ("cuda = 1\ncuda = 2\n", "not valid TOML"),
+        ("\nmax-token = 5\n", 2, ["'max-token'", "max-tokens"]),
+        ("max_tokens = 5\n", 1, ["max-tokens"]),
+        ("zzz = 5\n", 1, ["'zzz'", *KNOWN]),
+        ("# run\n\n[run]\ncuda = 5\n", 3, ["'run'"]),
+        ("cuda.gpu = 1\n", 1, ["cuda", "{'gpu': 1}"]),
+        ('cuda = "1"\nmax-tokens = "5"\n', 2, ["max-tokens", "'5'"]),
+        ("max-tokens = 5.5\n", 1, ["max-tokens", "5.5"]),
+        ("max-tokens = true\n", 1, ["max-tokens", "true"]),
+        ('temperature = "hot"\n', 1, ["temperature", "'hot'"]),
+        ("temperature = false\n", 1, ["temperature", "false"]),
+        ("verbose = 1\n", 1, ["verbose", "1"]),
+        ("cuda = true\n", 1, ["cuda", "true"]),
+        ("model = 1\n", 1, ["model", "1"]),
+        ('stats = "xml"\n', 1, ["stats", "'xml'", "'json'"]),
+        ("stop = [1]\n", 1, ["stop", "[1]"]),
+        ("cuda = 1979-05-27\n", 1, ["cuda"]),
+        ("cuda = \n", 1, ["TOML"]),
+        ("cuda = 1\ncuda = 2\n", 2, ["TOML"]),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+def test_what_cannot_be_is_refused_with_its_place(tmp_path: Path, text: str, line: int, mentions: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, text)
-    assert said in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+    for mention in (str(tmp_path / "settings.toml"), f"line {line}", *mentions):
+        assert mention in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'model = "\xe9"')
-    for name, said in (("none.toml", "No such file"), (".", "Is a directory"), ("latin.toml", "not UTF-8 at byte 9")):
+    for name, said in (("none.toml", "No such file"), (".", "Is a directory"), ("latin.toml", "byte 9")):
         with pytest.raises(UsageError, match=said):
             read_settings(tmp_path / name, KNOWN)
 
@@ -167,7 +167,7 @@ def test_presets_are_found_by_name_and_files_by_path() -> None:
     assert set(presets()) == NAMES
     assert find_settings("gpu-6gb").name == "gpu-6gb.toml"
     assert find_settings("gpu-6gb.toml") == Path("gpu-6gb.toml")
-    with pytest.raises(UsageError, match=r"--config gpu-7gb: not a settings file \(.toml\) and none of colab-t4, "):
+    with pytest.raises(UsageError, match=r"--config gpu-7gb: .*colab-t4"):
         find_settings("gpu-7gb")
 
 

@@ -50,7 +50,7 @@ def test_what_asks_for_the_cpu_never_looks_for_a_gpu(settings: RunSettings) -> N
 def test_without_cuda_a_missing_gpu_means_the_cpu_and_says_why() -> None:
     target = choose_target(RunSettings(), no_gpu)
     assert (target.device, target.budget.nbytes) == ("cpu", 0)
-    assert target.why == "no usable GPU: no NVIDIA driver"
+    assert "no NVIDIA driver" in target.why
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,8 @@ def test_the_ordinal_is_handed_on() -> None:
 def test_more_than_is_free_is_clamped_with_a_note() -> None:
     budget = choose_target(RunSettings(cuda="12"), a_gpu).budget
     assert budget.nbytes == 7 * GIB
-    assert "asked for 12.00 GiB" in budget.note
+    assert "12.00 GiB" in budget.note
+    assert "7.00 GiB" in budget.note
 
 
 def test_a_named_machine_stands_as_it_is() -> None:
@@ -119,20 +120,20 @@ def test_the_simulated_device_needs_no_gpu_and_says_that_its_times_are_modelled(
 
 
 def test_the_cpu_and_a_budget_contradict_each_other() -> None:
-    with pytest.raises(UsageError, match="--device cpu and --cuda 6 contradict"):
+    with pytest.raises(UsageError, match=r"--device cpu .*--cuda 6"):
         choose_target(RunSettings(device="cpu", cuda="6"), never)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:one", "CUDA", "", "cpu:0", "simulated:1"])
 def test_unknown_devices_are_refused_by_name(device: str) -> None:
-    with pytest.raises(UsageError, match=f"--device {device}: must be auto, cpu, cuda, cuda:N or simulated"):
+    with pytest.raises(UsageError, match=f"--device {device}: .*auto, cpu, cuda, cuda:N or simulated"):
         choose_target(RunSettings(device=device), never)
 
 
 @pytest.mark.parametrize("settings", [RunSettings(), RunSettings(cuda="0"), RunSettings(device="simulated")])
 def test_unknown_machines_are_refused_with_those_there_are(settings: RunSettings) -> None:
     settings = RunSettings(cuda=settings.cuda, device=settings.device, machine="cray-1")
-    with pytest.raises(UsageError, match=r"--machine cray-1: not a profile file .* colab-t4, .*generic-cpu"):
+    with pytest.raises(UsageError, match=r"--machine cray-1: .* colab-t4, .*generic-cpu"):
         choose_target(settings, a_gpu)
 
 
@@ -140,13 +141,13 @@ def test_a_machine_may_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(find_profile("colab-t4").to_json() | {"name": "mine"}))
     assert choose_target(RunSettings(cuda="6", machine=str(path)), look_in_profile).profile.name == "mine"
-    with pytest.raises(ProfileError, match=r"absent\.json: cannot be read"):
+    with pytest.raises(ProfileError, match=r"absent\.json: "):
         choose_target(RunSettings(machine=str(tmp_path / "absent.json")), a_gpu)
 
 
 @pytest.mark.parametrize("device", ["auto", "simulated"])
 def test_a_machine_without_a_gpu_cannot_have_a_budget(device: str) -> None:
-    with pytest.raises(UsageError, match="--machine generic-cpu: this profile has no GPU; use --cuda 0"):
+    with pytest.raises(UsageError, match=r"--machine generic-cpu: .*--cuda 0"):
         choose_target(RunSettings(cuda="6", device=device, machine="generic-cpu"), look_in_profile)
 
 

