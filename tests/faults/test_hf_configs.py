@@ -57,6 +57,8 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"rope_theta": -1.0}, "rope_theta is -1.0"),
     ({"rope_theta": float("inf")}, "rope_theta is inf"),
     ({"rope_theta": True}, "rope_theta is True"),
+    ({"rope_theta": 1e-320, "head_dim": 128}, "not finite"),
+    ({"rope_scaling": {"type": "linear", "factor": 1e-320}}, "not finite"),
     ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
     ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
     ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),

@@ -9,7 +9,6 @@ import numpy as np
 
 from hybrid.families.blocks.linear import linear
 from hybrid.families.blocks.norm import rms_norm
-from hybrid.families.blocks.rope import rope_tables
 from hybrid.families.blocks.writer import MICROSOFT, GraphWriter
 from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.graph.decoder import CachePair
@@ -37,7 +36,7 @@ class GroupedAttention:
         self.padding = -config.head_dim % _HEAD_DIM_STEP
         self.padded_dim = config.head_dim + self.padding
         self.rotary_apart = config.head_dim % _FUSED_ROTARY_STEP != 0
-        cos, sin = rope_tables(config.rope, config.head_dim, context_tokens)
+        cos, sin = config.rope.tables(context_tokens)
         self.rope = write.constant("rope.cos", cos), write.constant("rope.sin", sin)  # (context, D/2)
         self.cache_shape: Shape = (1, config.num_kv_heads, "C", self.padded_dim)
         if self.rotary_apart:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hybrid.errors import ModelConfigError
 from hybrid.families.config.activation import Activation, read_activation
-from hybrid.families.config.rope_config import Rope, parse_rope
+from hybrid.families.config.rope import Rope, parse_rope
 from hybrid.families.config.values import ConfigValues
 from hybrid.graph.graph import ElementType
 

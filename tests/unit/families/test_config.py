@@ -5,18 +5,10 @@ from typing import Any
 import pytest
 
 from hybrid.families.config.decoder_config import DecoderConfig
-from hybrid.families.config.rope_config import Rope, RopeScaling
+from hybrid.families.config.rope import Rope
 from hybrid.families.registry import check_class, parse_config
 from hybrid.graph.graph import ElementType
 from tests.hf_models import tiny_config
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 def parse(model_type: str = "llama", **changes: Any) -> DecoderConfig:
@@ -34,7 +26,7 @@ def test_a_plain_llama() -> None:
         vocab_size=40,
         activation="silu",
         rms_norm_eps=1e-5,
-        rope=Rope(10000.0, RopeScaling(), 64),
+        rope=Rope(pytest.approx((1.0, 0.1, 0.01, 0.001)), 64),
         windows=(None, None),
         attention_scale=8**-0.5,
         tie_word_embeddings=False,
@@ -60,78 +52,9 @@ def test_what_the_families_differ_in() -> None:
 
 def test_defaults_of_old_llama_files() -> None:
     old = parse(num_key_value_heads=..., rope_theta=..., rms_norm_eps=..., torch_dtype=..., hidden_act=...)
-    assert (old.num_kv_heads, old.rope.theta, old.rms_norm_eps) == (4, 10000.0, 1e-6)
+    assert (old.num_kv_heads, old.rope, old.rms_norm_eps) == (4, parse().rope, 1e-6)
     assert old.dtype is ElementType.BFLOAT16
     assert parse("mistral", num_key_value_heads=None, head_dim=None).num_kv_heads == 4
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rope_scaling": LLAMA3, "rope_theta": 500000},
-        {"rope_scaling": {**LLAMA3, "type": "llama3"}, "rope_theta": 500000.0},
-        {"rope_theta": ..., "rope_parameters": {**LLAMA3, "rope_theta": 500000.0}},
-    ],
-)
-def test_llama3_rope_old_and_new(changes: dict[str, Any]) -> None:
-    config = parse(**changes)
-    assert config.rope.scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
-    assert config.rope.theta == 500000.0
-
-
-def test_other_ropes() -> None:
-    """The numbers are worked out by hand: 0.1 ln 4 + 1, and (1 + ln 4 / ln 16) to the power of a half."""
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-    assert parse(rope_scaling=yarn).rope.scaling == RopeScaling(
-        "yarn", 4.0, original_max_positions=16, attention_factor=pytest.approx(1.138629436)
-    )
-    factors = {"short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [5.0, 6.0, 7.0, 8.0]}
-    longrope = {"type": "longrope", **factors, "original_max_position_embeddings": 16}
-    assert parse(rope_scaling=longrope).rope.scaling == RopeScaling(
-        "longrope",
-        4.0,
-        original_max_positions=16,
-        pair_factors=(1.0, 2.0, 3.0, 4.0),
-        attention_factor=pytest.approx(1.224744871),
-    )
-    assert parse(rope_scaling=None).rope.scaling == RopeScaling()
-    assert parse(rope_scaling={"rope_type": "default"}).rope.scaling == RopeScaling()
-    assert parse(rope_scaling={"type": "linear", "factor": 2}).rope.scaling == RopeScaling("linear", 2.0)
-
-
-def test_rope_scaling_goes_before_rope_parameters() -> None:
-    """Whole: the base of the other is not taken either."""
-    both = parse(
-        rope_theta=...,
-        rope_scaling={"type": "linear", "factor": 2.0},
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-    )
-    assert (both.rope.scaling.kind, both.rope.theta) == ("linear", 10000.0)
-    assert ["rope_scaling" in note for note in both.notes] == [True]
-    assert parse(rope_scaling={}, rope_parameters={"rope_theta": 500.0}).rope.theta == 500.0
-    assert parse(rope_theta=300.0, rope_scaling={"type": "linear", "factor": 2.0}).rope.theta == 300.0
-    assert parse(rope_theta=300.0, rope_parameters={"rope_theta": 500.0}).rope.theta == 500.0
-
-
-def test_original_positions_at_the_top_win() -> None:
-    table = {"rope_type": "yarn", "factor": 2.0}
-    originals = [
-        parse(rope_parameters=table | inside, **beside).rope.scaling.original_max_positions
-        for inside in ({}, {"original_max_position_embeddings": 32})
-        for beside in ({}, {"original_max_position_embeddings": 16})
-    ]
-    assert originals == [64, 16, 32, 16]
-
-
-def test_where_contexts_end() -> None:
-    """YaRN reaches as far as it stretches; what changes with the length of the text ends where it would change."""
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    assert parse(rope_scaling=yarn).max_positions == 256
-    assert parse(rope_scaling={"type": "dynamic", "factor": 4.0}).max_positions == 64
-    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
-    longrope = parse(rope_scaling={"type": "longrope", **factors})
-    assert longrope.max_positions == 32
-    assert any("32 of 64" in note for note in longrope.notes)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +74,8 @@ def test_missing_keys_are_what_the_class_has(model_type: str, expected: tuple[in
         *(config.num_heads, config.num_kv_heads, config.head_dim, config.max_positions),
     )
     assert sizes == expected
-    assert (config.rms_norm_eps, config.rope.theta, config.activation) == (1e-6, 10000.0, "silu")
+    assert (config.rms_norm_eps, config.activation) == (1e-6, "silu")
+    assert config.rope.frequencies[-1] == pytest.approx(10000.0 ** (-126 / 128))
     assert not config.tie_word_embeddings
     assert config.windows[31] == (4096 if model_type == "mistral" else None)
 

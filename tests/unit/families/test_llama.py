@@ -8,8 +8,6 @@ import pytest
 
 from hybrid.errors import UsageError
 from hybrid.families import open_huggingface
-from hybrid.families.blocks.rope import frequencies, rope_tables
-from hybrid.families.config.rope_config import RopeScaling
 from hybrid.families.registry import FAMILIES, build, parse_config
 from hybrid.families.tensors.tensor_source import ConfigTensors
 from hybrid.graph.canonical import canonical
@@ -136,24 +134,3 @@ def test_odd_sizes_of_heads_are_padded_in_the_cache() -> None:
     graph = built(tiny_config(head_dim=20))
     assert graph.shapes["present.0.key"] == (1, 2, "C", 24)
     assert graph.shapes["model.layers.0.self_attn.q_proj"] == (1, "S", 80)
-
-
-def test_rope_by_hand() -> None:
-    # Base 100, heads of 4: a pair turns 1 and 1/10 radians a position.
-    assert np.allclose(frequencies(4, 100.0, RopeScaling()), [1.0, 0.1])
-    assert np.allclose(frequencies(4, 100.0, RopeScaling("linear", 4.0)), [0.25, 0.025])
-    # 63 positions hold 10 waves of the first pair, which is kept, and 1 of the second, which is divided.
-    assert np.allclose(frequencies(4, 100.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 63)), [1.0, 0.1 / 8], rtol=0.02)
-    # 63 positions hold 10, 3.2, 1 and 0.3 waves of heads of 8: YaRN keeps the first, divides the last two by 4, and
-    # the second is in the middle of the ramp.
-    yarn = RopeScaling("yarn", 4.0, original_max_positions=63, beta_fast=10.0, beta_slow=1.0, truncate=False)
-    by_hand = [1.0, 0.3162 * (1 / 2 + 1 / 8), 0.1 / 4, 0.0316 / 4]
-    assert np.allclose(frequencies(8, 100.0, yarn), by_hand, rtol=0.02)
-    longrope = RopeScaling("longrope", pair_factors=(2.0, 5.0))
-    assert np.allclose(frequencies(4, 100.0, longrope), [0.5, 0.02])
-    assert np.allclose(frequencies(4, 100.0, RopeScaling("proportional", 2.0, rotated_share=0.5)), [0.5, 0.0])
-    louder = tiny_config(rope_scaling={"type": "yarn", "factor": 1.0, "attention_factor": 3.0})
-    assert np.allclose(rope_tables(parse_config(louder, "c").rope, 8, 1)[0], 3.0)
-    cos, sin = rope_tables(parse_config(tiny_config(), "c").rope, 8, 3)
-    assert (cos.shape, cos.dtype) == ((3, 4), np.float32)
-    assert np.allclose(sin[2], np.sin(2 * np.array([1.0, 0.1, 0.01, 0.001])))
