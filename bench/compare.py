@@ -88,12 +88,12 @@ def compare(settings: ComparisonSettings) -> dict[str, Any]:
     if settings.only != "fp16":
         fp32 = _take_turns(
             {
-                "cut fp32": readings.ours("cut fp32", single, "cut", settings),
-                "whole fp32": readings.ours("whole fp32", single, "whole", settings),
+                "hybrid fp32": readings.ours("hybrid fp32", single, "planned", settings),
+                "onnxruntime fp32": readings.ours("onnxruntime fp32", single, "whole", settings),
             },
             settings,
         )
-        ratios["cut fp32 / whole fp32"] = fp32.ratio("cut fp32", "whole fp32")
+        ratios["hybrid fp32 / onnxruntime fp32"] = fp32.ratio("hybrid fp32", "onnxruntime fp32")
     plan = peak_rss.run(
         [sys.executable, "-m", "hybrid", "plan", "--json", "--cuda", "6", "--machine", "colab-t4", "--model", str(half)]
     )

@@ -1,7 +1,6 @@
 """Decode speed of one model in one way of running it, with its parts: `python -m bench.decode --model DIR`.
 
-Ways to run: `planned` as `--cuda 0` would; `cut` with every Linear outside its island, multiplied in place;
-`whole` as one onnxruntime session. Ends in one line of JSON.
+Ways to run: `planned` as `--cuda 0` would; `whole` as one onnxruntime session. Ends in one line of JSON.
 """
 
 import argparse
@@ -9,19 +8,17 @@ import json
 import statistics
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hybrid.engine.engine import Engine
-from hybrid.graph.find import Linear
-from hybrid.loading.open_engine import linears_outside, load
+from hybrid.graph.program import Program
+from hybrid.loading.open_engine import load
 from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.threads import default_threads
 from offload.observe.timeline import Timeline
-from offload.plan.placing import place
-from offload.plan.shares import Shares
 from offload.run.recovery import Replanner
 
 _TRACED_TOKENS = 16
@@ -55,7 +52,9 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
     timeline.pause()
     started = time.perf_counter()
     opened = open_for_run(RunSettings(model=model))
-    with closing(_engine(opened, mode, threads, timeline)) as engine:
+    if mode == "whole":
+        opened = uncut(opened)
+    with closing(_engine(opened, threads, timeline)) as engine:
         load_s = time.perf_counter() - started
         ids = [(7 * number) % 1000 + 3 for number in range(prompt_tokens)]
         engine.prefill(ids)  # compiles, binds, touches
@@ -67,7 +66,7 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
         engine.trim(prompt_tokens)
         timeline.resume()
         traced_s = statistics.fmean(_steps(engine, _TRACED_TOKENS))
-        attention = {f"island {number}" for number in _attention_levels(opened, mode)}
+        attention = {f"island {number}" for number in _attention_levels(opened.program)}
         islands = [span for span in timeline.spans() if span.track == "islands"]
         matmul_s = sum(s.duration_s for s in timeline.spans() if s.track == "linears") / _TRACED_TOKENS
         attending = [span for span in timeline.spans() if span.track == "attention"]
@@ -89,27 +88,21 @@ def measure(model: Path, mode: str, threads: int, prompt_tokens: int, tokens: in
         )
 
 
-def _engine(opened: OpenedModel, mode: str, threads: int, timeline: Timeline) -> Engine:
+def _engine(opened: OpenedModel, threads: int, timeline: Timeline) -> Engine:
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    replanner = Replanner(plan_request(opened, target, {}))
-    return load(opened, replanner, _outside(opened, mode), None, threads, timeline=timeline)
+    return load(opened, Replanner(plan_request(opened, target, {})), None, threads, timeline=timeline)
 
 
-def _outside(opened: OpenedModel, mode: str) -> list[Linear]:
-    if mode == "whole":
-        return []
-    target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    plan = place(plan_request(opened, target, {}), lambda linear: Shares())
-    if mode == "planned":
-        return linears_outside(opened.linears, plan)
-    return [linear for linear in opened.linears if linear.spec.format.is_float]
+def uncut(opened: OpenedModel) -> OpenedModel:
+    """The same model with all its Linears and attentions left to onnxruntime."""
+    linears = tuple(
+        replace(linear, spec=replace(linear.spec, host_only_reason="onnxruntime is measured"))
+        for linear in opened.linears
+    )
+    return replace(opened, linears=linears, attentions=())
 
 
-def _attention_levels(opened: OpenedModel, mode: str) -> list[int]:
-    from hybrid.graph.cut import cut
-
-    outside = _outside(opened, mode)
-    program = cut(opened.decoder.graph, outside, opened.attentions if outside else ())
+def _attention_levels(program: Program) -> list[int]:
     return [
         number
         for number, level in enumerate(program.levels)
@@ -130,7 +123,7 @@ def main() -> None:
     """Measure as the flags say and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--mode", choices=("planned", "cut", "whole"), default="planned")
+    parser.add_argument("--mode", choices=("planned", "whole"), default="planned")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--prompt", type=int, default=16, help="tokens in the cache before the first step")
     parser.add_argument("--tokens", type=int, default=32)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hybrid.engine.engine import Engine
 from hybrid.engine.island import array_of
-from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.open_engine import load
 from hybrid.loading.planning import open_for_run, plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -56,7 +56,7 @@ def measure(
     replanner = Replanner(request)
     plan = replanner.plan
     cells = []
-    with load(opened, replanner, linears_outside(opened.linears, plan), None, threads) as engine:
+    with load(opened, replanner, None, threads) as engine:
         _fill_cache(engine)
         limit = engine.context_tokens - _STEPS - 1
         for depth in sorted({min(depth, limit) for depth in depths}):

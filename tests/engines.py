@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hybrid.engine.engine import Engine
-from hybrid.graph.find import Linear
-from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.open_engine import load
 from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -80,11 +79,14 @@ def open_settings(model: Path) -> OpenedModel:
 
 
 def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
-    """The engine of `--cuda 0`; `whole` leaves every Linear in one onnxruntime session."""
+    """The engine of `--cuda 0`; `whole` leaves everything to one onnxruntime session."""
+    if whole:
+        linears = tuple(
+            replace(linear, spec=replace(linear.spec, host_only_reason="whole")) for linear in opened.linears
+        )
+        opened = replace(opened, linears=linears, attentions=())
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
-    replanner = Replanner(plan_request(opened, target, {}))
-    outside: list[Linear] = [] if whole else linears_outside(opened.linears, replanner.plan)
-    return load(opened, replanner, outside, None, threads=2)
+    return load(opened, Replanner(plan_request(opened, target, {})), None, threads=2)
 
 
 def engine_with_files(opened: OpenedModel, every: int) -> Engine:
@@ -100,11 +102,11 @@ def engine_with_files(opened: OpenedModel, every: int) -> Engine:
 
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
     replanner = Replanner(plan_request(opened, target, {}), planner)
-    return load(opened, replanner, linears_outside(opened.linears, replanner.plan), None, threads=2)
+    return load(opened, replanner, None, threads=2)
 
 
 def engine_on_simulated(opened: OpenedModel, placement: Placement, in_files: bool = False) -> Engine:
-    """An engine with this placement on a simulated device, every Linear outside its island that can be.
+    """An engine with this placement on a simulated device.
 
     With `in_files`, host columns are read from the file at every step.
     """
@@ -128,13 +130,12 @@ def engine_on(
     threads: int = 2,
     timeline: Timeline | None = None,
 ) -> Engine:
-    """An engine on a device, every Linear outside its island that can be; the budget counts weights and buffers."""
+    """An engine on a device; the budget counts weights and buffers."""
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     request = plan_request(opened, target, {})
     if budget_bytes is not None:
         request = replace(request, budget_bytes=budget_bytes, fixed_vram_bytes={"context": 0, "workspace": 0})
-    outside = [linear for linear in opened.linears if not linear.spec.host_only_reason]
-    return load(opened, Replanner(request, planner), outside, device, threads, timeline=timeline)
+    return load(opened, Replanner(request, planner), device, threads, timeline=timeline)
 
 
 def greedy(

@@ -14,8 +14,7 @@ from hybrid.engine.island_profiler import IslandProfiler
 from hybrid.engine.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.engine.step_inputs import StepInputs
 from hybrid.errors import EngineError, ModelFileError, OffloadError
-from hybrid.graph.cut import cut
-from hybrid.graph.find import Linear, stored_weight
+from hybrid.graph.find import stored_weight
 from hybrid.loading.device_opener import DeviceOpener
 from hybrid.loading.planning import OpenedModel, open_for_run, plan_request, plan_within
 from hybrid.loading.quantisation import HostQuantisation
@@ -71,8 +70,7 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
         if device is not None and not any(placement.on_device for placement in replanner.plan.placements):
             device.close()
             device = None
-        outside = linears_outside(opened.linears, replanner.plan)
-        return load(opened, replanner, outside, device, threads, progress, timeline, target.why, opener.vram)
+        return load(opened, replanner, device, threads, progress, timeline, target.why, opener.vram)
     except BaseException as error:
         if device is not None:
             device.close()
@@ -83,33 +81,9 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
         raise
 
 
-def linears_outside(linears: Sequence[Linear], plan: Plan) -> list[Linear]:
-    """The Linears that run outside onnxruntime under a plan.
-
-    onnxruntime keeps fp32 weights, unless a device takes part: then they are multiplied in place, beside the device.
-    So they are when some stay in their files, since onnxruntime would read those into RAM.
-    Half weights would be upcast, twice the memory, so they never go through it. Our own kernels multiply blocks of
-    int8 and int4 faster than it does, be they stored or made on load.
-    """
-    cut_all = any(placement.on_device or placement.tier is HostTier.FILE for placement in plan.placements)
-    requantised = {p.linear.name for p in plan.placements if p.host_format is not p.linear.format}
-    return [
-        linear
-        for linear in linears
-        if linear.spec.blocks is not None
-        or linear.spec.name in requantised
-        or (
-            linear.spec.format.is_float
-            and not linear.spec.host_only_reason
-            and (cut_all or linear.spec.format is not WeightFormat.FP32)
-        )
-    ]
-
-
 def load(
     opened: OpenedModel,
     replanner: Replanner,
-    outside: Sequence[Linear],
     device: Device | None,
     threads: int,
     progress: Progress | None = None,
@@ -117,21 +91,18 @@ def load(
     target: str = "",
     vram: VramMeter | None = None,
 ) -> Engine:
-    """Load `opened` with the Linears `outside` run as planned, all others inside their islands; on the engine's thread.
+    """Load `opened` as planned, on the engine's thread.
 
-    They stay outside when the plan becomes smaller. Attentions run on the threads that multiply host columns, where
-    Linears run outside or onnxruntime cannot attend. `vram` measures a CUDA device, also one that was opened and is
-    not used: its context stays.
+    `vram` measures a CUDA device, also one that was opened and is not used: its context stays.
     """
     return engine_thread().run(
-        lambda: _load(opened, replanner, outside, device, threads, progress or Progress(), timeline, target, vram)
+        lambda: _load(opened, replanner, device, threads, progress or Progress(), timeline, target, vram)
     )
 
 
 def _load(
     opened: OpenedModel,
     replanner: Replanner,
-    outside: Sequence[Linear],
     device: Device | None,
     threads: int,
     progress: Progress,
@@ -143,7 +114,7 @@ def _load(
     progress = _Watched(progress, memory)
     files = FileWatch.of(opened.decoder.graph)
     decoder = opened.decoder
-    program = cut(decoder.graph, outside, opened.attentions if outside or opened.attends_outside else ())
+    program, outside = opened.program, opened.outside
     attends = any(level.attentions for level in program.levels)
     weights = {linear.spec.name: stored_weight(decoder.graph, linear) for linear in outside}
     levels = [[linear.name for linear in level.linears] for level in program.levels]

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from hybrid.engine.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
 from hybrid.graph.attention import Attention, find_attentions
+from hybrid.graph.cut import cut
 from hybrid.graph.decoder import Decoder
 from hybrid.graph.find import Linear, find_linears
 from hybrid.graph.graph import body_initializers
+from hybrid.graph.program import Program
 from hybrid.loading.open_model import open_model
 from hybrid.loading.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
 from hybrid.loading.settings import RunSettings
@@ -30,9 +33,6 @@ from offload.spec.units import MIB, counted, format_bytes
 # the kernels (60 MiB).
 _PROCESS_BYTES = 272 * MIB
 _USUAL_HEADS = 32  # where a graph does not name them
-_ROTARY_STEP = (
-    16  # onnxruntime's GroupQueryAttention on the CPU turns heads, and parts of them, in multiples of this only
-)
 _FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
 
 
@@ -43,10 +43,19 @@ class OpenedModel:
     decoder: Decoder
     linears: tuple[Linear, ...]
     context_tokens: int
-    attentions: tuple[Attention, ...] = ()  # those that can run outside onnxruntime
-    attends_outside: bool = False  # they have to: onnxruntime cannot read the cache, or not turn such heads
+    attentions: tuple[Attention, ...] = ()  # those that run outside onnxruntime: all that can
     host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
     activations: Activations | None = None  # as asked; None goes by the model
+
+    @property
+    def outside(self) -> tuple[Linear, ...]:
+        """The Linears that run outside onnxruntime: all that our kernels can multiply, whatever the plan."""
+        return tuple(linear for linear in self.linears if not linear.spec.host_only_reason)
+
+    @cached_property
+    def program(self) -> Program:
+        """The graph, cut where Linears and attentions run outside onnxruntime."""
+        return cut(self.decoder.graph, self.outside, self.attentions)
 
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
@@ -58,11 +67,7 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens, settings.allow_unused)
     shared = decoder.cache if decoder.shared_cache else ()
     attentions = find_attentions(decoder.graph, shared, context_tokens)
-    attends_outside = any(
-        a.spec.rotary_dim and (a.spec.head_dim % _ROTARY_STEP or a.spec.rotary_dim % _ROTARY_STEP) for a in attentions
-    )
     if settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}:
-        attends_outside = True
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
     return OpenedModel(
@@ -70,7 +75,6 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
         _with_activations(find_linears(decoder.graph), activations),
         context_tokens,
         attentions,
-        attends_outside,
         host_format,
         activations,
     )
@@ -136,7 +140,6 @@ def plan_request(
     decoder = opened.decoder
     per_token = cache_bytes(decoder.graph, decoder.cache, 1)
     specs = tuple(linear.spec for linear in opened.linears)
-    layers = max(1, len(decoder.cache) // 2)
     depths = _depths(decoder.context_limit)
     notes = [*target.notes, *quantisation_notes(specs, opened.host_format)]
     budget_notes = (note for note in (target.budget.note, ram.note if ram else "") if note)
@@ -159,11 +162,10 @@ def plan_request(
             "interpreter and libraries": _PROCESS_BYTES,
         },
         step=StepShape(
-            islands=4 * layers + 1,
+            islands=sum(level.island is not None for level in opened.program.levels),
             cache_bytes_per_token=per_token,
             attention_flops_per_pair=attention_flops(decoder.graph, decoder.cache),
             concat_cache=not decoder.shared_cache,
-            islands_on_host=1 if _stays_whole(opened) else 0,
         ),
         unsupported=unsupported,
         notes=tuple(notes),
@@ -207,16 +209,6 @@ def _activation_bytes(opened: OpenedModel) -> int:
     return 4 * CHUNK_TOKENS * widths
 
 
-def _stays_whole(opened: OpenedModel) -> bool:
-    """Tell whether the graph is one island while no device takes part: `loading.linears_outside` has the reasons."""
-    if opened.host_format is not None or opened.attends_outside:
-        return False
-    return all(
-        linear.spec.blocks is None and (linear.spec.format is WeightFormat.FP32 or not linear.spec.format.is_float)
-        for linear in opened.linears
-    )
-
-
 def _other_weight_bytes(opened: OpenedModel) -> int:
     """Embeddings, norms and tables: every initializer that is not a Linear's weight.
 
@@ -225,16 +217,13 @@ def _other_weight_bytes(opened: OpenedModel) -> int:
     """
     graph = opened.decoder.graph
     linear_weights = {name for linear in opened.linears for name in linear.weights}
-    outside = all(
-        linear.spec.blocks is not None or linear.spec.format in (WeightFormat.FP16, WeightFormat.BF16)
-        for linear in opened.linears
-    )
+    all_outside = len(opened.outside) == len(opened.linears)
     total = sum(initializer.nbytes for initializer in body_initializers(graph.nodes))
     for switch in opened.decoder.switches:
         total += sum(initializer.nbytes for initializer in (*switch.before.values(), *switch.after.values()))
     for name, initializer in graph.initializers.items():
         readers = graph.consumers.get(name, [])
-        if outside and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):
+        if all_outside and any(node.op_type == "Gather" and node.inputs[0] == name for node in readers):
             row_bytes = initializer.nbytes // initializer.shape[0] if initializer.shape else 0
             total += min(initializer.nbytes, CHUNK_TOKENS * (row_bytes + _FAULT_BYTES))
         elif name not in linear_weights:

@@ -8,7 +8,7 @@ from statistics import median
 from time import perf_counter
 
 from hybrid.engine.engine import Engine
-from hybrid.loading.open_engine import linears_outside, load
+from hybrid.loading.open_engine import load
 from hybrid.loading.planning import open_for_run, plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -73,8 +73,7 @@ class _TimedModel:
         request = plan_request(opened, choose_target(settings, look_in_profile), {})
         replanner = Replanner(request)
         self.islands = request.step.islands  # as the cost model counts them
-        outside = linears_outside(opened.linears, replanner.plan)
-        self._engine = load(opened, replanner, outside, None, threads, timeline=self._timeline)
+        self._engine = load(opened, replanner, None, threads, timeline=self._timeline)
 
     def __enter__(self) -> "_TimedModel":
         return self

@@ -11,16 +11,16 @@ import threadpoolctl
 from scipy.linalg import cython_blas
 
 from offload.host.base import HostColumns, HostGroup
-from offload.host.kernels import compiled, jobs, loops
-from offload.host.kernels.jobs import HEADER, PANEL_COLUMNS, PANEL_K, ROW, UNIT
+from offload.host.kernels import compiled, jobs, loops, tiles
+from offload.host.kernels.jobs import HEADER, ROW, UNIT
 from offload.host.quantised import QuantisedGroup, QuantisedKind, warm_up
 from offload.host.team import Team, piece_units, shared_team
 from offload.spec.arrays import FloatArray
 from offload.spec.linear import Dense, Layout, WeightFormat
 
-# Rows of x up to which the stored weight is multiplied directly; beyond, fp32 panels and BLAS are faster.
-DIRECT_ROWS = {Layout.NK: 128, Layout.KN: 24}
-_DIRECT_UNITS = 3  # 96 columns: kernels go through them in twelves, eights and fours
+_FEW_ROWS = 12  # of x, up to which putting the weight in order takes longer than it saves
+_UNITS_AT_ONCE = 3  # 96 columns: kernels go through them in twelves, eights and fours
+_MANY_UNITS = 4  # 128 columns: a thread brings x together once for each piece
 _DECODE_ROWS = 8  # up to here a group remembers its arrays between calls; more rows are too big to keep alive
 
 
@@ -29,7 +29,7 @@ class _Path(StrEnum):
 
     ONE = "one row"
     FEW = "several rows"
-    PANELS = "panels"
+    MANY = "many rows"
 
 
 class NumbaBackend:
@@ -49,7 +49,6 @@ class NumbaBackend:
         self.threads = self.team.grow(threads)
         self._sgemm = _sgemm_address()  # loads BLAS, so that the limit finds it
         self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
-        self._panels: npt.NDArray[np.float32] | None = None
         self._scratch = np.empty(0, np.uint8)
 
     def group(self, columns: Sequence[HostColumns]) -> HostGroup:
@@ -75,7 +74,6 @@ class NumbaBackend:
         """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
         for weight_format, layout in kinds:
             for path in _Path:
-                self.job(path)
                 self.kernel(path, weight_format, layout)
 
     def warm_up_quantised(self, kinds: Iterable[QuantisedKind]) -> None:
@@ -89,28 +87,14 @@ class NumbaBackend:
             self._scratch = np.empty(nbytes, np.uint8)
         return self._scratch
 
-    def job(self, path: _Path) -> int:
-        """The address of what every thread does."""
-        return compiled.kernel_address(jobs.by_panels if path is _Path.PANELS else jobs.direct)
-
     def kernel(self, path: _Path, weight_format: WeightFormat, layout: Layout) -> int:
-        """The address of what a job calls for one Linear; 0 when there is nothing to call."""
-        if path is _Path.PANELS:
-            is_fp32 = weight_format is WeightFormat.FP32
-            return 0 if is_fp32 else compiled.kernel_address(loops.expand, weight_format)
-        return compiled.kernel_address(_DIRECT[layout, path], weight_format)
+        """The address of what the job calls for one Linear."""
+        return compiled.kernel_address(_KERNELS[layout, path], weight_format)
 
     @property
     def sgemm(self) -> int:
         """The address of BLAS's sgemm."""
         return self._sgemm
-
-    @property
-    def panels(self) -> int:
-        """The address of the fp32 panels, one a thread; allocated at the first prefill."""
-        if self._panels is None:
-            self._panels = np.empty(self.threads * PANEL_COLUMNS * PANEL_K, np.float32)
-        return int(self._panels.ctypes.data)
 
 
 class NumbaGroup:
@@ -147,37 +131,27 @@ class NumbaGroup:
         if not known or rows != self._table[_ROWS]:
             for output, column in zip(outputs, self._columns, strict=True):
                 compiled.check_array("an output", output, (rows, column.out_features))
-            path = self._path(rows)
+            path = _path(rows)
             self._table = self._table_for(path)
             for i, (output, column) in enumerate(zip(outputs, self._columns, strict=True)):
                 self._table[HEADER + i * ROW + _OUTPUT] = output.ctypes.data + 4 * column.start
             units = int(self._table[_UNITS])
-            multiple = PANEL_COLUMNS // UNIT if path is _Path.PANELS else _DIRECT_UNITS
+            multiple = _MANY_UNITS if path is _Path.MANY else _UNITS_AT_ONCE
             piece = self._table[_PIECE] = piece_units(units, self._backend.threads, rows, multiple) if rows else 1
             pieces = -(-units // piece) if rows else 0
-            self._call = (self._backend.job(path), self._table.ctypes.data, pieces)
+            self._call = (compiled.kernel_address(jobs.floats), self._table.ctypes.data, pieces)
         self._table[_X], self._table[_ROWS] = x.ctypes.data, rows
         self._x, self._outputs = (x, tuple(outputs)) if rows <= _DECODE_ROWS else (None, ())
 
-    def _path(self, rows: int) -> _Path:
-        if rows > min(DIRECT_ROWS[column.weight.storage.layout] for column in self._columns):
-            return _Path.PANELS
-        return _Path.FEW if rows > 1 else _Path.ONE
-
     def _table_for(self, path: _Path) -> npt.NDArray[np.int64]:
-        """The task of `host_jobs.direct` or `host_jobs.by_panels`, without x and the outputs."""
+        """The task of `jobs.floats`, without x and the outputs."""
         if path not in self._tables:
-            backend, panels = self._backend, path is _Path.PANELS
             units = [-(-column.weight.out_features // UNIT) for column in self._columns]
-            scratch, sgemm = (backend.panels, backend.sgemm) if panels else (0, 0)
-            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), scratch, sgemm, 1]
+            words = [0, self._columns[0].in_features, 0, len(self._columns), sum(units), 1]
             for column, matrix, count in zip(self._columns, self._matrices, units, strict=True):
                 storage = column.weight.storage
-                distance = matrix.strides[0] // matrix.itemsize
-                if panels and storage.layout is Layout.KN:
-                    distance = -distance
-                kernel = backend.kernel(path, storage.format, storage.layout)
-                words += [kernel, matrix.__array_interface__["data"][0], distance]
+                kernel = self._backend.kernel(path, storage.format, storage.layout)
+                words += [kernel, matrix.__array_interface__["data"][0], matrix.strides[0] // matrix.itemsize]
                 words += [0, column.weight.out_features, 0, column.out_features, count]
             self._tables[path] = np.array(words, np.int64)
         return self._tables[path]
@@ -199,14 +173,24 @@ class _MixedGroup:
             group.multiply(x, [outputs[number] for number in numbers])
 
 
-_DIRECT = {
+_KERNELS = {
     (Layout.NK, _Path.ONE): loops.nk_one,
     (Layout.NK, _Path.FEW): loops.nk_few,
+    (Layout.NK, _Path.MANY): tiles.nk_many,
     (Layout.KN, _Path.ONE): loops.kn_one,
     (Layout.KN, _Path.FEW): loops.kn_few,
+    (Layout.KN, _Path.MANY): tiles.kn_many,
 }
+
+
+def _path(rows: int) -> _Path:
+    if rows > _FEW_ROWS:
+        return _Path.MANY
+    return _Path.FEW if rows > 1 else _Path.ONE
+
+
 # Where the words are that change from call to call.
-_X, _ROWS, _UNITS, _OUTPUT, _PIECE = 0, 2, 4, 5, 7
+_X, _ROWS, _UNITS, _PIECE, _OUTPUT = 0, 2, 4, 5, 5
 
 
 def _kind(column: HostColumns) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from offload.machine.profile import CpuRates, DeviceProfile, GpuRates
 from offload.plan.multiply_time import launches, multiply_s
 from offload.plan.placed_model import PlacedModel
-from offload.plan.plan import HostTier, LinearPlacement, StreamRing
+from offload.plan.plan import LinearPlacement, StreamRing
 from offload.plan.ram_tiers import file_bytes
 from offload.spec.linear import BlockFormat, WeightFormat
 from offload.spec.step import StepShape, Workload
@@ -65,7 +65,7 @@ def step_cost(
     not_resident = sum(group.count * _not_resident_bytes(group.members) for group in model.groups)
     return StepCost(
         start_s=profile.cpu.step_s,
-        alone=host_alone(model.layers, islands_of(step, model), step, profile.cpu, work),
+        alone=host_alone(model.layers, step, profile.cpu, work),
         levels=tuple(costs[number] for number in model.levels),
         ram_s=not_resident / profile.cpu.ram_bytes_per_s,
         disk_s=model.total(file_bytes) / profile.cpu.disk_bytes_per_s,
@@ -87,12 +87,6 @@ def host_s(cpu: CpuRates, placement: LinearPlacement, columns: int, rows: int, b
     nbytes = columns * placement.host_column_bytes
     seconds = cpu.multiply_s(placement.host_format, nbytes, rows)
     return max(seconds, nbytes / cpu.ram_bytes_per_s_beside_bus) if beside_bus else seconds
-
-
-def islands_of(step: StepShape, model: PlacedModel) -> int:
-    """Count the islands of a step."""
-    on_host = all(not p.on_device and p.tier is HostTier.RAM for p in model.distinct)
-    return step.islands_on_host if on_host and step.islands_on_host else step.islands
 
 
 def _level_cost(
@@ -154,11 +148,9 @@ def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
     return seconds
 
 
-def host_alone(
-    layers: Sequence[str], islands: int, step: StepShape, cpu: CpuRates, work: Workload
-) -> tuple[HostAlone, ...]:
+def host_alone(layers: Sequence[str], step: StepShape, cpu: CpuRates, work: Workload) -> tuple[HostAlone, ...]:
     """What comes before each level of a step; `layers` says whose each level is."""
-    islands_s = cpu.island_s * islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
+    islands_s = cpu.island_s * step.islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
     seen: Counter[str] = Counter()
     attended = []
     for layer in layers:

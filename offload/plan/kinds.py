@@ -7,7 +7,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from offload.plan.cost import host_alone, host_s, islands_of, resident_format, streamed_format
+from offload.plan.cost import host_alone, host_s, resident_format, streamed_format
 from offload.plan.milp import GroupKind, Limits, PlacementMilp, Solution
 from offload.plan.multiply_time import launches, multiply_s
 from offload.plan.packing import TILE_COLUMNS, working_memory
@@ -32,7 +32,7 @@ class Kinds:
         # All as if in RAM: the MILP itself decides how much of them is not.
         on_host = placer.in_ram(ModelShares.equal(placer.count))
         self._on_host = on_host.placements
-        alone = host_alone(on_host.layers, islands_of(request.step, on_host), request.step, request.profile.cpu, work)
+        alone = host_alone(on_host.layers, request.step, request.profile.cpu, work)
         before_s = {
             group: before.islands_s + before.attention_s for group, before in zip(placer.groups, alone, strict=True)
         }

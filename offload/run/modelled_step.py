@@ -99,7 +99,7 @@ def run_modelled(
     for count in rows:
         began_s = device.now_s
         device.spend(cpu.step_s, "step")
-        alone = host_alone(layers, step.islands, step, cpu, Workload(depth, count))
+        alone = host_alone(layers, step, cpu, Workload(depth, count))
         for number, before in enumerate(alone):
             device.spend(before.islands_s, "islands")
             if before.attention_s:

@@ -11,7 +11,6 @@ class StepShape:
     cache_bytes_per_token: int  # read by attention for every token already there
     attention_flops_per_pair: int  # of a new token and a token it sees, in all layers: `attention.pair_flops`
     concat_cache: bool  # True: every step also rewrites the whole cache
-    islands_on_host: int = 0  # when all is in RAM on the host; 0: as many as otherwise
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,6 @@ def test_a_gpu_gives_the_golden_tokens(name: str) -> None:
     target = choose_target(RunSettings(cuda="1", device="simulated"), look_in_profile)
     shares = PLACEMENTS[name]
     plan = place(plan_request(opened, target, {}), lambda linear: shares, prefill_tokens=2 if shares.prefill else 0)
-    with load(opened, plan, opened.linears, device, threads=2) as engine:
+    with load(opened, plan, device, threads=2) as engine:
         ids, _ = greedy(engine, golden.prompt_ids, 20)
     assert ids == golden.greedy_ids[:20]

@@ -83,8 +83,7 @@ def test_the_demo_model_says_the_same_from_either_cache(kv_dtype: str) -> None:
     assert ids == golden.greedy_ids[:20]
 
 
-def test_a_model_that_stays_in_onnxruntime_may_have_an_fp16_cache_too(tmp_path: Path) -> None:
-    """fp32 weights on the CPU alone stay in their islands; attention leaves them for its cache."""
+def test_a_model_in_fp32_may_have_an_fp16_cache(tmp_path: Path) -> None:
     config = CONFIGS["heads of 16"]
     folder = write_model(tmp_path, config, random_weights(config))
     with (
@@ -123,7 +122,7 @@ def test_exports_attend_outside_with_either_cache(export: str, bound: float) -> 
 
 
 def test_heads_that_onnxruntime_cannot_turn_attend_outside() -> None:
-    """Its GroupQueryAttention refuses to rotate heads of 8, though all else of this model could stay in one session."""
+    """Its GroupQueryAttention refuses to rotate heads of 8."""
     folder = SHARED_MODELS / "exports" / "stories260K" / "genai-cpu-fp32"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")

@@ -23,7 +23,7 @@ def test_operators_inside_islands_are_told_apart() -> None:
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
     replanner = Replanner(plan_request(opened, target, {}), lambda request: place(request, lambda linear: Shares()))
     timeline = Timeline(looks_inside=True)
-    with load(opened, replanner, opened.linears, None, threads=1, timeline=timeline) as engine:
+    with load(opened, replanner, None, threads=1, timeline=timeline) as engine:
         engine.prefill([1, 2, 3])
         for token_id in range(10):
             engine.decode(token_id + 5)
@@ -45,7 +45,7 @@ def test_every_operator_of_a_step_is_found_and_the_host_adds_up() -> None:
         lambda request: place(request, lambda linear: Shares(resident=0.4, streamed=0.3)),
     )
     timeline = Timeline()
-    with load(opened, replanner, opened.linears, SimulatedDevice(1 << 30), threads=1, timeline=timeline) as engine:
+    with load(opened, replanner, SimulatedDevice(1 << 30), threads=1, timeline=timeline) as engine:
         engine.prefill([1, 2, 3])
         for token_id in range(STEPS + 1):
             engine.decode(token_id + 5)

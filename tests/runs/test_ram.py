@@ -19,7 +19,7 @@ from hybrid.cli import main as cli
 from hybrid.errors import OffloadError, UsageError
 from hybrid.loading import open_engine as loading
 from hybrid.loading import planning
-from hybrid.loading.open_engine import linears_outside, open_engine
+from hybrid.loading.open_engine import open_engine
 from hybrid.loading.planning import make_plan, open_for_run, plan_request
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -108,16 +108,15 @@ def test_a_machine_with_too_little_ram_is_told_but_not_refused(folder: Path, mon
     assert any("of RAM are needed" in warning for warning in plan.warnings)
 
 
-def test_fp32_linears_leave_onnxruntime_when_some_stay_in_the_file(tmp_path: Path) -> None:
-    write_folder(tmp_path, Shape(2, 512, 2048, 8, 4, 64, 20_000, max_positions=64), Weights(DTYPES["fp32"]))
+def test_what_runs_outside_onnxruntime_does_not_depend_on_the_plan(tmp_path: Path) -> None:
+    write_folder(tmp_path, Shape(8, 512, 2048, 8, 4, 64, 2000, max_positions=64), Weights(DTYPES["fp32"]))
     opened = open_for_run(RunSettings(model=tmp_path))
-
+    assert opened.outside == opened.linears
     settings = RunSettings(model=tmp_path, cuda="0", ram="1")
     roomy = make_plan(settings)
-    assert linears_outside(opened.linears, roomy) == []
     tight = make_plan(replace(settings, ram=f"{roomy.total_ram_bytes // MIB - 4}MiB"))
+    assert {placement.tier for placement in roomy.placements} == {HostTier.RAM}
     assert {placement.tier for placement in tight.placements} == set(HostTier)
-    assert linears_outside(opened.linears, tight) == list(opened.linears)
 
 
 def test_a_process_keeps_to_its_cap(folder: Path) -> None:
@@ -145,7 +144,7 @@ def test_a_process_keeps_to_its_cap_with_weights_in_blocks(tmp_path: Path) -> No
         "import sys, json\n"
         "from pathlib import Path\n"
         "from hybrid.loading.settings import RunSettings\n"
-        "from hybrid.loading.open_engine import load, linears_outside\n"
+        "from hybrid.loading.open_engine import load\n"
         "from hybrid.loading.planning import plan_request, plan_within\n"
         "from hybrid.machine.ram import RamBudget\n"
         "from hybrid.loading.target import choose_target, look_in_profile\n"
@@ -155,7 +154,7 @@ def test_a_process_keeps_to_its_cap_with_weights_in_blocks(tmp_path: Path) -> No
         "opened = open_zero_blocks(Path(sys.argv[1]) / 'model', ZeroShape(16, 2048, 5632, 32, 512))\n"
         "target = choose_target(RunSettings(cuda='0'), look_in_profile)\n"
         "replanner = Replanner(plan_request(opened, target, {}, RamBudget(440 << 20, asked=True)), plan_within)\n"
-        "engine = load(opened, replanner, linears_outside(opened.linears, replanner.plan), None, 2)\n"
+        "engine = load(opened, replanner, None, 2)\n"
         "loaded = engine.memory()['ram_peak_bytes']\n"
         "engine.prefill(list(range(40)))\n"
         "engine.decode(1)\n"

@@ -20,12 +20,15 @@ from offload.host.kernels import (
     requantise,
     softmax,
     team,
+    tiles,
 )
 from offload.host.kernels.cache import kernels_kept
 from offload.spec.arrays import FloatArray
 from offload.spec.linear import WeightFormat
 
-_SIGNATURES = loops.SIGNATURES | jobs.SIGNATURES | attention.SIGNATURES | softmax.SIGNATURES | team.SIGNATURES
+_SIGNATURES = (
+    loops.SIGNATURES | tiles.SIGNATURES | jobs.SIGNATURES | attention.SIGNATURES | softmax.SIGNATURES | team.SIGNATURES
+)
 _QUANTISED_SIGNATURES = quant_x.SIGNATURES | quant_one.SIGNATURES | quant_few.SIGNATURES | requantise.SIGNATURES
 # Sums may be taken in any order; NaN and infinity keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}

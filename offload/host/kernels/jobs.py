@@ -1,7 +1,7 @@
 """Jobs of a team's threads: take pieces of a group's columns, call each Linear's loops by address.
 
 Calling by address lets one launch serve Linears of different formats, and keeps every compilation small. A
-task is a table of int64 words. As in `host_loops`, nothing here may come from another file.
+task is a table of int64 words.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,7 @@ from numba import extending, int64, types
 from numba.core import cgutils
 
 UNIT = 32  # columns that are not divided between threads; one cache line of a half format
-PANEL_COLUMNS, PANEL_K = 256, 512  # a panel of W as fp32 has to fit in half of a 1 MiB L2 cache
-HEADER, ROW = 8, 8  # words of a task's header and of its row for each Linear
+HEADER, ROW = 6, 8  # words of a task's header and of its row for each Linear
 BLOCK_HEADER, BLOCK_ROW = 12, 10  # likewise, for weights block-quantised to int8 or int4
 
 intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
@@ -85,7 +84,7 @@ def take(pieces: Any, thread: int) -> Any:
 
 
 @helper
-def direct_piece(task: Any, first: int, last: int) -> None:
+def floats_piece(task: Any, first: int, last: int) -> None:
     """Units [first, last) of a group of Linears."""
     for i in range(task[3]):
         r = HEADER + i * ROW
@@ -97,55 +96,15 @@ def direct_piece(task: Any, first: int, last: int) -> None:
             call(task[r], (weight, ld, begin, end, task[0], task[1], task[2], y, ldy))
 
 
-def direct(task: Any, thread: int, pieces: Any) -> None:
-    """Multiply a group in one pass over the stored weights.
+def floats(task: Any, thread: int, pieces: Any) -> None:
+    """Multiply a group.
 
-    Header: x, k, m, Linears, units of all of them, 0, 0, units of a piece. Row: kernel, weight, elements from one
-    stored row to the next, start, stop, y, elements from one row of y to the next, units.
+    Header: x, k, m, Linears, units of all of them, units of a piece. Row: kernel, weight, elements from one stored row
+    to the next, start, stop, y, elements from one row of y to the next, units.
     """
     piece = take(pieces, thread)
     while piece < pieces[0]:
-        direct_piece(task, piece * task[7], min((piece + 1) * task[7], task[4]))
-        piece = take(pieces, thread)
-
-
-@helper
-def panels_piece(task: Any, first: int, last: int, panel: int) -> None:
-    """Units [first, last) of a group of Linears, by panels of W at an address."""
-    x, k, m, gemm = task[0], task[1], task[2], task[6]
-    for i in range(task[3]):
-        r = HEADER + i * ROW
-        start, stop, units = task[r + 3], task[r + 4], task[r + 7]
-        begin, end = start + max(first, 0) * UNIT, min(stop, start + min(last, units) * UNIT)
-        first, last = first - units, last - units
-        expand, weight, y, ldy = task[r], task[r + 1], task[r + 5], task[r + 6]
-        transposed, ld = int64(task[r + 2] > 0), abs(task[r + 2])
-        if begin < end and expand == 0:
-            a = weight + 4 * begin * (ld if transposed else 1)
-            sgemm(gemm, (transposed, end - begin, m, k, a, ld, x, k, int64(0), y + 4 * begin, ldy))
-        elif begin < end:
-            for n in range(begin, end, PANEL_COLUMNS):
-                width = min(PANEL_COLUMNS, end - n)
-                for j in range(0, k, PANEL_K):
-                    depth = min(PANEL_K, k - j)
-                    if transposed:
-                        call(expand, (weight + 2 * (n * ld + j), ld, width, depth, panel))
-                    else:
-                        call(expand, (weight + 2 * (j * ld + n), ld, depth, width, panel))
-                    lda, beta = depth if transposed else width, int64(j > 0)
-                    sgemm(gemm, (transposed, width, m, depth, panel, lda, x + 4 * j, k, beta, y + 4 * n, ldy))
-
-
-def by_panels(task: Any, thread: int, pieces: Any) -> None:
-    """As `direct`, for many rows of x: panels of W, widened to fp32, through BLAS.
-
-    The two words of the header are scratch, a panel for each thread, and sgemm. Row: the kernel is `expand`, or 0 when
-    W is fp32 and needs none; the distance of stored rows is positive for [N, K] and negative for [K, N].
-    """
-    panel = task[5] + thread * (4 * PANEL_COLUMNS * PANEL_K)
-    piece = take(pieces, thread)
-    while piece < pieces[0]:
-        panels_piece(task, piece * task[7], min((piece + 1) * task[7], task[4]), panel)
+        floats_piece(task, piece * task[5], min((piece + 1) * task[5], task[4]))
         piece = take(pieces, thread)
 
 
@@ -227,8 +186,7 @@ def round_off(task: Any, thread: int, pieces: Any) -> None:
 
 _JOB = (types.CPointer(int64), int64, types.CPointer(int64))
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
-    direct: _JOB,
-    by_panels: _JOB,
+    floats: _JOB,
     ready_x: _JOB,
     blocks: _JOB,
     requantise: _JOB,

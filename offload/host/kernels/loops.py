@@ -2,9 +2,6 @@
 
 They take raw addresses, because a mapped file promises no alignment and no shape should cost a compilation.
 The pointer's type carries the format: float32, int16 (the bits of an fp16) or uint16 (the bits of a bf16).
-
-Everything these loops are made of is in this one file, because numba's cache looks at the date of a
-function's own file only: an intrinsic kept elsewhere could change without anything being compiled again.
 """
 
 import functools
@@ -36,7 +33,7 @@ def _many(kind: Any, lanes: int) -> Any:
     return ir.VectorType(kind, lanes) if lanes > 1 else kind
 
 
-def _read(builder: Any, dtype: Any, pointer: Any, lanes: int) -> Any:
+def read(builder: Any, dtype: Any, pointer: Any, lanes: int) -> Any:
     """IR that loads `lanes` stored elements at any alignment and widens them to fp32."""
     if dtype == float32:
         return builder.load(builder.bitcast(pointer, _many(_F32, lanes).as_pointer()), align=1)
@@ -53,7 +50,7 @@ def _fma(builder: Any, a: Any, b: Any, total: Any) -> Any:
     builder.store(builder.fadd(builder.load(total), builder.fmul(a, b, flags=_FMA), flags=_FMA), total)
 
 
-def _fetch(builder: Any, pointer: Any, dtype: Any, lanes: int) -> None:
+def fetch(builder: Any, pointer: Any, dtype: Any, lanes: int) -> None:
     """IR that brings `lanes` stored elements into the L2 cache; harmless where there is no memory."""
     byte, line = ir.IntType(8).as_pointer(), 64
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
@@ -77,7 +74,7 @@ def load(typing: Any, pointer: Any, index: Any) -> Any:
     """`pointer[index]` as fp32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _read(builder, pointer.dtype, builder.gep(args[0], [args[1]]), 1)
+        return read(builder, pointer.dtype, builder.gep(args[0], [args[1]]), 1)
 
     return float32(pointer, int64), generate
 
@@ -128,12 +125,12 @@ def _dots(rows: Any, xs: Any, fetches: bool) -> tuple[Any, Any]:
 
         def sweep(totals: list[Any], first: Any, last: Any, width: int) -> None:
             with cgutils.for_range_slice(builder, first, last, _I64(width), _I64) as (i, _):
-                factors = [_read(builder, float32, builder.gep(u, [i]), width) for u in us]
+                factors = [read(builder, float32, builder.gep(u, [i]), width) for u in us]
                 for r, w in enumerate(ws):
                     place = builder.gep(w, [i])
                     if fetches and width > 1:
-                        _fetch(builder, builder.gep(place, [args[3]]), rows.dtype.dtype, width)
-                    value = _read(builder, rows.dtype.dtype, place, width)
+                        fetch(builder, builder.gep(place, [args[3]]), rows.dtype.dtype, width)
+                    value = read(builder, rows.dtype.dtype, place, width)
                     for m, factor in enumerate(factors):
                         _fma(builder, value, factor, totals[r * len(us) + m])
 
@@ -191,8 +188,8 @@ def _make_sweep(lanes: int) -> Any:
             with cgutils.for_range(builder, args[2]) as loop:
                 row = builder.gep(args[0], [builder.mul(loop.index, args[1])])
                 if lanes == TILE:
-                    _fetch(builder, builder.gep(row, [builder.mul(args[1], _I64(BAND))]), w.dtype, lanes)
-                value = _read(builder, w.dtype, row, lanes)
+                    fetch(builder, builder.gep(row, [builder.mul(args[1], _I64(BAND))]), w.dtype, lanes)
+                value = read(builder, w.dtype, row, lanes)
                 for u, total in zip(us, totals, strict=True):
                     _fma(builder, value, splat(builder.load(builder.gep(u, [loop.index]))), total)
             for target, total in zip(targets, totals, strict=True):
@@ -331,14 +328,14 @@ def cast(x: Any, y: Any, first: int, last: int) -> None:
         store(y, i, load(x, i))
 
 
-_LINEAR = (None, int64, int64, int64, Pointer(float32), int64, int64, Pointer(float32), int64)
+LINEAR = (None, int64, int64, int64, Pointer(float32), int64, int64, Pointer(float32), int64)
 POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}
 # What each function takes; None stands for the pointer that carries the format.
 SIGNATURES: dict[Callable[..., None], tuple[Any, ...]] = {
-    nk_one: _LINEAR,
-    nk_few: _LINEAR,
-    kn_one: _LINEAR,
-    kn_few: _LINEAR,
+    nk_one: LINEAR,
+    nk_few: LINEAR,
+    kn_one: LINEAR,
+    kn_few: LINEAR,
     expand: (None, int64, int64, int64, Pointer(float32)),
     cast: (Pointer(float32), None, int64, int64),
 }

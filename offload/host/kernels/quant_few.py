@@ -43,19 +43,6 @@ def new_panel(typing: Any, w: Any) -> Any:
     return Pointer(uint8)(w), lambda context, builder, signature, args: q.scratch(builder, q.I8, _PANEL_BYTES)
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """IR that turns a square of vectors: halves are exchanged between rows at ever larger distances."""
-    count, width = len(rows), 1
-    while width < count:
-        upper = [i if not i & width else i - width + count for i in range(count)]
-        lower = [i + width if not i & width else i + count for i in range(count)]
-        for i in (i for i in range(count) if not i & width):
-            one, other = rows[i], rows[i + width]
-            rows[i], rows[i + width] = q.pick(builder, one, other, upper), q.pick(builder, one, other, lower)
-        width *= 2
-    return rows
-
-
 def _row(builder: Any, n: Any, count: Any, column: Any) -> Any:
     """The stored row of a column of the panel; columns that are missing repeat the last one."""
     return builder.add(n, q.minimum(builder, column, builder.sub(count, q.I64(1))))
@@ -80,7 +67,7 @@ def fill_weights(typing: Any, panel: Any, w: Any, blocks: Any, n: Any, count: An
             loaded = [q.weights(builder, row, bits, q.SPAN, span) for row in rows]
             words = [builder.bitcast(row, q.vector(q.I32, q.LANES)) for row in loaded]
             place = q.offset(builder, values, number, 4 * COLUMNS * q.LANES)
-            for i, column in enumerate(_transposed(builder, words)):
+            for i, column in enumerate(q.transposed(builder, words)):
                 q.store(builder, column, q.offset(builder, place, i * 4 * COLUMNS + side * q.SPAN))
 
         for side in range(2):
@@ -121,7 +108,7 @@ def fill_scales(
             with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(q.LANES), q.I64) as (i, _):
                 square = [load_scales(row, builder.add(first, i), q.LANES) for row in rows]
                 place = q.offset(builder, panel_scales, i, 4 * COLUMNS)
-                for j, column in enumerate(_transposed(builder, square)):
+                for j, column in enumerate(q.transposed(builder, square)):
                     q.store(builder, column, q.offset(builder, place, j * 4 * COLUMNS + side * q.SPAN))
         middle = ir.Constant(q.vector(q.F32, q.LANES), [-(1 << (bits - 1))] * q.LANES)
         with cgutils.for_range(builder, depth) as loop:

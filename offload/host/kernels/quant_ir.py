@@ -1,12 +1,9 @@
 """LLVM IR that kernels for block-quantised weights are made of: vectors, dot products of bytes, weights as bytes.
 
-A pointer's type carries the bits and the block of a weight. It carries a mark of this file too: numba's cache looks at
-the date of a function's own file only, and would not see a change here.
+A pointer's type carries the bits and the block of a weight.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from llvmlite import binding, ir
@@ -36,8 +33,7 @@ F32, _F16 = ir.FloatType(), ir.HalfType()
 BYTE = I8.as_pointer()
 FMA = ("contract",)
 
-_MARK = zlib.crc32(Path(__file__).read_bytes())
-KINDS = {types.Opaque(f"int{bits}x{block} {_MARK:08x}"): (bits, block) for bits in (4, 8) for block in BLOCKS}
+KINDS = {types.Opaque(f"int{bits}x{block}"): (bits, block) for bits in (4, 8) for block in BLOCKS}
 
 _FLOAT_POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}  # as in `host_loops`
 
@@ -93,6 +89,19 @@ def splat(builder: Any, value: Any, lanes: int) -> Any:
 def pick(builder: Any, one: Any, other: Any, lanes: Sequence[int]) -> Any:
     """IR for the elements of two joined vectors at the positions `lanes`."""
     return builder.shuffle_vector(one, other, ir.Constant(vector(I32, len(lanes)), list(lanes)))
+
+
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """IR that turns a square of vectors: halves are exchanged between rows at ever larger distances."""
+    count, width = len(rows), 1
+    while width < count:
+        upper = [i if not i & width else i - width + count for i in range(count)]
+        lower = [i + width if not i & width else i + count for i in range(count)]
+        for i in (i for i in range(count) if not i & width):
+            one, other = rows[i], rows[i + width]
+            rows[i], rows[i + width] = pick(builder, one, other, upper), pick(builder, one, other, lower)
+        width *= 2
+    return rows
 
 
 def look_up(builder: Any, table: Any, indices: Any) -> Any:
