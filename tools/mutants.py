@@ -4,8 +4,8 @@
     nice -n 19 python -m tools.mutants --only hybrid/graph/islands.py   # of one file
 
 A survivor shows an assertion that is missing, or a change that changes nothing. Everything happens in a copy of the
-tree, whose tests have to pass. First the tests run that import the file and those of its folder in tests/unit; what
-survives them meets the wider ones. Kernels of the CPU are left out: each change would compile them anew.
+tree, whose tests have to pass. First the unit tests run that import the file, then others that do and those of its
+folder in tests/unit; what survives them meets the wider ones. Kernels of the CPU are left out: each change would compile them anew.
 """
 
 import argparse
@@ -74,15 +74,17 @@ def product_files() -> list[str]:
     return [name for name in names if not any(part in name for part in LEFT_OUT)]
 
 
-def tests_of(file: str) -> list[str]:
-    """The test files that import this one, and its folder's in tests/unit."""
+def tests_of(file: str, wider: list[str]) -> list[list[str]]:
+    """The unit tests that import this file; the other tests that do, with its folder in tests/unit; wider ones."""
     module = file.removesuffix(".py").replace("/", ".")
     folder, _, name = module.rpartition(".")
     imports = (f"from {module} import", f"import {module}\n", f"from {folder} import {name}")
     tests = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "gpu" not in path.parts]
     found = [str(test.relative_to(ROOT)) for test in tests if any(line in test.read_text() for line in imports)]
+    units = [test for test in found if test.startswith("tests/unit/")]
     unit = f"tests/unit/{file.split('/')[1]}"
-    return [*found, *([unit] if (ROOT / unit).is_dir() else [])]
+    others = [*(test for test in found if test not in units), *([unit] if (ROOT / unit).is_dir() else [])]
+    return [tests for tests in (units, others, wider) if tests]
 
 
 def outcome_of(mutant: Mutant, copy: Path, wider: list[str], limit_s: float) -> str:
@@ -93,7 +95,7 @@ def outcome_of(mutant: Mutant, copy: Path, wider: list[str], limit_s: float) -> 
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(copy), "CI": "1"}
     try:
-        for tests in filter(None, (tests_of(mutant.file), wider)):
+        for tests in tests_of(mutant.file, wider):
             done = subprocess.run([*command, *tests], cwd=copy, env=environment, capture_output=True, timeout=limit_s)
             if done.returncode:
                 return "killed"
