@@ -5,7 +5,8 @@
 
 A survivor shows an assertion that is missing, or a change that changes nothing. Everything happens in a copy of the
 tree, whose tests have to pass. First the unit tests run that import the file, then others that do and those of its
-folder in tests/unit; what survives them meets the wider ones. Kernels of the CPU are left out: each change would compile them anew.
+folder in tests/unit; what survives them meets the wider ones. Kernels of the CPU are left out: each change would
+compile them anew.
 """
 
 import argparse
