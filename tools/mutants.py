@@ -4,7 +4,7 @@
     nice -n 19 python -m tools.mutants --only hybrid/graph/islands.py   # of one file
 
 A survivor shows an assertion that is missing, or a change that changes nothing. Everything happens in a copy of the
-tree, whose tests have to pass. First the unit tests run that import the file, then others that do and those of its
+tree, whose tests have to pass. First the unit tests run that name the module, then others that do and those of its
 folder in tests/unit; what survives them meets the wider ones. Kernels of the CPU are left out: each change would
 compile them anew.
 """
@@ -76,10 +76,10 @@ def product_files() -> list[str]:
 
 
 def tests_of(file: str, wider: list[str]) -> list[list[str]]:
-    """The unit tests that import this file; the other tests that do, with its folder in tests/unit; wider ones."""
+    """The unit tests that name this module; the other tests that do, with its folder in tests/unit; wider ones."""
     module = file.removesuffix(".py").replace("/", ".")
     folder, _, name = module.rpartition(".")
-    imports = (f"from {module} import", f"import {module}\n", f"from {folder} import {name}")
+    imports = (module, f"from {folder} import {name}")
     tests = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "gpu" not in path.parts]
     found = [str(test.relative_to(ROOT)) for test in tests if any(line in test.read_text() for line in imports)]
     units = [test for test in found if test.startswith("tests/unit/")]

@@ -149,4 +149,6 @@ def test_the_file_names_processes_and_threads(tmp_path: Path) -> None:
     assert (norm["name"], copy["name"]) == ("norm", "copy-in 1024 B")
     assert norm["pid"] != copy["pid"]
     assert copy["dur"] == pytest.approx(10 + 1024 / 12e9 * 1e6)  # microseconds
+    (recorded,) = timeline.spans("host")
+    assert (norm["ts"], norm["dur"]) == pytest.approx((recorded.start_s * 1e6, recorded.duration_s * 1e6))
     assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]
