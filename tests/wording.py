@@ -7,6 +7,7 @@ Other tests assert classes, names and values, so that a better sentence changes 
 
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from hybrid.families.registry import parse_config
 from hybrid.formats.safetensors import read_index
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target
-from hybrid.machine.profiles import find_profile
+from hybrid.machine.profiles import calibration_file, find_profile, save_profile
 from hybrid.text.sampling import Sampler, SamplingSettings
 from offload.errors import DEVICE_MEMORY, PINNED_RAM, DeviceLostError, OffloadError, OutOfDeviceMemoryError
 from offload.machine.budget import Budget, parse_budget, resolve_budget
@@ -58,6 +60,10 @@ def in_file(folder: Path, content: str | bytes, read: Callable[[Path], object]) 
     return error_of(read, path)
 
 
+def no_gpu(*_: object) -> Any:
+    raise DeviceUnavailableError("no NVIDIA driver")
+
+
 def of_settings(folder: Path) -> Iterator[str]:
     def read(path: Path) -> object:
         return read_settings(path, settings_of(RunFlags))
@@ -76,9 +82,6 @@ def of_budgets(folder: Path) -> Iterator[str]:
 
 
 def of_targets(folder: Path) -> Iterator[str]:
-    def no_gpu(*_: object) -> Any:
-        raise DeviceUnavailableError("no NVIDIA driver")
-
     asked: list[dict[str, Any]] = [
         {"cuda": "6"}, {"cuda": "6", "device": "cpu"}, {"device": "gpu"}, {"machine": "cray-1"},
         {"cuda": "6", "machine": "generic-cpu"},
@@ -118,6 +121,19 @@ def of_profiles(folder: Path) -> Iterator[str]:
         content = find_profile("generic-cpu").to_json()
         content["cpu"] = {k: v for k, v in (content["cpu"] | {key: value}).items() if v is not ...}
         yield in_file(folder, json.dumps(content), load_profile)
+
+
+def of_measured_profiles(folder: Path) -> Iterator[str]:
+    base = find_profile("generic-cpu")
+    for profile in (
+        None,
+        replace(base, name="box", estimated=True),
+        replace(base, name="box", estimated=False, cpu=replace(base.cpu, threads=3)),
+    ):
+        if profile:
+            save_profile(profile, calibration_file("box"))
+        target = choose_target(RunSettings(cuda="0", threads=1), no_gpu)
+        yield from (*target.notes, *target.warnings)
 
 
 def of_model_files(folder: Path) -> Iterator[str]:
@@ -165,8 +181,8 @@ def of_recovery(folder: Path) -> Iterator[str]:
 
 
 AREAS = (
-    of_settings, of_budgets, of_targets, of_sampling, of_the_command_line, of_profiles, of_model_files, of_plans,
-    of_recovery,
+    of_settings, of_budgets, of_targets, of_sampling, of_the_command_line, of_profiles, of_measured_profiles,
+    of_model_files, of_plans, of_recovery,
 )  # fmt: skip
 
 
@@ -174,7 +190,8 @@ def wording() -> str:
     """All messages, by area; the folder of a file is FOLDER."""
     parts = []
     for area in AREAS:
-        with tempfile.TemporaryDirectory() as folder:
+        machine = patch("platform.node", return_value="box")
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CONFIG_HOME=folder), machine:
             lines = [line.replace(folder, "FOLDER") for line in area(Path(folder))]
         parts.append("\n".join([f"# {area.__name__.removeprefix('of_').replace('_', ' ')}", *lines, ""]))
     return "\n".join(parts)

