@@ -63,7 +63,7 @@ class LoadedIsland:
         """Release the pages of mapped parameters; they come back, mostly from the page cache, when they are read."""
         for parameter in self._canonical.parameters.values():
             if isinstance(parameter.source, FileRange):
-                parameter.source.drop_pages()
+                parameter.source.file.drop_pages(parameter.source.offset, parameter.source.nbytes)
 
 
 class IslandBinding:

@@ -1,6 +1,6 @@
 """Load a model as planned: settings -> `Engine`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -38,8 +38,7 @@ from offload.plan.ram_tiers import file_bytes
 from offload.run.recovery import RecoveringLinears, Replanner
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Activations, WeightFormat
-from offload.storage.stored_weight import StoredWeight
-from offload.weights.ram import host_columns, read_into_ram
+from offload.weights.host_columns import load_host_columns
 
 
 def open_engine(settings: RunSettings, progress: Progress | None = None, timeline: Timeline | None = None) -> Engine:
@@ -127,7 +126,9 @@ def _load(
         all_bytes = sum(placement.linear.weight_bytes for placement in placements)
         label = f"Loading weights (quantising to {opened.host_format})" if quantised.makes_any else "Loading weights"
         progress.on_stage(label, all_bytes - file_bytes(placements))
-        host_weights = _host_weights(placements, weights, quantised, progress)
+        # Where nobody knows how much RAM there is, its use is left to the system.
+        ram_is_known = read_ram(read_limits()) is not None
+        host_weights = load_host_columns(placements, weights, ram_is_known, progress.on_bytes)
         return LinearRunner(
             levels=levels,
             plan=plan,
@@ -252,20 +253,3 @@ class _HostKernels:
         self.backend.warm_up(sorted(kinds))
         quantised.warm_up(self.backend)
         return self.backend
-
-
-def _host_weights(
-    placements: Sequence[LinearPlacement],
-    weights: Mapping[str, StoredWeight],
-    quantised: HostQuantisation,
-    progress: Progress,
-) -> Mapping[str, StoredWeight]:
-    """The weights for the host columns: in RAM, or in their mapped files where the plan or the system says so.
-
-    Those that are quantised on load are in RAM, whatever it takes.
-    """
-    where_they_lie = host_columns(placements, weights)
-    is_known = read_ram(read_limits()) is not None  # not knowing how much RAM there is, leave it to the system
-    in_ram = [p for p in placements if p.tier is HostTier.RAM and p.host_format is p.linear.format and is_known]
-    read = read_into_ram(host_columns(in_ram, weights), progress.on_bytes)
-    return {**where_they_lie, **read, **quantised.made(weights, progress.on_bytes)}

@@ -1,13 +1,12 @@
 """Host columns block-quantised to int8 or int4: those a model comes with, and those quantised on load."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hybrid.errors import UsageError
 from offload.plan.plan import LinearPlacement
 from offload.spec.linear import REQUANTISED_BLOCK, Activations, LinearSpec, WeightFormat
 from offload.spec.units import counted
-from offload.storage.stored_weight import StoredWeight
 
 if TYPE_CHECKING:
     from offload.host.backend import NumbaBackend
@@ -53,15 +52,15 @@ def without_effect(
 
 
 class HostQuantisation:
-    """Compile and make what the host columns of Linears outside onnxruntime need that are block-quantised."""
+    """The kernels that host columns of Linears outside onnxruntime need which are block-quantised."""
 
     def __init__(self, placements: Iterable[LinearPlacement]) -> None:
         in_blocks = [placement for placement in placements if placement.host_blocks is not None]
         self._on_host = [placement for placement in in_blocks if len(placement.host)]
-        self._made = [placement for placement in self._on_host if placement.linear.format.is_float]
-        made = [placement for placement in in_blocks if placement.linear.format.is_float]
         self._making = {
-            (p.linear.format, p.linear.layout, p.host_format) for p in made if len(p.host) + len(p.streamed)
+            (p.linear.format, p.linear.layout, p.host_format)
+            for p in in_blocks
+            if p.linear.format.is_float and len(p.host) + len(p.streamed)
         }
 
     @property
@@ -81,14 +80,3 @@ class HostQuantisation:
         backend.warm_up_quantised(kinds)
         if self._making:
             warm_up(self._making)
-
-    def made(self, weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None]) -> Mapping[str, StoredWeight]:
-        """Quantise host columns of `weights`, by Linear.
-
-        Raises OffloadError for a file that has become shorter or cannot be read.
-        """
-        if not self._made:
-            return {}
-        from offload.weights.requantise import requantise_into_ram
-
-        return requantise_into_ram(self._made, weights, on_bytes)

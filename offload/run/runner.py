@@ -15,7 +15,7 @@ from offload.run.device_work import DeviceStep, DeviceWork, GroupWork
 from offload.run.file_tier import FileTier
 from offload.spec.arrays import FloatArray
 from offload.storage.stored_weight import StoredWeight
-from offload.weights.ram import host_columns
+from offload.weights.host_columns import host_columns
 
 _TRACK = "linears"
 

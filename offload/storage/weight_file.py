@@ -9,7 +9,6 @@ import mmap
 import os
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +52,7 @@ class WeightFile:
     def __init__(self, path: Path, identity: Identity) -> None:
         self.path = path
         self.identity = identity
+        self._mapped: Bytes | None = None
 
     @classmethod
     def at(cls, path: Path) -> "WeightFile":
@@ -87,13 +87,22 @@ class WeightFile:
         except OSError as error:
             raise OffloadError(f"{self.path}: cannot be read: {error.strerror}") from None
 
-    @cached_property
+    @property
     def mapped(self) -> Bytes:
         """All bytes, read-only. They stay mapped as long as this, or an array over them, lives. Raises OffloadError."""
-        try:
-            return np.asarray(_Mapping(self))
-        except OSError as error:
-            raise OffloadError(f"{self.path}: cannot be mapped: {error.strerror}") from None
+        if self._mapped is None:
+            try:
+                self._mapped = np.asarray(_Mapping(self))
+            except OSError as error:
+                raise OffloadError(f"{self.path}: cannot be mapped: {error.strerror}") from None
+        return self._mapped
+
+    def drop_pages(self, offset: int, nbytes: int) -> None:
+        """Release pages that were touched of the mapping; they come back, mostly from the page cache, when read."""
+        if self._mapped is not None and nbytes:
+            first = self._mapped.ctypes.data + offset
+            start = first // mmap.PAGESIZE * mmap.PAGESIZE
+            _libc.madvise(start, first + nbytes - start, mmap.MADV_DONTNEED)
 
 
 _files: "weakref.WeakValueDictionary[tuple[Path, Identity], WeightFile]" = weakref.WeakValueDictionary()
@@ -139,15 +148,3 @@ class FileRange:
     def path(self) -> Path:
         """The path of the file, links resolved."""
         return self.file.path
-
-    def mapped(self) -> Bytes:
-        """The bytes, mapped. Raises OffloadError."""
-        return self.file.mapped[self.offset : self.offset + self.nbytes]
-
-    def drop_pages(self) -> None:
-        """Release the pages that were touched of the mapping; they come back, mostly from the page cache, when read."""
-        if "mapped" not in vars(self.file) or self.nbytes == 0:
-            return
-        first = self.mapped().ctypes.data
-        start = first // mmap.PAGESIZE * mmap.PAGESIZE
-        _libc.madvise(start, first + self.nbytes - start, mmap.MADV_DONTNEED)

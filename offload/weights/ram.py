@@ -6,25 +6,15 @@ are read into one block. It counts once: the pages that the kernel keeps of the 
 when memory is wanted.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import aligned
 from offload.storage.stored_weight import StoredWeight
 from offload.weights.reads import reads, run_parallel
 
 _READ_BYTES = 16 << 20
-
-
-def host_columns(placements: Iterable[LinearPlacement], weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
-    """The host columns of whole `weights` where they lie, by Linear; of those that have any."""
-    return {
-        placement.linear.name: weights[placement.linear.name].columns(placement.host.start, placement.host.stop)
-        for placement in placements
-        if len(placement.host)
-    }
 
 
 def read_into_ram(weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None]) -> dict[str, StoredWeight]:

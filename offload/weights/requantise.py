@@ -7,12 +7,10 @@ import numpy as np
 from offload.host.kernels import compiled, jobs
 from offload.host.kernels import requantise as requantise_loops
 from offload.host.team import PIECES, shared_team
-from offload.plan.plan import LinearPlacement
 from offload.spec.arrays import HostArray, aligned
 from offload.spec.linear import REQUANTISED_BLOCK, BlockFormat, Layout, WeightFormat
 from offload.storage.stored_array import StoredArray
 from offload.storage.stored_weight import StoredWeight
-from offload.weights.ram import host_columns
 from offload.weights.reads import reads, run_parallel
 
 _KERNELS = {Layout.NK: requantise_loops.requantise_nk, Layout.KN: requantise_loops.requantise_kn}
@@ -21,22 +19,20 @@ _READ_BYTES = 4 << 20  # by one thread
 
 
 def requantise_into_ram(
-    placements: Iterable[LinearPlacement], weights: Mapping[str, StoredWeight], on_bytes: Callable[[int], None]
+    weights: Mapping[str, StoredWeight], formats: Mapping[str, BlockFormat], on_bytes: Callable[[int], None]
 ) -> dict[str, StoredWeight]:
-    """The host columns of `placements` in their `host_format`, int8 or int4, by the names of their Linears.
+    """Weights of floats in these formats, which are made on load, in one block of RAM.
 
-    `weights` are whole; of those in files 16 MiB are held at a time, or a block of K where that is more. `on_bytes` is
-    called with the bytes of every part. int8: scale = largest magnitude / 127. int4: as ggml's Q4_0 with a fitted
-    scale. Raises OffloadError for a file that has become shorter or cannot be read.
+    Of those in files 16 MiB are held at a time, or a block of K where that is more. `on_bytes` is called with the bytes
+    of every part. int8: scale = largest magnitude / 127. int4: as ggml's Q4_0 with a fitted scale. Raises OffloadError
+    for a file that has become shorter or cannot be read.
     """
-    formats = {p.linear.name: BlockFormat.made_on_load(p.host_format) for p in placements}
-    columns = host_columns(placements, weights)
     sizes = {
-        name: weight.out_features * formats[name].column_bytes(weight.in_features) for name, weight in columns.items()
+        name: weight.out_features * formats[name].column_bytes(weight.in_features) for name, weight in weights.items()
     }
     memory = np.empty(sum(map(aligned, sizes.values())), np.uint8)  # numpy asks for huge pages
     position, done = 0, {}
-    for name, weight in columns.items():
+    for name, weight in weights.items():
         here = memory[position : position + sizes[name]]
         position += aligned(sizes[name])
         done[name] = StoredWeight.over(here, formats[name], weight.in_features, weight.out_features)

@@ -11,8 +11,7 @@ from offload.plan.scratch import MAX_ROWS
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Activations, BlockFormat, Layout, LinearSpec, WeightFormat
 from offload.storage.stored_weight import StoredWeight
-from offload.weights.ram import host_columns
-from offload.weights.requantise import requantise_into_ram
+from offload.weights.host_columns import host_columns, load_host_columns
 from tests.device.support import (
     NumpyHost,
     as_stored,
@@ -115,7 +114,7 @@ def test_stored_blocks(device: Any, blocks: BlockFormat, shares: str, activation
 def test_streamed_and_host_columns_are_quantised_alike_on_load(
     device: Any, host_format: WeightFormat, layout: Layout
 ) -> None:
-    """Resident columns stay fp16, and the others are what `requantise_into_ram` makes of all."""
+    """Resident columns stay fp16, and the others are what `load_host_columns` makes of all."""
     rng = np.random.default_rng(7)
     specs = [linear(name, "qkv", 100, columns, FP16, layout) for name, columns in (("q", 64), ("v", 48))]
     weights = {
@@ -123,7 +122,7 @@ def test_streamed_and_host_columns_are_quantised_alike_on_load(
         for s in specs
     }
     all_host = [place(spec, 0, 0, host_format=host_format) for spec in specs]
-    made = requantise_into_ram(all_host, weights, lambda nbytes: None)
+    made = load_host_columns(all_host, weights, True, lambda nbytes: None)
     placements = [place(spec, 0.25, 0.5, host_format=host_format) for spec in specs]
     runner = runner_of(specs, placements, device, weights, host=made)
     values = {name: exact(weight) for name, weight in made.items()}

@@ -23,7 +23,7 @@ from offload.storage.stored_array import StoredArray
 from offload.storage.stored_weight import StoredWeight
 from offload.storage.weight_file import FileRange, WeightFile
 from offload.weights.disk_ring import DiskRing
-from offload.weights.ram import host_columns
+from offload.weights.host_columns import host_columns
 from tests.device.support import NumpyHost, blocks_linear, in_file, in_one_block, make_plan, place
 from tests.device.test_runner import CHUNK, FP16, PLACEMENTS, SLOT_BYTES, SLOTS, Model, placed, run_steps
 from tests.quantised import random_weight

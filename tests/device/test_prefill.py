@@ -13,7 +13,7 @@ from offload.plan.plan import HostTier, LinearPlacement
 from offload.run.runner import LinearRunner
 from offload.spec.linear import Layout, LinearSpec
 from offload.storage.stored_weight import StoredWeight
-from offload.weights.ram import host_columns
+from offload.weights.host_columns import host_columns
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.device.support import NumpyHost, NumpyHostGroup, as_stored, in_file, in_one_block, linear, make_plan, place
 from tests.device.test_runner import BF16, CHUNK, FP16, SLOT_BYTES, SLOTS, Model

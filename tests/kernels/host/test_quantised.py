@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -197,38 +195,8 @@ def test_any_number_of_threads_gives_the_same(backend: NumbaBackend, threads: in
         np.testing.assert_array_equal(multiply(other, x, columns)[0], multiply(backend, x, columns)[0])
 
 
-def test_columns_are_views() -> None:
-    weight = random_weight(20, 70, INT4, 32, zero_points=True)
-    part = weight.columns(5, 9)
-    assert (part.out_features, part.in_features) == (4, 70)
-    assert np.shares_memory(part.arrays[0].array(), weight.arrays[0].array())
-    np.testing.assert_array_equal(exact(part), exact(weight)[5:9])
-    assert weight.nbytes == 20 * (3 * 16 + 3 * 4 + 2)
-    with pytest.raises(ValueError, match="5:21"):
-        weight.columns(5, 21)
-
-
 def test_refuses_what_does_not_fit(backend: NumbaBackend) -> None:
     good = random_weight(20, 70, INT4, 32, zero_points=True)
-    codes, scales, zeros = (array.array() for array in good.arrays)
-
-    def remade(arrays: Sequence[npt.NDArray[Any]] = (codes, scales, zeros), in_features: int = 70) -> StoredWeight:
-        return StoredWeight(good.storage, in_features, tuple(map(StoredArray.of, arrays)))
-
-    changes: dict[str, Any]
-    for changes, message in (
-        ({"arrays": (codes.astype(np.int8), scales, zeros)}, r"codes must be uint8 \[20, 3, 16\], not int8"),
-        ({"arrays": (codes.reshape(20, -1), scales, zeros)}, "codes must be"),
-        ({"arrays": (codes[:, :, :15].copy(), scales, zeros)}, "codes must be"),
-        ({"in_features": 97}, "codes must be"),
-        ({"arrays": (codes, scales[:, :2].copy(), zeros)}, "scales must be"),
-        ({"arrays": (codes, scales.astype(np.float64), zeros)}, "scales must be"),
-        ({"arrays": (codes, scales, zeros[:, :1].copy())}, "zero points must be"),
-        ({"arrays": (codes, scales)}, "has 3 arrays, not 2"),
-        ({"arrays": (codes[::2], scales[::2], zeros[::2])}, "contiguous"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            remade(**changes)
     with pytest.raises(ValueError, match="1:21"):
         backend.group([HostColumns(good, 1, 20, Activations.INT8)])
     with pytest.raises(ValueError, match="equal numbers"):

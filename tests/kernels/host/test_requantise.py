@@ -8,8 +8,7 @@ import pytest
 
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
-from offload.plan.plan import LinearPlacement
-from offload.spec.linear import Activations, ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.spec.linear import Activations, BlockFormat, Layout, WeightFormat
 from offload.storage.stored_weight import StoredWeight
 from offload.storage.weight_file import Bytes, WeightFile
 from offload.weights.requantise import requantise_into_ram, warm_up
@@ -29,17 +28,6 @@ def stored(values: npt.NDArray[np.float64], weight_format: WeightFormat, layout:
     return StoredWeight.dense(turned.astype(weight_format.storage_dtype), weight_format, layout)
 
 
-def placed(
-    values: npt.NDArray[np.float64], wanted: WeightFormat, weight_format: WeightFormat, layout: Layout, start: int
-) -> LinearPlacement:
-    """W[N, K] with its columns from `start` on to be requantised."""
-    n, k = values.shape
-    nbytes = n * k * weight_format.itemsize_bytes
-    linear = LinearSpec("linear", k, n, weight_format, layout, nbytes, "kind", "0", "group")
-    ranges = ColumnRange(0, start), ColumnRange(start, start), ColumnRange(start, n)
-    return LinearPlacement(linear, *ranges, reason="", host_format=wanted)
-
-
 def quantised(
     values: npt.NDArray[np.float64],
     wanted: WeightFormat,
@@ -49,10 +37,12 @@ def quantised(
     told: list[int] | None = None,
 ) -> StoredWeight:
     """W[N, K] with its columns from `start` on requantised."""
-    weight = stored(values, weight_format, layout)
+    return requantised(stored(values, weight_format, layout).columns(start, len(values)), wanted, told)
+
+
+def requantised(weight: StoredWeight, wanted: WeightFormat, told: list[int] | None = None) -> StoredWeight:
     on_bytes = [].append if told is None else told.append
-    placement = placed(values, wanted, weight_format, layout, start)
-    return requantise_into_ram([placement], {"linear": weight}, on_bytes)["linear"]
+    return requantise_into_ram({"linear": weight}, {"linear": BlockFormat.made_on_load(wanted)}, on_bytes)["linear"]
 
 
 @pytest.mark.parametrize("layout", Layout)
@@ -95,8 +85,8 @@ def test_a_mapped_weight_is_read_part_by_part_and_never_through_its_mapping(
     monkeypatch.setattr(WeightFile, "read", noted)
     monkeypatch.setattr("offload.weights.requantise._PART_BYTES", 7000)
     told: list[int] = []
-    found = requantise_into_ram([placed(values, wanted, WeightFormat.FP16, layout, 5)], stored_there, told.append)
-    for array, other in zip(found["linear"].arrays, expected.arrays, strict=True):
+    found = requantised(stored_there["linear"].columns(5, 77), wanted, told)
+    for array, other in zip(found.arrays, expected.arrays, strict=True):
         np.testing.assert_array_equal(array.array(), other.array())
     most = 7000 if layout is Layout.NK else 64 * 77 * 2  # whole blocks of K
     assert len(sizes) > 3

@@ -22,23 +22,22 @@ def mappings(path: Path) -> int:
 
 
 @pytest.mark.parametrize("offset", [0, 4, 4097])
-def test_a_range_has_the_bytes_of_the_file_mapped_and_read(path: Path, offset: int) -> None:
-    where = FileRange(WeightFile.at(path), offset, 70)
-    expected = path.read_bytes()[offset : offset + 70]
-    where.drop_pages()  # of nothing
-    assert where.mapped().tobytes() == expected
-    where.drop_pages()
-    assert where.mapped().tobytes() == expected
-    assert not where.mapped().flags.writeable
+def test_bytes_are_the_same_mapped_and_read(path: Path, offset: int) -> None:
+    file, here = WeightFile.at(path), slice(offset, offset + 70)
+    expected = path.read_bytes()[here]
+    for _ in range(2):
+        file.drop_pages(offset, 70)  # at first, of nothing
+        assert file.mapped[here].tobytes() == expected
+    assert not file.mapped.flags.writeable
     read = np.zeros(70, np.uint8)
-    where.file.read(offset, read)
+    file.read(offset, read)
     assert read.tobytes() == expected
 
 
-def test_ranges_of_a_file_share_one_mapping_that_goes_with_the_last_of_them(path: Path) -> None:
+def test_arrays_over_a_file_share_one_mapping_that_goes_with_the_last_of_them(path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     files = [WeightFile.at(path) for _ in range(50)]
-    arrays = [FileRange(file, 4 * n, 32).mapped() for n, file in enumerate(files)]
+    arrays = [file.mapped[4 * n : 4 * n + 32] for n, file in enumerate(files)]
     assert mappings(path) == 1
     assert os.listdir("/proc/self/fd") == before
     kept = arrays[7][8:]

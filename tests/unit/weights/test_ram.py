@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from offload.errors import OffloadError
-from offload.plan.plan import LinearPlacement
-from offload.spec.linear import BlockFormat, ColumnRange, Layout, LinearSpec, WeightFormat
+from offload.spec.linear import BlockFormat, Layout, WeightFormat
 from offload.storage.stored_weight import StoredWeight
-from offload.weights.ram import host_columns, read_into_ram
+from offload.weights.ram import read_into_ram
 from tests.device.support import in_file
 from tests.quantised import random_weight
 
@@ -28,18 +27,6 @@ def assert_equal(weight: StoredWeight, other: StoredWeight) -> None:
     assert weight.storage == other.storage
     for one, two in zip(weight.arrays, other.arrays, strict=True):
         np.testing.assert_array_equal(one.array(), two.array())
-
-
-def test_host_columns_are_those_of_the_plan_that_has_any(tmp_path: Path) -> None:
-    weight = in_files(tmp_path, Layout.NK)
-    placements = []
-    for name, start in (("some", 40), ("all", 0), ("none", N)):
-        spec = LinearSpec(name, K, N, WeightFormat.FP16, Layout.NK, 2 * K * N, "kind", "0", "group")
-        ranges = ColumnRange(0, start), ColumnRange(start, start), ColumnRange(start, N)
-        placements.append(LinearPlacement(spec, *ranges, reason="", host_format=spec.format))
-    found = host_columns(placements, {"some": weight, "all": weight, "none": weight})
-    assert {name: columns.out_features for name, columns in found.items()} == {"some": 24, "all": N}
-    assert_equal(found["some"], weight.columns(40, N))
 
 
 @pytest.mark.parametrize("layout", Layout)
