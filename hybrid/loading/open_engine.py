@@ -33,7 +33,7 @@ from offload.host.kernels.cache import why_not_kept
 from offload.observe.gpu_monitor import GpuMonitor
 from offload.observe.timeline import Timeline
 from offload.plan.advice import with_ram_advice
-from offload.plan.plan import HostTier, LinearPlacement, Plan
+from offload.plan.plan import LinearPlacement, Plan
 from offload.plan.ram_tiers import file_bytes
 from offload.run.recovery import RecoveringLinears, Replanner
 from offload.run.runner import LinearRunner
