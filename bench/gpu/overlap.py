@@ -180,7 +180,7 @@ class Layers:
             budget_bytes=device.memory().free_bytes,
             fixed_vram_bytes={},
             other_ram_bytes={},
-            step=StepShape(islands=0, cache_bytes_per_token=0, attention_flops_per_pair=0, concat_cache=False),
+            step=StepShape(()),
         )
         plan = place(request, lambda linear: shares, _RING if shares.streamed else None)
         names = [[spec.name for spec in level] for level in specs]

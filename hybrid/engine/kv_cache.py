@@ -5,8 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from hybrid.engine.cache_shape import cache_shape
 from hybrid.engine.island import Value, array_of, value_of
+from hybrid.graph.cache_shape import cache_shape
 from hybrid.graph.decoder import CachePair
 from hybrid.graph.graph import Graph
 

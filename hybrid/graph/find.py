@@ -22,7 +22,7 @@ _QUANTISED_BITS = {
     ElementType.UINT8: WeightFormat.INT8,
 }
 _ROUNDING_LEVEL = 4  # the accuracy_level of MatMulNBits at which activations are rounded to int8
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+(?![a-zA-Z0-9])")  # of a layer or a node; "fc1" is a name
 
 
 @dataclass(frozen=True)

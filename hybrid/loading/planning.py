@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from hybrid.engine.cache_shape import attention_flops, cache_bytes, cache_types, with_cache_type
 from hybrid.graph.attention import Attention, find_attentions
+from hybrid.graph.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.graph.cut import cut
 from hybrid.graph.decoder import Decoder
 from hybrid.graph.find import Linear, find_linears
 from hybrid.graph.graph import body_initializers
+from hybrid.graph.layers import with_layers
 from hybrid.graph.program import Program
+from hybrid.graph.stages import stages
 from hybrid.loading.open_model import open_model
 from hybrid.loading.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
 from hybrid.loading.settings import RunSettings
@@ -57,6 +59,11 @@ class OpenedModel:
         """The graph, cut where Linears and attentions run outside onnxruntime."""
         return cut(self.decoder.graph, self.outside, self.attentions)
 
+    @cached_property
+    def step(self) -> StepShape:
+        """The work of a step besides its Linears, as the planner gets it."""
+        return StepShape(stages(self.program, self.decoder.cache), concat_cache=not self.decoder.shared_cache)
+
 
 def open_for_run(settings: RunSettings) -> OpenedModel:
     """Open the model of `settings` and find its Linears and attentions.
@@ -65,19 +72,21 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
     """
     host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
     decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens, settings.allow_unused)
-    shared = decoder.cache if decoder.shared_cache else ()
-    attentions = find_attentions(decoder.graph, shared, context_tokens)
+    attentions = _attentions(decoder, context_tokens)
     if settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}:
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
-    return OpenedModel(
-        decoder,
-        _with_activations(find_linears(decoder.graph), activations),
-        context_tokens,
-        attentions,
-        host_format,
-        activations,
-    )
+    linears = _with_activations(find_linears(decoder.graph), activations)
+    return with_layers_named(OpenedModel(decoder, linears, context_tokens, attentions, host_format, activations))
+
+
+def with_layers_named(opened: OpenedModel) -> OpenedModel:
+    """Say which layer each Linear belongs to, where its builder did not."""
+    return replace(opened, linears=with_layers(opened.linears, opened.program, opened.decoder.cache))
+
+
+def _attentions(decoder: Decoder, context_tokens: int) -> tuple[Attention, ...]:
+    return find_attentions(decoder.graph, decoder.cache if decoder.shared_cache else (), context_tokens)
 
 
 def _with_activations(linears: Sequence[Linear], asked: Activations | None) -> tuple[Linear, ...]:
@@ -161,12 +170,7 @@ def plan_request(
             "activations": _activation_bytes(opened),
             "interpreter and libraries": _PROCESS_BYTES,
         },
-        step=StepShape(
-            islands=sum(level.island is not None for level in opened.program.levels),
-            cache_bytes_per_token=per_token,
-            attention_flops_per_pair=attention_flops(decoder.graph, decoder.cache),
-            concat_cache=not decoder.shared_cache,
-        ),
+        step=opened.step,
         unsupported=unsupported,
         notes=tuple(notes),
         warnings=(

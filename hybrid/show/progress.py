@@ -38,7 +38,7 @@ class ProgressLine(Progress):
         self._lock = Lock()
         self._ended = Event()
         self._thread = Thread(target=self._keep_drawing, name="progress", daemon=True)
-        self._stage = _Stage(label, 0.0, clock())
+        self._stage = _Work(label, 0.0, clock())
 
     def __enter__(self) -> "ProgressLine":
         self._show()
@@ -54,7 +54,7 @@ class ProgressLine(Progress):
             self._lines.erase()
 
     def on_stage(self, label: str, total_bytes: int) -> None:
-        self._begin(_Stage(label, float(total_bytes), self._clock()))
+        self._begin(_Work(label, float(total_bytes), self._clock()))
 
     def on_bytes(self, nbytes: int) -> None:
         with self._lock:
@@ -68,12 +68,12 @@ class ProgressLine(Progress):
         stage = self._stage
         if not stage.is_share:
             began_s = stage.began_s if stage.label == label else self._clock()
-            stage = _Stage(label, 1.0, began_s, is_share=True)
+            stage = _Work(label, 1.0, began_s, is_share=True)
         stage.label = label
         stage.add(share - stage.done, self._clock())
         self._begin(stage)
 
-    def _begin(self, stage: "_Stage") -> None:
+    def _begin(self, stage: "_Work") -> None:
         with self._lock:
             self._stage = stage
         self._show()
@@ -99,7 +99,7 @@ class ProgressLine(Progress):
                 self._lines.draw([self._stage.line(self._clock(), columns - 1)])
 
 
-class _Stage:
+class _Work:
     """The part of a stage that is done, and since when."""
 
     def __init__(self, label: str, total: float, now_s: float, is_share: bool = False) -> None:

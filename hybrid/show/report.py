@@ -3,6 +3,7 @@
 import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
+from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 from hybrid.show.disk_text import disk_text, without_disk
@@ -47,6 +48,8 @@ def rate(tokens_per_s: float | None) -> str:
     if tokens_per_s is None:
         return "-"
     digits = 0 if tokens_per_s >= 1000 else 1 if tokens_per_s >= 10 else 2
+    if 0 < tokens_per_s < 0.095:
+        digits = 1 - floor(log10(tokens_per_s))  # two that count
     return f"{tokens_per_s:,.{digits}f} tokens/s"
 
 

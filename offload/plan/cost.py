@@ -5,11 +5,9 @@ A step is a walk over levels, one for each group of Linears: first the host alon
     device   fetch activations + resident GEMMs + (wait for each streamed piece + its GEMM) + copy back
     host     one launch + the bytes of the host columns at the rate of their format
 
-side by side. `replay.py` walks the levels; here are the durations. Attention is charged to the second group
-of a layer: the one that reads what attention wrote.
+side by side. `replay.py` walks the levels; here are the durations.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ from offload.plan.placed_model import PlacedModel
 from offload.plan.plan import LinearPlacement, StreamRing
 from offload.plan.ram_tiers import file_bytes
 from offload.spec.linear import BlockFormat, WeightFormat
-from offload.spec.step import StepShape, Workload
+from offload.spec.step import AttentionWork, StepShape, Workload
 
 ROWS_AN_ISLAND = 4  # rows from which on an island takes longer than for one
 
@@ -50,7 +48,7 @@ class StepCost:
     """The levels of a step, and how long what they share is busy at least."""
 
     start_s: float  # before the first level
-    alone: tuple[HostAlone, ...]  # before each level
+    alone: tuple[HostAlone, ...]  # before each level, and after the last
     levels: tuple[LevelCost, ...]
     ram_s: float  # all bytes that are read from RAM, by the CPU and by the bus
     disk_s: float
@@ -65,7 +63,7 @@ def step_cost(
     not_resident = sum(group.count * _not_resident_bytes(group.members) for group in model.groups)
     return StepCost(
         start_s=profile.cpu.step_s,
-        alone=host_alone(model.layers, step, profile.cpu, work),
+        alone=host_alone(model.names, step, profile.cpu, work),
         levels=tuple(costs[number] for number in model.levels),
         ram_s=not_resident / profile.cpu.ram_bytes_per_s,
         disk_s=model.total(file_bytes) / profile.cpu.disk_bytes_per_s,
@@ -134,28 +132,35 @@ def _multiply_s(
     return seconds, gpu.launch_s * max((launches(stored, rows) for stored, _, _ in there), default=0)
 
 
-def whole_attention_s(step: StepShape, cpu: CpuRates, work: Workload) -> float:
-    """Seconds of attention in all layers, rewriting the cache included.
+def attention_s(attention: AttentionWork, concat_cache: bool, cpu: CpuRates, work: Workload) -> float:
+    """Seconds of one attention, rewriting its cache included.
 
     Each new token computes with all that it sees. Reading counts once: a block of queries that reads the cache again
     computes for so long that it does not show.
     """
-    seen = work.depth + work.rows / 2
-    cache_bytes, flops = seen * step.cache_bytes_per_token, work.rows * seen * step.attention_flops_per_pair
-    seconds = cache_bytes / cpu.attention_bytes_per_s + flops / cpu.attention_flops_per_s
-    if step.concat_cache:
-        seconds += 2 * cache_bytes / cpu.ram_bytes_per_s
+    held = seen = work.depth + work.rows / 2
+    if attention.window is not None:
+        seen = min(seen, attention.window)
+    cache_bytes = seen * attention.cache_bytes_per_token
+    seconds = cache_bytes / cpu.attention_bytes_per_s
+    seconds += work.rows * seen * attention.flops_per_pair / cpu.attention_flops_per_s
+    if concat_cache:
+        seconds += 2 * held * attention.cache_bytes_per_token / cpu.ram_bytes_per_s
     return seconds
 
 
-def host_alone(layers: Sequence[str], step: StepShape, cpu: CpuRates, work: Workload) -> tuple[HostAlone, ...]:
-    """What comes before each level of a step; `layers` says whose each level is."""
-    islands_s = cpu.island_s * step.islands / max(1, len(layers)) * max(1.0, work.rows / ROWS_AN_ISLAND)
-    seen: Counter[str] = Counter()
-    attended = []
-    for layer in layers:
-        seen[layer] += 1
-        attended.append(seen[layer] == 2)  # the second of a layer reads what attention wrote
-    attention_s = whole_attention_s(step, cpu, work) / max(1, sum(attended))
-    before, after = HostAlone(islands_s, 0.0), HostAlone(islands_s, attention_s)
-    return tuple(after if is_attended else before for is_attended in attended)
+def host_alone(groups: Sequence[str], step: StepShape, cpu: CpuRates, work: Workload) -> tuple[HostAlone, ...]:
+    """What comes before each of these groups of Linears, in running order, and last what comes after all of them."""
+    island_s = cpu.island_s * max(1.0, work.rows / ROWS_AN_ISLAND)
+    found = [HostAlone(0.0, 0.0)] * (len(groups) + 1)
+    numbers = {group: number for number, group in enumerate(groups)}
+    islands_s = attended_s = 0.0
+    for stage in step.stages:
+        islands_s += stage.islands * island_s
+        attended_s += sum(attention_s(attention, step.concat_cache, cpu, work) for attention in stage.attentions)
+        known = [numbers[group] for group in stage.groups if group in numbers]
+        if known:
+            found[min(known)] = HostAlone(islands_s, attended_s)
+            islands_s = attended_s = 0.0
+    found[-1] = HostAlone(islands_s, attended_s)
+    return tuple(found)

@@ -32,15 +32,14 @@ class Kinds:
         # All as if in RAM: the MILP itself decides how much of them is not.
         on_host = placer.in_ram(ModelShares.equal(placer.count))
         self._on_host = on_host.placements
-        alone = host_alone(on_host.layers, request.step, request.profile.cpu, work)
+        *alone, _ = host_alone(on_host.names, request.step, request.profile.cpu, work)
         before_s = {
             group: before.islands_s + before.attention_s for group, before in zip(placer.groups, alone, strict=True)
         }
         alike: dict[tuple[object, ...], list[Group]] = {}
-        for group in placer.groups:
-            members = (request.linears[number] for number in group)
-            key = tuple((q.kind, q.in_features, q.out_features, q.format, q.layout, q.blocks) for q in members)
-            alike.setdefault(key, []).append(group)
+        for group, before in zip(placer.groups, alone, strict=True):
+            sorts = tuple(placer.sorts[number] for number in group)
+            alike.setdefault((*sorts, before.attention_s > 0), []).append(group)
         self.count = len(alike)
         kinds = list(alike.values())
         self.groups = kinds if len(kinds) <= MOST_KINDS else self._by_size(kinds)

@@ -27,7 +27,7 @@ class PlacedModel:
 
     linears: Sequence[LinearSpec]
     rows: tuple[LinearPlacement, ...]
-    layers: tuple[str, ...]  # of the levels
+    names: tuple[str, ...]  # of the levels: their groups'
     groups: tuple[PlacedGroup, ...]
     levels: tuple[int, ...]
 
@@ -46,8 +46,8 @@ class PlacedModel:
                 levels[number] = len(found)
             members = tuple(_of(linears[i], rows[i]) for i in groups[numbers[0]])
             found.append(PlacedGroup(members, len(numbers)))
-        layers = tuple(linears[group[0]].layer for group in groups)
-        return cls(linears, tuple(rows), layers, tuple(found), tuple(levels))
+        names = tuple(linears[group[0]].group for group in groups)
+        return cls(linears, tuple(rows), names, tuple(found), tuple(levels))
 
     @classmethod
     def of(cls, placements: Sequence[LinearPlacement]) -> Self:
@@ -56,7 +56,7 @@ class PlacedModel:
         return cls(
             linears=[p.linear for p in placements],
             rows=tuple(placements),
-            layers=tuple(members[0].linear.layer for members in groups),
+            names=tuple(members[0].linear.group for members in groups),
             groups=tuple(PlacedGroup(tuple(members), 1) for members in groups),
             levels=tuple(range(len(groups))),
         )

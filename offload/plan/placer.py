@@ -4,6 +4,7 @@ A plan is found by trying many, so what they have in common is worked out once, 
 are placed alike together.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from math import ceil
@@ -36,8 +37,8 @@ class Placer:
         self._movable = np.array([request.movable(linear) for linear in linears], bool)
         self._streamable = np.array([request.streamable(linear) for linear in linears], bool)
         self._prefill_streamable = np.array([request.prefill_streamable(linear) for linear in linears], bool)
-        self._numbers: Counts = np.array(_numbers(linears), np.int64)
-        self.sorts = _sorts(linears)
+        self.sorts = sorts_of(linears)
+        self._numbers: Counts = np.array(_numbers(self.sorts), np.int64)
         groups: dict[str, list[int]] = {}
         for number, linear in enumerate(linears):
             groups.setdefault(linear.group, []).append(number)
@@ -130,18 +131,17 @@ class Placer:
         )
 
 
-def _numbers(linears: Sequence[LinearSpec]) -> list[int]:
-    """The number of each Linear among those of its kind and shape."""
-    counts: dict[tuple[str, int, int], int] = {}
+def _numbers(sorts: Sequence[int]) -> list[int]:
+    """The number of each Linear among those of its sort."""
+    counts: Counter[int] = Counter()
     numbers = []
-    for linear in linears:
-        alike = (linear.kind, linear.in_features, linear.out_features)
-        counts[alike] = counts.get(alike, -1) + 1
-        numbers.append(counts[alike])
+    for sort in sorts:
+        numbers.append(counts[sort])
+        counts[sort] += 1
     return numbers
 
 
-def _sorts(linears: Sequence[LinearSpec]) -> list[int]:
+def sorts_of(linears: Sequence[LinearSpec]) -> list[int]:
     """A number for each Linear, equal for those that differ in nothing but name, layer and group."""
     sorts: dict[tuple[object, ...], int] = {}
     found = []

@@ -10,7 +10,7 @@ from offload.plan.kinds import MOST_KINDS, Kinds
 from offload.plan.memory import fits, fixed_ram_bytes, vram_bytes
 from offload.plan.milp import PlacementMilp, Solution
 from offload.plan.packing import packed_stream_bytes
-from offload.plan.placer import Placer
+from offload.plan.placer import Placer, sorts_of
 from offload.plan.placing import NO_RING, Placement, plan_of, predict
 from offload.plan.plan import Plan, StreamRing
 from offload.plan.prefill import LEAST_RING, prefill_phase
@@ -23,9 +23,9 @@ from offload.spec.units import MIB
 _RINGS = (StreamRing(4, MIB), StreamRing(4, 2 * MIB), StreamRing(4, 4 * MIB), StreamRing(16, 4 * MIB))
 _WORTH = 0.98  # what uses the device has to be this much faster than all on the host
 _TIE = 0.999  # what does more has to be this much faster than what does less
-_MOST_SEARCHED = 1000  # Linears: large models have hundreds
-_MOST_PLACED = 4096  # Linears that are placed on a device at all
-_MOST_NAMED = 200  # kinds of Linears by name: models have ten or so
+_MOST_SEARCHED = 4096  # Linears: large models have hundreds
+_MOST_SORTS = 200  # Linears that differ: models have ten or so
+_MOST_PLACED = 16384  # Linears that are placed on a device at all
 _PREFILL_WORTH = 0.8  # columns are given up for a prefill that is this much faster, where decode loses 1 - _WORTH
 
 
@@ -51,19 +51,15 @@ def make_plan(request: PlanRequest) -> Plan:
 
 def is_searched(request: PlanRequest) -> bool:
     """Tell whether the model is small enough to search its best placement."""
-    return len(request.linears) <= _MOST_SEARCHED and _named_kinds(request) <= _MOST_NAMED
-
-
-def _named_kinds(request: PlanRequest) -> int:
-    return len({linear.kind for linear in request.linears})
+    return len(request.linears) <= _MOST_SEARCHED and len(set(sorts_of(request.linears))) <= _MOST_SORTS
 
 
 def _why_not_searched(request: PlanRequest) -> str:
     count = len(request.linears)
     how = "each gets an equal share of the GPU, or none" if count <= _MOST_PLACED else "the GPU gets none"
     return (
-        f"{count:,} Linears of {_named_kinds(request):,} kinds are too many to look for their best placement "
-        f"(up to {_MOST_SEARCHED:,} of {_MOST_NAMED} kinds are not): {how}"
+        f"{count:,} Linears of {len(set(sorts_of(request.linears))):,} kinds are too many to look for their best "
+        f"placement (up to {_MOST_SEARCHED:,} of {_MOST_SORTS} kinds are not): {how}"
     )
 
 

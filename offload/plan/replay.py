@@ -42,7 +42,8 @@ def replay(cost: StepCost, ring: StreamRing) -> Replay:
         parts = dict.fromkeys(_PARTS, 0.0)
         parts["islands"] = max(cost.start_s, _LEAST_S)
         now_s += parts["islands"]
-        for alone, level in zip(cost.alone, cost.levels, strict=True):
+        *before, after = cost.alone
+        for alone, level in zip(before, cost.levels, strict=True):
             parts["islands"] += alone.islands_s
             parts["attention"] += alone.attention_s
             now_s += alone.islands_s + alone.attention_s
@@ -59,6 +60,9 @@ def replay(cost: StepCost, ring: StreamRing) -> Replay:
             else:
                 parts["host"] += level.host_s
                 now_s = host_end_s
+        parts["islands"] += after.islands_s
+        parts["attention"] += after.attention_s
+        now_s += after.islands_s + after.attention_s
     step_s = now_s - began_s
     for name, least_s in (("ram", cost.ram_s), ("disk", cost.disk_s)):
         if least_s > step_s:

@@ -5,11 +5,11 @@ For a step of M rows with `depth` tokens in the cache:
 
     host, one after another
         step_s                                                          before the first level
-        island_s * islands / levels * max(1, M / 4)                     before each level
-        attention: cache bytes / attention_bytes_per_s                  shared by the second levels of all layers
-            + M * seen * attention_flops_per_pair / attention_flops_per_s
-            where seen = depth + M / 2 and cache bytes = seen * cache_bytes_per_token; a cache that is rewritten at
-            every step adds 2 * cache bytes / ram_bytes_per_s
+        island_s * islands * max(1, M / 4)                              before each level, and after the last
+        cache bytes / attention_bytes_per_s                             each attention, before the level it comes before
+            + M * seen * flops_per_pair / attention_flops_per_s
+            where seen = depth + M / 2, or the window, and cache bytes = seen * cache_bytes_per_token; a cache that is
+            rewritten at every step adds 2 * cache bytes / ram_bytes_per_s
         launch_s + the sum over its Linears of the longest of           for each group with host columns
             CpuRates.multiply_s(host format, bytes, M)
             bytes / ram_bytes_per_s_beside_bus, if this phase streams
@@ -93,18 +93,19 @@ def run_modelled(
     if runner.warning:
         raise PinningError(runner.warning)  # this would be another plan
     specs = [[placements[name].linear for name in level] for level in levels]
-    layers = [level[0].layer for level in specs]
+    groups = [level[0].group for level in specs]
     device.start_trace()
     took_s = []
     for count in rows:
         began_s = device.now_s
         device.spend(cpu.step_s, "step")
-        alone = host_alone(layers, step, cpu, Workload(depth, count))
+        *alone, after = host_alone(groups, step, cpu, Workload(depth, count))
         for number, before in enumerate(alone):
             device.spend(before.islands_s, "islands")
             if before.attention_s:
                 device.spend(before.attention_s, "attention")
             runner.run(number, *_arrays(specs[number], count))
+        device.spend(after.islands_s, "islands")
         took_s.append(device.now_s - began_s)
     spans = (*device.take_trace(), *device.host_spans)
     runner.close()

@@ -19,8 +19,9 @@ from offload.run.modelled_step import ModelledRun, run_modelled
 from offload.run.runner import LinearRunner
 from offload.spec.attention import pair_flops
 from offload.spec.linear import LinearSpec, WeightFormat
-from offload.spec.step import StepShape
+from offload.spec.step import AttentionWork, Stage, StepShape
 from tests.device.support import linear, make_plan, place
+from tests.unit.plan.steps import step_of
 
 MICRO = 1e-6
 # Round numbers: 1 GB/s is a byte in a nanosecond.
@@ -55,8 +56,8 @@ PROFILE = DeviceProfile(
         workspace_bytes=0,
     ),
 )
-FOUR_ISLANDS = StepShape(islands=4, cache_bytes_per_token=1000, attention_flops_per_pair=500, concat_cache=False)
-NO_ISLANDS = StepShape(0, 0, 0, False)
+FOUR_ISLANDS = StepShape((Stage(("q",), 2), Stage(("o",), 2, (AttentionWork(1000, 500),))))
+NO_ISLANDS = StepShape(())
 Q, OUT = linear("q", "q", 512, 256), linear("o", "o", 512, 256)  # 1024 bytes a column, one layer
 
 
@@ -152,7 +153,6 @@ T4 = DeviceProfile(
     ),
     gpu=GpuRates("T4", 16 << 30, 250e9, same_rate(39e12), 12e9, 12e9, 4.8e9, 10e-6, 40e-6, 8e-6, 150 << 20, 40 << 20),
 )
-MISTRAL_STEP = StepShape(4 * 32 + 2, 32 * 2 * 8 * 128 * 2, 32 * pair_flops(32, 128), concat_cache=False)
 PREFILL = 32
 
 
@@ -175,7 +175,9 @@ def run_mistral(resident: float, streamed: float, prefill: float, rows: Sequence
     placements = [place(spec, resident, streamed, prefill) for level in levels for spec in level]
     plan = make_plan(placements, 256, 2, 8 << 20, prefill_tokens=PREFILL)
     names = [[spec.name for spec in level] for level in levels]
-    return run_modelled(plan, names, MISTRAL_STEP, T4, 1024, rows)
+    specs = [spec for level in levels for spec in level]
+    step = step_of(specs, AttentionWork(2 * 8 * 128 * 2, pair_flops(32, 128)), last_islands=0)
+    return run_modelled(plan, names, step, T4, 1024, rows)
 
 
 def last_step(made: ModelledRun) -> list[Span]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hybrid.engine.cache_shape import attention_flops
+from hybrid.graph.cache_shape import attention_flops
 from hybrid.graph.decoder import CachePair
 from hybrid.loading.planning import open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
@@ -12,39 +12,47 @@ from hybrid.machine.profiles import find_profile
 from offload.calibrate.attention import AttentionRates, attention_rates, rates_from
 from offload.host.backend import NumbaBackend
 from offload.machine.profile import CpuRates
-from offload.plan.cost import whole_attention_s
+from offload.plan.cost import attention_s
 from offload.spec.attention import pair_flops
-from offload.spec.step import StepShape, Workload
+from offload.spec.step import AttentionWork, Workload
 from tests.unit.graph.test_attention_cut import CACHE, attention_graph
 
 CPU = replace(
     find_profile("generic-cpu").cpu, attention_bytes_per_s=1e6, attention_flops_per_s=1e7, ram_bytes_per_s=4e6
 )
-STEP = StepShape(islands=5, cache_bytes_per_token=100, attention_flops_per_pair=3000, concat_cache=False)
+WORK = AttentionWork(cache_bytes_per_token=100, flops_per_pair=3000)
 
 
-def seconds(step: StepShape, depth: int, rows: int = 1) -> float:
-    return whole_attention_s(step, CPU, Workload(depth, rows))
+def seconds(attention: AttentionWork, depth: int, rows: int = 1, concat_cache: bool = False) -> float:
+    return attention_s(attention, concat_cache, CPU, Workload(depth, rows))
 
 
 def test_reading_the_cache_and_computing_with_it_add_up() -> None:
     seen = 1000.5
-    assert seconds(STEP, 1000) == pytest.approx(seen * 100 / 1e6 + seen * 3000 / 1e7)
+    assert seconds(WORK, 1000) == pytest.approx(seen * 100 / 1e6 + seen * 3000 / 1e7)
 
 
 def test_prefill_computes_for_every_token_but_reads_once() -> None:
     seen = 1000 + 256 / 2
-    assert seconds(STEP, 1000, rows=256) == pytest.approx(seen * 100 / 1e6 + 256 * seen * 3000 / 1e7)
+    assert seconds(WORK, 1000, rows=256) == pytest.approx(seen * 100 / 1e6 + 256 * seen * 3000 / 1e7)
 
 
 def test_a_cache_that_is_rewritten_is_read_and_written_at_the_rate_of_ram() -> None:
-    more_s = seconds(replace(STEP, concat_cache=True), 1000) - seconds(STEP, 1000)
+    more_s = seconds(WORK, 1000, concat_cache=True) - seconds(WORK, 1000)
     assert more_s == pytest.approx(2 * 1000.5 * 100 / 4e6)
 
 
-def layer(heads: int, kv_heads: int, head_dim: int) -> StepShape:
-    """One layer with an fp16 cache."""
-    return StepShape(5, 4 * kv_heads * head_dim, pair_flops(heads, head_dim), concat_cache=False)
+def test_a_window_bounds_what_is_read_and_computed_but_not_what_is_rewritten() -> None:
+    windowed = replace(WORK, window=64)
+    assert seconds(windowed, 1000, rows=8) == pytest.approx(64 * 100 / 1e6 + 8 * 64 * 3000 / 1e7)
+    assert seconds(windowed, 10) == seconds(WORK, 10)
+    more_s = seconds(windowed, 1000, concat_cache=True) - seconds(windowed, 1000)
+    assert more_s == pytest.approx(2 * 1000.5 * 100 / 4e6)
+
+
+def layer(heads: int, kv_heads: int, head_dim: int) -> AttentionWork:
+    """An attention with an fp16 cache."""
+    return AttentionWork(4 * kv_heads * head_dim, pair_flops(heads, head_dim))
 
 
 # GB/s of cache in fp16, 1024 tokens deep, of our kernel on two cores of an EPYC (Zen 4).
@@ -63,9 +71,9 @@ def test_two_rates_are_right_within_a_fifth_for_all_layouts_of_heads(
     layout: tuple[int, int, int], cache_bytes_per_s: float
 ) -> None:
     cpu = replace(CPU, attention_bytes_per_s=42e9, attention_flops_per_s=200e9)
-    step = layer(*layout)
-    measured_s = 1024 * step.cache_bytes_per_token / cache_bytes_per_s
-    assert whole_attention_s(step, cpu, Workload(1024)) == pytest.approx(measured_s, rel=0.2)
+    attention = layer(*layout)
+    measured_s = 1024 * attention.cache_bytes_per_token / cache_bytes_per_s
+    assert attention_s(attention, False, cpu, Workload(1024)) == pytest.approx(measured_s, rel=0.2)
 
 
 def with_rates(rates: AttentionRates) -> CpuRates:
@@ -76,10 +84,8 @@ def test_calibration_finds_the_rates_that_predict_what_it_measured() -> None:
     work = Workload(2047, 2)  # 2048 tokens seen by each
     few_s, many_s = 180e-6, 480e-6
     cpu = with_rates(rates_from(few_s, many_s))
-    shapes = [
-        replace(layer(32, kv_heads, 64), attention_flops_per_pair=pair_flops(32, 64) // 2) for kv_heads in (4, 32)
-    ]
-    assert [whole_attention_s(shape, cpu, work) for shape in shapes] == pytest.approx([few_s, many_s])
+    shapes = [replace(layer(32, kv_heads, 64), flops_per_pair=pair_flops(32, 64) // 2) for kv_heads in (4, 32)]
+    assert [attention_s(shape, False, cpu, work) for shape in shapes] == pytest.approx([few_s, many_s])
 
 
 @pytest.mark.parametrize(("few_s", "many_s"), [(2e-4, 1e-4), (1e-4, 1e-4), (1e-5, 9e-4)])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hybrid.engine.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.errors import UsageError
 from hybrid.families import open_huggingface
 from hybrid.graph.attention import Attention, find_attentions
+from hybrid.graph.cache_shape import cache_bytes, cache_types, with_cache_type
 from hybrid.graph.cut import cut
 from hybrid.graph.decoder import CachePair, Decoder
 from hybrid.graph.find import find_linears

@@ -74,7 +74,7 @@ def test_a_model_of_many_kinds_fills_the_budget_and_says_how_it_was_planned() ->
     assert not any("kinds of Linears" in note for note in make_plan(request(kinds(MOST_KINDS), budget_bytes)).notes)
 
 
-@pytest.mark.parametrize("linears", [many(1001), kinds(201)], ids=["Linears", "kinds"])
+@pytest.mark.parametrize("linears", [many(4097), kinds(201)], ids=["Linears", "kinds"])
 def test_too_many_for_a_search_share_the_budget_equally(
     linears: list[LinearSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,14 +99,14 @@ def test_too_many_for_a_search_share_the_budget_equally(
 
 
 def test_too_many_are_resident_whole_where_they_fit_and_on_the_host_where_there_are_more() -> None:
-    whole = make_plan(request(many(1001), 64 * MIB))
+    whole = make_plan(request(many(4097), 128 * MIB))
     assert not any(len(placement.host) for placement in whole.placements)
-    more = make_plan(request(many(4097), 256 * MIB))
+    more = make_plan(request(many(16385), 512 * MIB))
     assert not any(placement.on_device for placement in more.placements)
-    assert any("4,097 Linears" in note for note in more.notes)
-    assert not any("too many" in note for note in make_plan(request(many(4097), 0)).notes)
+    assert any("16,385 Linears" in note for note in more.notes)
+    assert not any("too many" in note for note in make_plan(request(many(16385), 0)).notes)
 
 
 def test_ordinary_models_are_searched() -> None:
-    assert is_searched(request(many(1000), MIB))
+    assert is_searched(request(many(4096), MIB))
     assert is_searched(request(kinds(200), MIB))

@@ -15,8 +15,9 @@ from offload.plan.planner import make_plan
 from offload.plan.request import PlanRequest
 from offload.plan.shares import Shares
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
-from offload.spec.step import StepShape
+from offload.spec.step import AttentionWork
 from offload.spec.units import GIB, MIB
+from tests.unit.plan.steps import step_of
 
 ROUNDING = 1.002  # the second solve gives up a thousandth, ties another
 A_FIFTIETH = 1 / 0.98
@@ -66,7 +67,7 @@ def request(linears: Sequence[LinearSpec], profile: DeviceProfile, budget_bytes:
         budget_bytes=budget_bytes,
         fixed_vram_bytes={"context": 3 * MIB, "workspace": MIB},
         other_ram_bytes={},
-        step=StepShape(len(linears), 1024, 4096, False),
+        step=step_of(linears, AttentionWork(1024, 4096)),
     )
 
 

@@ -20,8 +20,8 @@ from offload.plan.ram_tiers import READ_AHEAD, file_bytes
 from offload.plan.request import CHUNK_TOKENS, PlanRequest
 from offload.plan.shares import Shares
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
-from offload.spec.step import StepShape
 from offload.spec.units import GIB, MIB, format_bytes
+from tests.unit.plan.steps import step_of
 
 # A slow CPU and short round trips: the device pays even for tiny Linears.
 MULTIPLY = {name: {1: 1e6, 128: 1e5} for name in WeightFormat}
@@ -52,7 +52,7 @@ def request(linears: Sequence[LinearSpec], budget_bytes: int, **changes: Any) ->
         budget_bytes=budget_bytes,
         fixed_vram_bytes=FIXED,
         other_ram_bytes={"other weights": 10, "kv cache": 20},
-        step=StepShape(5, 256, 1024, False),
+        step=step_of(linears),
         pinned_limit_bytes=0,  # what fits is resident; streaming has tests of its own
     )
     return replace(base, **changes)

@@ -19,8 +19,9 @@ from offload.plan.request import PlanRequest
 from offload.run.modelled_step import run_modelled
 from offload.spec.attention import pair_flops
 from offload.spec.linear import Layout, LinearSpec, WeightFormat
-from offload.spec.step import StepShape, Workload
+from offload.spec.step import AttentionWork, Workload
 from offload.spec.units import GIB
+from tests.unit.plan.steps import step_of
 
 BUDGETS = (0, 0.5, 6, 12, 15)  # GiB: nothing, mostly streamed, a half, nearly all, all
 HOST_LEVEL = LevelCost(3.0, False, 0.0, 0.0, 0, 0.0, 0.0)
@@ -30,16 +31,17 @@ NOTHING = HostAlone(0.0, 0.0)
 def cost(
     *levels: LevelCost,
     alone: Sequence[HostAlone] = (),
+    after: HostAlone = NOTHING,
     start_s: float = 0.0,
     ram_s: float = 0.0,
     disk_s: float = 0.0,
 ) -> StepCost:
-    return StepCost(start_s, tuple(alone) or (NOTHING,) * len(levels), levels, ram_s, disk_s)
+    return StepCost(start_s, (*(alone or (NOTHING,) * len(levels)), after), levels, ram_s, disk_s)
 
 
 def test_host_levels_follow_each_other() -> None:
-    alone = (NOTHING, HostAlone(1.0, 0.5))
-    walked = replay(cost(HOST_LEVEL, HOST_LEVEL, alone=alone, start_s=0.25), NO_RING)
+    alone, after = (NOTHING, HostAlone(0.5, 0.25)), HostAlone(0.5, 0.25)
+    walked = replay(cost(HOST_LEVEL, HOST_LEVEL, alone=alone, after=after, start_s=0.25), NO_RING)
     assert walked.step_s == pytest.approx(7.75)
     assert {name: s for name, s in walked.parts.items() if s} == pytest.approx(
         {"islands": 1.25, "attention": 0.5, "host": 6.0}
@@ -99,7 +101,7 @@ def mistral(budget_gib: float, machine: str = "colab-t4", layers: int = 32) -> P
         budget_bytes=int(budget_gib * GIB),
         fixed_vram_bytes={"context": profile.gpu.context_bytes, "workspace": profile.gpu.workspace_bytes},
         other_ram_bytes={},
-        step=StepShape(4 * layers + 1, layers * 2 * 8 * 128 * 2, layers * pair_flops(32, 128), False),
+        step=step_of(linears, AttentionWork(2 * 8 * 128 * 2, pair_flops(32, 128)), last_islands=0),
     )
 
 

@@ -29,7 +29,14 @@ def test_cells(columns: tuple[int, int, int], text: str) -> None:
 
 @pytest.mark.parametrize(
     ("rate", "text"),
-    [(None, "-"), (0.456, "0.46 tokens/s"), (12.34, "12.3 tokens/s"), (4321.0, "4,321 tokens/s")],
+    [
+        (None, "-"),
+        (0.00256, "0.0026 tokens/s"),
+        (0.0999, "0.10 tokens/s"),
+        (0.456, "0.46 tokens/s"),
+        (12.34, "12.3 tokens/s"),
+        (4321.0, "4,321 tokens/s"),
+    ],
 )
 def test_rates(rate: float | None, text: str) -> None:
     assert report.rate(rate) == text
