@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from hybrid import load
-from hybrid.errors import ModelFileError
-from hybrid.loading.settings import DEMO_MODEL
+from hybrid.errors import ModelFileError, OffloadError
+from hybrid.loading.planning import open_for_run
+from hybrid.loading.settings import DEMO_MODEL, RunSettings
+from tests.engines import engine_on_cpu
 
 WEIGHTS = "model.safetensors"
 
@@ -56,6 +58,16 @@ def test_a_file_that_was_written_to_ends_the_text(
         for _ in range(2):
             with pytest.raises(ModelFileError, match=WEIGHTS):
                 model.engine.decode(7)
+
+
+@pytest.mark.parametrize("change", [shorten, empty, overwrite, rename, remove])
+def test_a_file_that_changes_between_opening_and_loading_is_refused(
+    folder: Path, change: Callable[[Path], None]
+) -> None:
+    opened = open_for_run(RunSettings(model=folder))
+    change(folder / WEIGHTS)
+    with pytest.raises(OffloadError, match=WEIGHTS):
+        engine_on_cpu(opened)
 
 
 @pytest.mark.parametrize("change", [rename, remove])
