@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -46,8 +47,14 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file, the module first; parsed once, for many tests look at every file."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -64,10 +71,11 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
             yield from _running(child)
 
 
+@cache
 def _files_imported(path: Path) -> set[str]:
     """Our files that a file needs when it runs, by name."""
     modules = set()
-    for node in _running(ast.parse(path.read_text())):
+    for node in _running(_nodes(path)[0]):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -76,6 +84,7 @@ def _files_imported(path: Path) -> set[str]:
     return {file for module in modules if (file := _file_of(module))}
 
 
+@cache
 def _file_of(module: str) -> str:
     name = module.replace(".", "/")
     return next((file for file in (f"{name}.py", f"{name}/__init__.py") if (ROOT / file).is_file()), "")
@@ -129,7 +138,7 @@ def test_imports_follow_the_layers(path: Path) -> None:
 def test_only_the_command_line_prints_parses_and_reads_the_environment(path: Path) -> None:
     if _name(path) in MAY_PRINT:
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("print", "input"), f"line {node.lineno}: {node.func.id}"
         if isinstance(node, ast.Attribute):
@@ -143,7 +152,7 @@ def test_no_two_classes_share_a_name() -> None:
     """A leading underscore makes no other name."""
     files: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             if isinstance(node, ast.ClassDef):
                 files.setdefault(node.name.lstrip("_"), []).append(_name(path))
     shared = {name: found for name, found in files.items() if len(found) > 1}

@@ -27,18 +27,23 @@ sys.exit(hybrid.cli.entry.main_run())
 """
 
 
-@pytest.mark.parametrize("module", ["hybrid.cli.main", "typer", "hybrid.text.text_model", "numba", "onnxruntime"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_while_importing_is_quiet(module: str, number: int, code: int) -> None:
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+MODULES = ["hybrid.cli.main", "typer", "hybrid.text.text_model", "numba", "onnxruntime"]
+BY_ALL = [(module, signal.SIGINT) for module in MODULES]
+BY_SOME = [(module, number) for module in MODULES[::3] for number in (signal.SIGTERM, signal.SIGHUP)]
+
+
+@pytest.mark.parametrize(("module", "number"), BY_ALL + BY_SOME)
+def test_a_signal_while_importing_is_quiet(module: str, number: signal.Signals) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, module, str(int(number))], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stdout) == (code, "")
+    assert (done.returncode, done.stdout) == (CODES[number], "")
     assert "Traceback" not in done.stderr
     assert "ignored" not in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_a_signal_in_the_middle_of_a_text_ends_it(number: int, code: int) -> None:
     arguments = ["run", "--max-tokens", "400", "--context", "450", "--logit-bias", "2=-100", "Once upon a time"]
     with subprocess.Popen(
