@@ -137,7 +137,7 @@ def test_garbage_is_refused_or_walked_and_nothing_else(content: bytes, tmp_path:
     _read_or_refuse(tmp_path / "model.onnx", content)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_models_are_refused_or_read_and_nothing_else(data: st.DataObject, tmp_path: Path) -> None:
     """Bytes of a real model are changed outside its large weights, where every one has a meaning; then cut."""

@@ -176,9 +176,9 @@ def test_drawing_without_sorting_follows_the_weights(score_of: Callable[[Weights
 def chances(settings: SamplingSettings, logits: Weights, prompt: list[int] | None = None) -> Weights:
     """Count how often each token is drawn first."""
     counts = np.zeros(len(logits))
-    for seed in range(3000):
+    for seed in range(1500):
         counts[Sampler(replace(settings, seed=seed), prompt or [])(logits)] += 1
-    return counts / 3000
+    return counts / 1500
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def chances(settings: SamplingSettings, logits: Weights, prompt: list[int] | Non
     ],
 )
 def test_rules_apply_in_their_order(settings: dict[str, Any], expected: list[float]) -> None:
-    np.testing.assert_allclose(chances(SamplingSettings(**settings), LOGITS), expected, atol=0.03)
+    np.testing.assert_allclose(chances(SamplingSettings(**settings), LOGITS), expected, atol=0.04)
 
 
 def test_penalties_by_hand() -> None:
