@@ -59,6 +59,9 @@ def all_in_files(placements: list[LinearPlacement]) -> list[LinearPlacement]:
     return [replace(placement, tier=HostTier.FILE) for placement in placements]
 
 
+@pytest.mark.parametrize(
+    "device", ["simulated", "emulated cupy"], indirect=True
+)  # what it multiplies with is no matter
 @pytest.mark.parametrize("where", [name for name in PLACEMENTS if name not in ("all resident", "all streamed")])
 @pytest.mark.parametrize(
     ("layout", "piece_bytes"), [(Layout.KN, 1 << 20), (Layout.NK, 900)]

@@ -9,7 +9,7 @@ import pytest
 from tools.fuzz import KINDS, Kind, fuzz, try_input
 from tools.fuzz_seeds import write_seeds
 
-INPUTS = {"onnx": 80, "settings": 200, "conversation": 200}  # the others: 30
+INPUTS = {"onnx": 40, "settings": 100, "conversation": 100}  # the others: 12
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def time_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_files(name: str, work: Path) -> None:
-    counts, findings = fuzz(name, 0, range(INPUTS.get(name, 30)), work)
+    counts, findings = fuzz(name, 0, range(INPUTS.get(name, 12)), work)
     assert not findings
-    assert counts["opened"] + counts["refused"] == INPUTS.get(name, 30)
+    assert counts["opened"] + counts["refused"] == INPUTS.get(name, 12)
 
 
 def test_whole_files_open(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

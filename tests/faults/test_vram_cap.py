@@ -83,14 +83,19 @@ class Needs:
         return self.fixed + self.activations + int(share * self.weights) + 12_345
 
 
+_NEEDS: list[Needs] = []  # measured once, for they are the same in every test
+
+
 @pytest.fixture
 def needs(driver: EmulatedDriver, machine: str) -> Needs:
     CudaDevice().close()
-    fixed_bytes = driver.own_bytes + 3 * GRANULE_BYTES
-    with opened(fixed_bytes + 256 * MIB, machine) as engine:
-        vram = engine.plan.vram_bytes
+    if not _NEEDS:
+        fixed_bytes = driver.own_bytes + 3 * GRANULE_BYTES
+        with opened(fixed_bytes + 256 * MIB, machine) as engine:
+            vram = engine.plan.vram_bytes
+        _NEEDS.append(Needs(fixed_bytes, vram["activations"], vram["weights"]))
     driver.peak_bytes = 0
-    return Needs(fixed_bytes, vram["activations"], vram["weights"])
+    return _NEEDS[0]
 
 
 @pytest.mark.parametrize("share", [0.6, 0.9, 10.0])

@@ -19,7 +19,7 @@ from hybrid.text.sampling import SamplingSettings
 from tests.parity.test_golden_tokens import DEMO_GOLDEN
 
 PROMPTS = ("Once upon a time", "The cat", "A big dog", "One day")
-TOKENS = 24
+TOKENS = 12
 
 
 @pytest.fixture(scope="module")
