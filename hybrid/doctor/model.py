@@ -46,7 +46,7 @@ def examine_model(
     specs = [linear.spec for linear in opened.linears]
     findings = [_identity(opened), *_formats(specs), *_stays_on_cpu(specs, device_refuses), _context(opened, on_cpu)]
     findings += [note(text) for text in opened.decoder.notes]
-    if any(initializer.source is None for initializer in opened.decoder.graph.initializers.values()):
+    if not opened.decoder.graph.has_weights:
         findings.append(note("only a config, no weights: it can be planned, not run", _download(model)))
     else:
         findings.append(_tokenizer(path))

@@ -160,6 +160,11 @@ class Graph:
     types: Mapping[str, ElementType] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
+    @property
+    def has_weights(self) -> bool:
+        """Tell whether its weights lie somewhere; those of a config alone do not."""
+        return all(initializer.source is not None for initializer in self.initializers.values())
+
     @cached_property
     def producers(self) -> dict[str, Node]:
         """The node that writes each tensor."""

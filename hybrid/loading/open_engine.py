@@ -226,7 +226,7 @@ def _without_kernels(device: Device | None) -> tuple[str, ...]:
 
 def _check_has_weights(opened: OpenedModel) -> None:
     decoder = opened.decoder
-    if any(initializer.source is None for initializer in decoder.graph.initializers.values()):
+    if not decoder.graph.has_weights:
         raise ModelFileError(
             f"{decoder.folder}: has a config but no .safetensors files; it can be planned with `hybrid plan`, not run"
         )

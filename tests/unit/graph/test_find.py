@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hybrid.graph.element_types import propagate_types
-from hybrid.graph.find import Linear, find_linears
+from hybrid.graph.find import Linear, find_linears, stored_weight
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
-from offload.spec.linear import Layout, WeightFormat
+from offload.spec.linear import BlockFormat, Dense, Layout, WeightFormat
 
 FP32, FP16, BF16 = ElementType.FLOAT, ElementType.FLOAT16, ElementType.BFLOAT16
 INT8, UINT8, INT4 = ElementType.INT8, ElementType.UINT8, ElementType.INT4
@@ -144,6 +144,44 @@ def test_blocks_that_our_kernels_multiply() -> None:
 )
 def test_blocks_that_stay_in_onnxruntime(node: Node, changes: dict[str, Any]) -> None:
     assert only([node], **NBITS | changes).spec.blocks is None
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
+def test_a_linear_gives_its_matrix_where_it_lies(shape: tuple[int, int]) -> None:
+    graph = graph_of([node("Gemm", "x w", "h", transB=int(shape == (12, 8)))], {"w": (BF16, shape)})
+    values = np.arange(96, dtype=np.uint16).reshape(shape)
+    weight = replace(graph.initializers["w"], source=values)
+    (linear,) = find_linears(graph)
+    stored = stored_weight(replace(graph, initializers={"w": weight}), linear)
+    assert stored.storage == Dense(WeightFormat.BF16, Layout.KN if shape == (8, 12) else Layout.NK)
+    assert (stored.in_features, stored.out_features) == (8, 12)
+    assert np.shares_memory(stored.arrays[0].array(), values)
+
+
+def test_a_linear_gives_its_blocks_with_a_row_for_each_column() -> None:
+    """Exporters flatten scales; K 64 in blocks of 32, 4 bits."""
+    arrays = {
+        "w": np.arange(384, dtype=np.uint8).reshape(12, 2, 16),
+        "s": np.arange(24, dtype=np.float32),
+        "z": np.arange(12, dtype=np.uint8),
+    }
+    graph = graph_of([nbits("x w s z")], {"w": (UINT8, (12, 2, 16)), "s": (FP32, (24,)), "z": (UINT8, (12,))})
+    (linear,) = find_linears(graph)
+    initializers = {name: replace(graph.initializers[name], source=array) for name, array in arrays.items()}
+    stored = stored_weight(replace(graph, initializers=initializers), linear)
+    assert stored.storage == BlockFormat(4, 32, WeightFormat.FP32, zeros=True)
+    assert [array.shape for array in stored.arrays] == [(12, 2, 16), (12, 2), (12, 1)]
+    for array, expected in zip(stored.arrays, arrays.values(), strict=True):
+        np.testing.assert_array_equal(array.array().reshape(-1), expected.reshape(-1))
+
+
+def test_weights_that_are_nowhere_or_for_onnxruntime_only_are_not_given() -> None:
+    graph = graph_of([node("MatMul", "x w", "h")], {"w": (FP32, (8, 12))})
+    with pytest.raises(ValueError, match="w: this graph was made from a config alone"):
+        stored_weight(graph, find_linears(graph)[0])
+    graph = graph_of([nbits("x w s", weight_prepacked=1)], NBITS)
+    with pytest.raises(ValueError, match="int4 are stored in blocks"):
+        stored_weight(graph, find_linears(graph)[0])
 
 
 def test_blocks_of_different_sizes_are_different_groups() -> None:
