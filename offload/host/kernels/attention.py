@@ -5,15 +5,16 @@ whose results are merged (flash-decoding). All query heads that share a key/valu
 that keys and values are read once. The products are those of `host_loops` and BLAS, the softmax that of
 `host_softmax`, called by address.
 
-A task is a table of int64 words. As in `host_loops`, nothing here may come from another file.
+A task is a table of int64 words.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import extending, float32, int16, int64, types
+from numba import float32, int64
+
+from offload.host.kernels.intrinsics import F32, I32, I64, Pointer, at, call, fill, helper, intrinsic, load, store, take
 
 KEYS = 256  # keys of one block: their scores stay in L1 at decode, their fp32 panels in L2 at prefill
 
@@ -26,32 +27,13 @@ SCORE, MIX, EXPAND, GEMM, SGEMM, SOFTEN, JOIN, WORDS = range(25, 33)
 
 LOWEST = np.float32(-np.inf)
 
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
-helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
-Pointer = types.CPointer
-_I64, _I32, _I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
-_F32 = ir.FloatType()
-
-
-@intrinsic
-def call(typing: Any, function: Any, args: Any) -> Any:
-    """Call the C function at the address `function` with a tuple of int64; 64-bit ABIs pass addresses as integers."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(args))
-        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
-        builder.call(builder.inttoptr(values[0], kind.as_pointer()), unpacked)
-        return context.get_dummy_value()
-
-    return types.void(int64, types.UniTuple(int64, len(args))), generate
-
 
 @intrinsic
 def floats(typing: Any, number: Any) -> Any:
     """The fp32 numbers at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], _F32.as_pointer())
+        return builder.inttoptr(args[0], F32.as_pointer())
 
     return Pointer(float32)(int64), generate
 
@@ -59,13 +41,7 @@ def floats(typing: Any, number: Any) -> Any:
 @intrinsic
 def address(typing: Any, pointer: Any) -> Any:
     """The address in a pointer."""
-    return int64(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], _I64)
-
-
-@intrinsic
-def at(typing: Any, pointer: Any, index: Any) -> Any:
-    """The address of `pointer[index]`."""
-    return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+    return int64(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], I64)
 
 
 @intrinsic
@@ -73,62 +49,9 @@ def as_float(typing: Any, word: Any) -> Any:
     """The fp32 number whose bits are the lower half of a word."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.trunc(args[0], _I32), _F32)
+        return builder.bitcast(builder.trunc(args[0], I32), F32)
 
     return float32(int64), generate
-
-
-@intrinsic
-def increment(typing: Any, words: Any, index: Any) -> Any:
-    """`words[index] += 1`, for all threads at once; gives what was there before."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), _I64(1), "monotonic")
-
-    return int64(words, int64), generate
-
-
-@helper
-def take(pieces: Any, thread: int) -> Any:
-    """The next piece for a thread: of its own range, then of the others'; the number of all when none is left."""
-    for i in range(pieces[1]):
-        word = 8 + 8 * ((thread + i) % pieces[1])
-        if pieces[word] < pieces[word + 1]:
-            piece = increment(pieces, word)
-            if piece < pieces[word + 1]:
-                return piece
-    return pieces[0]
-
-
-@intrinsic
-def load(typing: Any, pointer: Any, index: Any) -> Any:
-    """`pointer[index]` of fp32 numbers."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]]), align=4)
-
-    return float32(pointer, int64), generate
-
-
-@intrinsic
-def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
-    """`pointer[index] = value`, rounded to nearest even where fp16 is stored; too large a value becomes infinite."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[2]
-        if pointer.dtype == int16:
-            value = builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
-        builder.store(value, builder.gep(args[0], [args[1]]), align=2)
-        return context.get_dummy_value()
-
-    return types.void(pointer, int64, float32), generate
-
-
-@helper
-def fill(target: Any, first: int, last: int, value: Any) -> None:
-    """target[first:last] = value."""
-    for i in range(first, last):
-        store(target, i, value)
 
 
 @helper

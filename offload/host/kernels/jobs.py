@@ -8,30 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, int64, types
+from numba import int64, types
 from numba.core import cgutils
+
+from offload.host.kernels.intrinsics import F32, I64, call, helper, intrinsic, take
 
 UNIT = 32  # columns that are not divided between threads; one cache line of a half format
 HEADER, ROW = 6, 8  # words of a task's header and of its row for each Linear
 BLOCK_HEADER, BLOCK_ROW = 12, 10  # likewise, for weights block-quantised to int8 or int4
-
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
-helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
-_I64 = ir.IntType(64)
-_F32 = ir.FloatType()
-
-
-@intrinsic
-def call(typing: Any, address: Any, args: Any) -> Any:
-    """Call the C function at `address` with a tuple of int64; 64-bit ABIs pass addresses as integers."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        function = ir.FunctionType(ir.VoidType(), [_I64] * len(args))
-        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
-        builder.call(builder.inttoptr(values[0], function.as_pointer()), unpacked)
-        return context.get_dummy_value()
-
-    return types.void(int64, types.UniTuple(int64, len(args))), generate
 
 
 @intrinsic
@@ -48,39 +32,17 @@ def sgemm(typing: Any, function: Any, args: Any) -> Any:
 
         def boxed(value: Any) -> Any:
             # A little-endian int64 reads right as an int32 too, so it serves both kinds of BLAS.
-            return builder.ptrtoint(cgutils.alloca_once_value(builder, value), _I64)
+            return builder.ptrtoint(cgutils.alloca_once_value(builder, value), I64)
 
-        is_transposed = builder.icmp_signed("!=", transposed, _I64(0))
-        flags = [boxed(builder.select(is_transposed, _I64(ord("T")), _I64(ord("N")))), boxed(_I64(ord("N")))]
-        sizes, one, scale = [boxed(v) for v in (n, m, k)], boxed(_F32(1.0)), boxed(builder.sitofp(beta, _F32))
+        is_transposed = builder.icmp_signed("!=", transposed, I64(0))
+        flags = [boxed(builder.select(is_transposed, I64(ord("T")), I64(ord("N")))), boxed(I64(ord("N")))]
+        sizes, one, scale = [boxed(v) for v in (n, m, k)], boxed(F32(1.0)), boxed(builder.sitofp(beta, F32))
         arguments = [*flags, *sizes, one, a, boxed(lda), x, boxed(ldx), scale, y, boxed(ldy)]
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(arguments))
+        kind = ir.FunctionType(ir.VoidType(), [I64] * len(arguments))
         builder.call(builder.inttoptr(values[0], kind.as_pointer()), arguments)
         return context.get_dummy_value()
 
     return types.void(int64, types.UniTuple(int64, 11)), generate
-
-
-@intrinsic
-def increment(typing: Any, words: Any, index: Any) -> Any:
-    """`words[index] += 1`, for all threads at once; gives what was there before."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), _I64(1), "monotonic")
-
-    return int64(words, int64), generate
-
-
-@helper
-def take(pieces: Any, thread: int) -> Any:
-    """The next piece for a thread: of its own range, then of the others'; the number of all when none is left."""
-    for i in range(pieces[1]):
-        word = 8 + 8 * ((thread + i) % pieces[1])
-        if pieces[word] < pieces[word + 1]:
-            piece = increment(pieces, word)
-            if piece < pieces[word + 1]:
-                return piece
-    return pieces[0]
 
 
 @helper

@@ -1,6 +1,5 @@
 """The loops of one Linear on the CPU: y = x @ W straight from the stored weight, and roundings.
 
-They take raw addresses, because a mapped file promises no alignment and no shape should cost a compilation.
 The pointer's type carries the format: float32, int16 (the bits of an fp16) or uint16 (the bits of a bf16).
 """
 
@@ -9,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import extending, float32, int16, int64, types, uint16
+from numba import float32, int16, int64, types, uint16
 from numba.core import cgutils
+
+from offload.host.kernels.intrinsics import F32, I16, I32, I64, Pointer, at, intrinsic
 
 # Vectors are spelled out, since what LLVM makes of the plain loops is up to twice slower.
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
@@ -21,10 +22,6 @@ FEW = 4  # rows of x that share one pass over W
 LONG_BYTES = 28 << 10
 AHEAD_BYTES = 12 << 10  # of several rows of W; hardware does not see that one row goes on in the next but two
 
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
-Pointer = types.CPointer
-_I64, _I32, _I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
-_F32 = ir.FloatType()
 _FMA = ("contract",)  # allows fused multiply-add, and nothing that would lose a NaN or an infinity
 
 
@@ -36,9 +33,9 @@ def _many(kind: Any, lanes: int) -> Any:
 def read(builder: Any, dtype: Any, pointer: Any, lanes: int) -> Any:
     """IR that loads `lanes` stored elements at any alignment and widens them to fp32."""
     if dtype == float32:
-        return builder.load(builder.bitcast(pointer, _many(_F32, lanes).as_pointer()), align=1)
-    floats, words = _many(_F32, lanes), _many(_I32, lanes)
-    bits = builder.load(builder.bitcast(pointer, _many(_I16, lanes).as_pointer()), align=1)
+        return builder.load(builder.bitcast(pointer, _many(F32, lanes).as_pointer()), align=1)
+    floats, words = _many(F32, lanes), _many(I32, lanes)
+    bits = builder.load(builder.bitcast(pointer, _many(I16, lanes).as_pointer()), align=1)
     if dtype == int16:
         return builder.fpext(builder.bitcast(bits, _many(ir.HalfType(), lanes)), floats)
     shift = ir.Constant(words, [16] * lanes if lanes > 1 else 16)
@@ -53,17 +50,17 @@ def _fma(builder: Any, a: Any, b: Any, total: Any) -> Any:
 def fetch(builder: Any, pointer: Any, dtype: Any, lanes: int) -> None:
     """IR that brings `lanes` stored elements into the L2 cache; harmless where there is no memory."""
     byte, line = ir.IntType(8).as_pointer(), 64
-    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
     for start in range(0, lanes * dtype.bitwidth // 8, line):
-        address = builder.gep(builder.bitcast(pointer, byte), [_I64(start)])
-        builder.call(prefetch, [address, _I32(0), _I32(2), _I32(1)])  # to read, for L2, data
+        address = builder.gep(builder.bitcast(pointer, byte), [I64(start)])
+        builder.call(prefetch, [address, I32(0), I32(2), I32(1)])  # to read, for L2, data
 
 
 def _folded(builder: Any, vector: Any, lanes: int) -> Any:
     """IR that adds the parts of a vector, of so many lanes each."""
     parts = [
-        builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, lanes), list(range(i, i + lanes))))
+        builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, lanes), list(range(i, i + lanes))))
         for i in range(0, vector.type.count, lanes)
     ]
     return functools.reduce(builder.fadd, parts)
@@ -86,14 +83,14 @@ def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = args[2]
         if pointer.dtype == int16:
-            value = builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
+            value = builder.bitcast(builder.fptrunc(value, ir.HalfType()), I16)
         elif pointer.dtype == uint16:
-            bits = builder.bitcast(value, _I32)
-            high = builder.lshr(bits, _I32(16))
-            rounded = builder.add(builder.add(bits, _I32(0x7FFF)), builder.and_(high, _I32(1)))
-            quiet = builder.or_(high, _I32(0x40))  # rounding could carry a NaN's bits over to infinity
+            bits = builder.bitcast(value, I32)
+            high = builder.lshr(bits, I32(16))
+            rounded = builder.add(builder.add(bits, I32(0x7FFF)), builder.and_(high, I32(1)))
+            quiet = builder.or_(high, I32(0x40))  # rounding could carry a NaN's bits over to infinity
             is_nan = builder.fcmp_unordered("uno", value, value)
-            value = builder.trunc(builder.select(is_nan, quiet, builder.lshr(rounded, _I32(16))), _I16)
+            value = builder.trunc(builder.select(is_nan, quiet, builder.lshr(rounded, I32(16))), I16)
         builder.store(value, builder.gep(args[0], [args[1]]), align=2)
         return context.get_dummy_value()
 
@@ -101,16 +98,10 @@ def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def at(typing: Any, pointer: Any, index: Any) -> Any:
-    """The address of `pointer[index]`."""
-    return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
-
-
-@intrinsic
 def stored_bytes(typing: Any, pointer: Any) -> Any:
     """The size of a stored element."""
     size = pointer.dtype.bitwidth // 8
-    return int64(pointer), lambda context, builder, signature, args: _I64(size)
+    return int64(pointer), lambda context, builder, signature, args: I64(size)
 
 
 def _dots(rows: Any, xs: Any, fetches: bool) -> tuple[Any, Any]:
@@ -124,7 +115,7 @@ def _dots(rows: Any, xs: Any, fetches: bool) -> tuple[Any, Any]:
         us = [builder.extract_value(args[1], i) for i in range(len(xs))]
 
         def sweep(totals: list[Any], first: Any, last: Any, width: int) -> None:
-            with cgutils.for_range_slice(builder, first, last, _I64(width), _I64) as (i, _):
+            with cgutils.for_range_slice(builder, first, last, I64(width), I64) as (i, _):
                 factors = [read(builder, float32, builder.gep(u, [i]), width) for u in us]
                 for r, w in enumerate(ws):
                     place = builder.gep(w, [i])
@@ -134,15 +125,15 @@ def _dots(rows: Any, xs: Any, fetches: bool) -> tuple[Any, Any]:
                     for m, factor in enumerate(factors):
                         _fma(builder, value, factor, totals[r * len(us) + m])
 
-        done, totals = _I64(0), [ir.Constant(ir.VectorType(_F32, lanes), [0.0] * lanes)] * result.count
+        done, totals = I64(0), [ir.Constant(ir.VectorType(F32, lanes), [0.0] * lanes)] * result.count
         for width in dict.fromkeys((lanes, LANES)):
             parts = [cgutils.alloca_once_value(builder, _folded(builder, total, width)) for total in totals]
-            whole = builder.sub(args[2], builder.srem(args[2], _I64(width)))
+            whole = builder.sub(args[2], builder.srem(args[2], I64(width)))
             sweep(parts, done, whole, width)
             done, totals = whole, [builder.load(part) for part in parts]
-        kind = ir.FunctionType(_F32, [_F32, ir.VectorType(_F32, LANES)])
+        kind = ir.FunctionType(F32, [F32, ir.VectorType(F32, LANES)])
         reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        sums = [builder.call(reduce, [_F32(-0.0), total], fastmath=("reassoc",)) for total in totals]
+        sums = [builder.call(reduce, [F32(-0.0), total], fastmath=("reassoc",)) for total in totals]
         narrow = [cgutils.alloca_once_value(builder, total) for total in sums]
         sweep(narrow, done, args[2], 1)
         return cgutils.pack_array(builder, [builder.load(total) for total in narrow])
@@ -171,14 +162,14 @@ def _make_sweep(lanes: int) -> Any:
 
         Every row is another page, where hardware stops looking ahead; so tiles fetch those of the next band.
         """
-        vector = _many(_F32, lanes)
+        vector = _many(F32, lanes)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def splat(value: Any) -> Any:
                 if lanes == 1:
                     return value
-                head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-                first_lane = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+                head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
+                first_lane = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
                 return builder.shuffle_vector(head, head, first_lane)
 
             us = [builder.extract_value(args[3], m) for m in range(len(xs))]
@@ -188,7 +179,7 @@ def _make_sweep(lanes: int) -> Any:
             with cgutils.for_range(builder, args[2]) as loop:
                 row = builder.gep(args[0], [builder.mul(loop.index, args[1])])
                 if lanes == TILE:
-                    fetch(builder, builder.gep(row, [builder.mul(args[1], _I64(BAND))]), w.dtype, lanes)
+                    fetch(builder, builder.gep(row, [builder.mul(args[1], I64(BAND))]), w.dtype, lanes)
                 value = read(builder, w.dtype, row, lanes)
                 for u, total in zip(us, totals, strict=True):
                     _fma(builder, value, splat(builder.load(builder.gep(u, [loop.index]))), total)

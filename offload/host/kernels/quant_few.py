@@ -11,7 +11,8 @@ from numba import int64, types, uint8
 from numba.core import cgutils
 
 from offload.host.kernels import quant_ir as q
-from offload.host.kernels.quant_ir import Pointer, at, block_of, intrinsic
+from offload.host.kernels.intrinsics import F32, I32, I64, Pointer, at, intrinsic
+from offload.host.kernels.quant_ir import block_of
 from offload.spec.linear import BLOCKS
 
 COLUMNS = 2 * q.LANES  # that share one pass over x
@@ -45,7 +46,7 @@ def new_panel(typing: Any, w: Any) -> Any:
 
 def _row(builder: Any, n: Any, count: Any, column: Any) -> Any:
     """The stored row of a column of the panel; columns that are missing repeat the last one."""
-    return builder.add(n, q.minimum(builder, column, builder.sub(count, q.I64(1))))
+    return builder.add(n, q.minimum(builder, column, builder.sub(count, I64(1))))
 
 
 @intrinsic
@@ -58,24 +59,24 @@ def fill_weights(typing: Any, panel: Any, w: Any, blocks: Any, n: Any, count: An
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, w, blocks, n, count, first, depth = args
         values, _, _, _ = _panel(builder, memory)
-        row_bytes = builder.mul(blocks, q.I64(block_bytes))
+        row_bytes = builder.mul(blocks, I64(block_bytes))
         start = q.offset(builder, w, first, block_bytes)
-        nbytes = builder.mul(depth, q.I64(block_bytes))
-        whole, rest = builder.udiv(nbytes, q.I64(chunk_bytes)), builder.urem(nbytes, q.I64(chunk_bytes))
+        nbytes = builder.mul(depth, I64(block_bytes))
+        whole, rest = builder.udiv(nbytes, I64(chunk_bytes)), builder.urem(nbytes, I64(chunk_bytes))
 
         def chunk(rows: list[Any], number: Any, side: int) -> None:
             loaded = [q.weights(builder, row, bits, q.SPAN, span) for row in rows]
-            words = [builder.bitcast(row, q.vector(q.I32, q.LANES)) for row in loaded]
+            words = [builder.bitcast(row, q.vector(I32, q.LANES)) for row in loaded]
             place = q.offset(builder, values, number, 4 * COLUMNS * q.LANES)
             for i, column in enumerate(q.transposed(builder, words)):
                 q.store(builder, column, q.offset(builder, place, i * 4 * COLUMNS + side * q.SPAN))
 
         for side in range(2):
-            columns = [_row(builder, n, count, q.I64(side * q.LANES + i)) for i in range(q.LANES)]
+            columns = [_row(builder, n, count, I64(side * q.LANES + i)) for i in range(q.LANES)]
             rows = [q.offset(builder, start, builder.mul(column, row_bytes)) for column in columns]
             with cgutils.for_range(builder, whole) as loop:
                 chunk([q.offset(builder, row, loop.index, chunk_bytes) for row in rows], loop.index, side)
-            with builder.if_then(builder.icmp_signed(">", rest, q.I64(0))):  # not to read behind the weight
+            with builder.if_then(builder.icmp_signed(">", rest, I64(0))):  # not to read behind the weight
                 copies = [q.scratch(builder, q.I8, chunk_bytes) for _ in rows]
                 for row, copy in zip(rows, copies, strict=True):
                     end = q.offset(builder, row, whole, chunk_bytes)
@@ -97,27 +98,27 @@ def fill_scales(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, _, scale_start, zeros, blocks, n, count, first, depth = args
         _, panel_scales, panel_zeros, _ = _panel(builder, memory)
-        whole = builder.sub(depth, builder.urem(depth, q.I64(q.LANES)))
+        whole = builder.sub(depth, builder.urem(depth, I64(q.LANES)))
 
         def load_scales(row: Any, block: Any, lanes: int) -> Any:
             index = builder.add(builder.mul(row, blocks), block)
             return q.scales(builder, scales.dtype, scale_start, index, lanes)
 
         for side in range(2):
-            rows = [_row(builder, n, count, q.I64(side * q.LANES + i)) for i in range(q.LANES)]
-            with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(q.LANES), q.I64) as (i, _):
+            rows = [_row(builder, n, count, I64(side * q.LANES + i)) for i in range(q.LANES)]
+            with cgutils.for_range_slice(builder, I64(0), whole, I64(q.LANES), I64) as (i, _):
                 square = [load_scales(row, builder.add(first, i), q.LANES) for row in rows]
                 place = q.offset(builder, panel_scales, i, 4 * COLUMNS)
                 for j, column in enumerate(q.transposed(builder, square)):
                     q.store(builder, column, q.offset(builder, place, j * 4 * COLUMNS + side * q.SPAN))
-        middle = ir.Constant(q.vector(q.F32, q.LANES), [-(1 << (bits - 1))] * q.LANES)
+        middle = ir.Constant(q.vector(F32, q.LANES), [-(1 << (bits - 1))] * q.LANES)
         with cgutils.for_range(builder, depth) as loop:
             for side in range(2):
                 place = q.offset(builder, panel_zeros, loop.index, 4 * COLUMNS)
                 q.store(builder, middle, q.offset(builder, place, side * q.SPAN))
-        with cgutils.for_range(builder, q.I64(COLUMNS)) as column:
+        with cgutils.for_range(builder, I64(COLUMNS)) as column:
             row = _row(builder, n, count, column.index)
-            with cgutils.for_range_slice(builder, whole, depth, q.I64(1), q.I64) as (i, _):
+            with cgutils.for_range_slice(builder, whole, depth, I64(1), I64) as (i, _):
                 place = q.offset(builder, q.offset(builder, panel_scales, i, 4 * COLUMNS), column.index, 4)
                 q.store(builder, load_scales(row, builder.add(first, i), 1), place)
             with builder.if_then(cgutils.is_not_null(builder, zeros)), cgutils.for_range(builder, depth) as loop:
@@ -131,9 +132,9 @@ def fill_scales(
 
 def _row_starts(builder: Any, base: Any, m: Any, rows: Any, row_bytes: Any) -> list[Any]:
     """Point to rows m to m + 3; those beyond the last are the last."""
-    last = builder.sub(rows, q.I64(1))
+    last = builder.sub(rows, I64(1))
     return [
-        q.offset(builder, base, builder.mul(q.minimum(builder, builder.add(m, q.I64(i)), last), row_bytes))
+        q.offset(builder, base, builder.mul(q.minimum(builder, builder.add(m, I64(i)), last), row_bytes))
         for i in range(TILE_ROWS)
     ]
 
@@ -145,21 +146,21 @@ def _write(builder: Any, totals: list[list[Any]], targets: list[Any], count: Any
     places = [[q.offset(builder, target, side * q.SPAN) for side in range(2)] for target in targets]
     sums = [[cgutils.alloca_once_value(builder, total) for total in pair] for pair in totals]
     flat = [(place, total) for r, pair in enumerate(places) for place, total in zip(pair, sums[r], strict=True)]
-    add = builder.icmp_signed("!=", add, q.I64(0))
-    with builder.if_else(builder.icmp_signed("==", count, q.I64(COLUMNS))) as (whole, partly):
+    add = builder.icmp_signed("!=", add, I64(0))
+    with builder.if_else(builder.icmp_signed("==", count, I64(COLUMNS))) as (whole, partly):
         with whole:
             with builder.if_then(add):
                 for place, total in flat:
-                    before = q.load(builder, place, q.F32, q.LANES)
+                    before = q.load(builder, place, F32, q.LANES)
                     builder.store(builder.fadd(before, builder.load(total)), total)
             for place, total in flat:
                 q.store(builder, builder.load(total), place)
         with partly:
-            spare = q.scratch(builder, q.F32, TILE_ROWS * COLUMNS)
+            spare = q.scratch(builder, F32, TILE_ROWS * COLUMNS)
             for i, (_, total) in enumerate(flat):
                 q.store(builder, builder.load(total), q.offset(builder, spare, i * q.SPAN))
-            rows = [builder.gep(spare, [q.I64(r * COLUMNS)]) for r in range(TILE_ROWS)]
-            ys = [builder.bitcast(target, q.F32.as_pointer()) for target in targets]
+            rows = [builder.gep(spare, [I64(r * COLUMNS)]) for r in range(TILE_ROWS)]
+            ys = [builder.bitcast(target, F32.as_pointer()) for target in targets]
             with builder.if_then(add), cgutils.for_range(builder, count) as loop:
                 for row, y in zip(rows, ys, strict=True):
                     place = builder.gep(row, [loop.index])
@@ -172,13 +173,13 @@ def _write(builder: Any, totals: list[list[Any]], targets: list[Any], count: Any
 
 def _number(builder: Any, start: Any, index: Any) -> Any:
     """IR that loads an fp32 number into all lanes."""
-    place = builder.bitcast(q.offset(builder, start, index, 4), q.F32.as_pointer())
+    place = builder.bitcast(q.offset(builder, start, index, 4), F32.as_pointer())
     return q.splat(builder, builder.load(place, align=1), q.LANES)
 
 
 def _tile_sums(builder: Any) -> list[list[Any]]:
     """Variables for the sums of a tile, zero."""
-    zeros = q.zeros(q.F32, q.LANES)
+    zeros = q.zeros(F32, q.LANES)
     return [[cgutils.alloca_once_value(builder, zeros) for _ in range(2)] for _ in range(TILE_ROWS)]
 
 
@@ -193,31 +194,31 @@ def int8_tile(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, x, xs, sums, m, rows, blocks, first, depth, y, ldy, count = args[1:]
         values, panel_scales, panel_zeros, _ = _panel(builder, memory)
-        row_starts = _row_starts(builder, x, m, rows, builder.mul(blocks, q.I64(block)))
-        scale_starts, sum_starts = (_row_starts(builder, p, m, rows, builder.mul(blocks, q.I64(4))) for p in (xs, sums))
-        floats, words = q.vector(q.F32, q.LANES), q.vector(q.I32, q.LANES)
+        row_starts = _row_starts(builder, x, m, rows, builder.mul(blocks, I64(block)))
+        scale_starts, sum_starts = (_row_starts(builder, p, m, rows, builder.mul(blocks, I64(4))) for p in (xs, sums))
+        floats, words = q.vector(F32, q.LANES), q.vector(I32, q.LANES)
         totals = _tile_sums(builder)
         with cgutils.for_range(builder, depth) as loop:
             b = builder.add(first, loop.index)
             dots = [[cgutils.alloca_once(builder, words) for _ in range(2)] for _ in range(TILE_ROWS)]
             for pair in dots:
                 for dot in pair:
-                    builder.store(q.zeros(q.I32, q.LANES), dot)
+                    builder.store(q.zeros(I32, q.LANES), dot)
             block_start = q.offset(builder, values, loop.index, COLUMNS * block)
             starts = [q.offset(builder, start, b, block) for start in row_starts]
-            with cgutils.for_range_slice(builder, q.I64(0), q.I64(block // 4), q.I64(4), q.I64) as (k, _):
+            with cgutils.for_range_slice(builder, I64(0), I64(block // 4), I64(4), I64) as (k, _):
                 for i in range(4):
-                    four = builder.add(k, q.I64(i))
+                    four = builder.add(k, I64(i))
                     sides = _sides(builder, block_start, four, q.I8, q.SPAN)
                     for start, pair in zip(starts, dots, strict=True):
                         word = builder.load(
-                            builder.bitcast(q.offset(builder, start, four, 4), q.I32.as_pointer()), align=1
+                            builder.bitcast(q.offset(builder, start, four, 4), I32.as_pointer()), align=1
                         )
                         factor = builder.bitcast(q.splat(builder, word, q.LANES), q.vector(q.I8, q.SPAN))
                         for dot, side in zip(pair, sides, strict=True):
                             builder.store(q.dot(builder, builder.load(dot), side, factor), dot)
-            scale_sides = _sides(builder, panel_scales, loop.index, q.F32, q.LANES)
-            zero_sides = _sides(builder, panel_zeros, loop.index, q.F32, q.LANES)
+            scale_sides = _sides(builder, panel_scales, loop.index, F32, q.LANES)
+            zero_sides = _sides(builder, panel_zeros, loop.index, F32, q.LANES)
             for r in range(TILE_ROWS):
                 scale, total_x = (_number(builder, starts[r], b) for starts in (scale_starts, sum_starts))
                 for side in range(2):
@@ -226,7 +227,7 @@ def int8_tile(
                     exact = q.fma(builder, zero_sides[side], total_x, exact)
                     scaled = builder.fmul(exact, scale_sides[side])
                     builder.store(q.fma(builder, scaled, scale, builder.load(totals[r][side])), totals[r][side])
-        targets = _row_starts(builder, y, m, rows, builder.mul(ldy, q.I64(4)))
+        targets = _row_starts(builder, y, m, rows, builder.mul(ldy, I64(4)))
         _write(builder, [[builder.load(t) for t in pair] for pair in totals], targets, count, first)
         return context.get_dummy_value()
 
@@ -257,17 +258,17 @@ def widen_panel(typing: Any, panel: Any, w: Any, depth: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, scales, zeros, floats = _panel(builder, args[0])
         with cgutils.for_range(builder, args[2]) as blocks:
-            scale_sides = _sides(builder, scales, blocks.index, q.F32, q.LANES)
-            zero_sides = _sides(builder, zeros, blocks.index, q.F32, q.LANES)
+            scale_sides = _sides(builder, scales, blocks.index, F32, q.LANES)
+            zero_sides = _sides(builder, zeros, blocks.index, F32, q.LANES)
             block_start = q.offset(builder, values, blocks.index, COLUMNS * block)
             target = q.offset(builder, floats, blocks.index, 4 * COLUMNS * block)
-            with cgutils.for_range(builder, q.I64(block // 4)) as loop:
+            with cgutils.for_range(builder, I64(block // 4)) as loop:
                 four = q.offset(builder, target, loop.index, 16 * COLUMNS)
-                for side, words in enumerate(_sides(builder, block_start, loop.index, q.I32, q.LANES)):
+                for side, words in enumerate(_sides(builder, block_start, loop.index, I32, q.LANES)):
                     for i in range(4):
                         byte = builder.lshr(words, ir.Constant(words.type, [8 * i] * q.LANES))
                         byte = builder.and_(byte, ir.Constant(words.type, [0xFF] * q.LANES))
-                        value = builder.fadd(builder.uitofp(byte, q.vector(q.F32, q.LANES)), zero_sides[side])
+                        value = builder.fadd(builder.uitofp(byte, q.vector(F32, q.LANES)), zero_sides[side])
                         place = q.offset(builder, four, i * 4 * COLUMNS + side * q.SPAN)
                         q.store(builder, builder.fmul(value, scale_sides[side]), place)
         return context.get_dummy_value()
@@ -286,18 +287,18 @@ def float_tile(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, x, m, rows, blocks, first, depth, y, ldy, count = args[1:]
         _, _, _, floats = _panel(builder, memory)
-        starts = _row_starts(builder, x, m, rows, builder.mul(blocks, q.I64(4 * block)))
+        starts = _row_starts(builder, x, m, rows, builder.mul(blocks, I64(4 * block)))
         starts = [q.offset(builder, start, first, 4 * block) for start in starts]
         totals = _tile_sums(builder)
-        with cgutils.for_range_slice(builder, q.I64(0), builder.mul(depth, q.I64(block)), q.I64(4), q.I64) as (k, _):
+        with cgutils.for_range_slice(builder, I64(0), builder.mul(depth, I64(block)), I64(4), I64) as (k, _):
             for i in range(4):
-                index = builder.add(k, q.I64(i))
-                sides = _sides(builder, floats, index, q.F32, q.LANES)
+                index = builder.add(k, I64(i))
+                sides = _sides(builder, floats, index, F32, q.LANES)
                 for start, pair in zip(starts, totals, strict=True):
                     factor = _number(builder, start, index)
                     for total, side in zip(pair, sides, strict=True):
                         builder.store(q.fma(builder, side, factor, builder.load(total)), total)
-        targets = _row_starts(builder, y, m, rows, builder.mul(ldy, q.I64(4)))
+        targets = _row_starts(builder, y, m, rows, builder.mul(ldy, I64(4)))
         _write(builder, [[builder.load(total) for total in pair] for pair in totals], targets, count, first)
         return context.get_dummy_value()
 

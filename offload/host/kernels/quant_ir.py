@@ -3,17 +3,15 @@
 A pointer's type carries the bits and the block of a weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import extending, float32, int16, int64, types, uint8, uint16
+from numba import float32, int16, int64, types, uint8, uint16
 from numba.core import cgutils, config
 
+from offload.host.kernels.intrinsics import F32, I16, I32, I64, Pointer, intrinsic
 from offload.spec.linear import BLOCKS
-
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
-Pointer = types.CPointer
 
 
 def _has(feature: str) -> bool:
@@ -28,8 +26,7 @@ LANES = 16 if _has("avx512bw") else 8  # of 32 bits in a vector
 SPAN = 4 * LANES  # bytes in a vector
 HAS_TABLES = LANES == 16  # can look up 16 numbers at once
 
-I64, I32, _I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-F32, _F16 = ir.FloatType(), ir.HalfType()
+I8, _F16 = ir.IntType(8), ir.HalfType()
 BYTE = I8.as_pointer()
 FMA = ("contract",)
 
@@ -127,7 +124,7 @@ def sum_of(builder: Any, value: Any) -> Any:
 def dot(builder: Any, total: Any, w: Any, x: Any) -> Any:
     """IR for total[i] + the dot product of bytes 4i to 4i + 3 of `w`, unsigned, and `x`, signed. Exact."""
     lanes = total.type.count
-    words, halves = vector(I32, lanes), vector(_I16, 2 * lanes)
+    words, halves = vector(I32, lanes), vector(I16, 2 * lanes)
     if _VNNI:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(words, [words] * 3), name)
@@ -217,12 +214,6 @@ def scratch(builder: Any, kind: Any, count: int) -> Any:
     memory = cgutils.alloca_once(builder, kind, size=count)
     memory.align = 64
     return memory
-
-
-@intrinsic
-def at(typing: Any, pointer: Any, index: Any) -> Any:
-    """The address of `pointer[index]`."""
-    return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
 
 
 @intrinsic

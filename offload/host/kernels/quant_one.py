@@ -8,7 +8,7 @@ from numba import float32, int64, types
 from numba.core import cgutils
 
 from offload.host.kernels import quant_ir as q
-from offload.host.kernels.quant_ir import intrinsic
+from offload.host.kernels.intrinsics import F32, I32, I64, intrinsic
 
 CHAINS = 2  # sums that one row is added up in, to hide the latency of an FMA
 AHEAD = 4096  # bytes by which a row is fetched before it is read
@@ -35,7 +35,7 @@ class _WeightRow:
             levels = builder.fsub(ir.Constant(zero.type, list(range(lanes))), zero)
             start = q.offset(builder, q.offset(builder, self.start, block, self.block_bytes), first // 2)
             for i in range(0, half, lanes):
-                both = builder.zext(q.load(builder, q.offset(builder, start, i), q.I8, lanes), q.vector(q.I32, lanes))
+                both = builder.zext(q.load(builder, q.offset(builder, start, i), q.I8, lanes), q.vector(I32, lanes))
                 yield i, q.look_up(builder, levels, both)
                 high = builder.lshr(both, ir.Constant(both.type, [4] * lanes))
                 yield half + i, q.look_up(builder, levels, high)
@@ -43,7 +43,7 @@ class _WeightRow:
         values = self.chunk(builder, block, first, span)
         for i in range(0, span, lanes):
             part = q.pick(builder, values, values, list(range(i, i + lanes)))
-            weight = builder.uitofp(builder.zext(part, q.vector(q.I32, lanes)), zero.type)
+            weight = builder.uitofp(builder.zext(part, q.vector(I32, lanes)), zero.type)
             yield i, builder.fsub(weight, zero)
 
     def scale(self, builder: Any, block: Any, lanes: int) -> Any:
@@ -73,8 +73,8 @@ def int8_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         stored = _WeightRow(builder, bits, block, scales.dtype, args[:4], args[7])
         x, xs, sums = args[4:7]
-        totals = [cgutils.alloca_once_value(builder, q.zeros(q.F32, lanes)) for _ in range(CHAINS)]
-        factors, starts = q.scratch(builder, q.F32, batch), q.scratch(builder, q.I32, batch)
+        totals = [cgutils.alloca_once_value(builder, q.zeros(F32, lanes)) for _ in range(CHAINS)]
+        factors, starts = q.scratch(builder, F32, batch), q.scratch(builder, I32, batch)
 
         def prepare(first: Any, i: Any, width: int) -> None:
             """The scales of x times those of W, and the sums of x times the zero points."""
@@ -82,38 +82,38 @@ def int8_dot(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any, 
             if width == 1:
                 factor, total = (builder.load(builder.gep(p, [b])) for p in (xs, sums))
                 start = builder.fmul(total, stored.zero_point(builder, b))
-                start = builder.sub(q.I32(0), builder.fptosi(start, q.I32))
+                start = builder.sub(I32(0), builder.fptosi(start, I32))
                 builder.store(start, builder.gep(starts, [i]))
                 builder.store(builder.fmul(factor, stored.scale(builder, b, 1)), builder.gep(factors, [i]))
                 return
-            factor, total = (q.load(builder, builder.gep(p, [b]), q.F32, width) for p in (xs, sums))
+            factor, total = (q.load(builder, builder.gep(p, [b]), F32, width) for p in (xs, sums))
             q.store(builder, builder.fmul(factor, stored.scale(builder, b, width)), factors)
             zero = cgutils.alloca_once_value(builder, ir.Constant(total.type, [1 << (bits - 1)] * width))
             with builder.if_then(cgutils.is_not_null(builder, stored.zeros)):
                 found = q.zero_points(builder, stored.zeros, bits, stored.row, stored.blocks, b, width)
                 builder.store(found, zero)
             start = builder.fneg(builder.fmul(total, builder.load(zero)))
-            q.store(builder, builder.fptosi(start, q.vector(q.I32, width)), starts)
+            q.store(builder, builder.fptosi(start, q.vector(I32, width)), starts)
 
         def multiply(first: Any, i: Any, chain: int) -> None:
             b = builder.add(first, i)
             place = q.offset(builder, x, b, block)
             start = builder.load(builder.gep(starts, [i]))
-            dot = builder.insert_element(q.zeros(q.I32, lanes), start, q.I32(0))
+            dot = builder.insert_element(q.zeros(I32, lanes), start, I32(0))
             for j in range(0, block, span):
                 part = q.load(builder, q.offset(builder, place, j), q.I8, span)
                 dot = q.dot(builder, dot, stored.chunk(builder, b, j, span), part)
             factor = q.splat(builder, builder.load(builder.gep(factors, [i])), lanes)
-            product = builder.sitofp(dot, q.vector(q.F32, lanes))
+            product = builder.sitofp(dot, q.vector(F32, lanes))
             builder.store(q.fma(builder, product, factor, builder.load(totals[chain])), totals[chain])
 
-        whole = builder.sub(stored.blocks, builder.srem(stored.blocks, q.I64(batch)))
-        with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(batch), q.I64) as (first, _):
-            prepare(first, q.I64(0), batch)
-            with cgutils.for_range_slice(builder, q.I64(0), q.I64(batch), q.I64(together), q.I64) as (i, _):
+        whole = builder.sub(stored.blocks, builder.srem(stored.blocks, I64(batch)))
+        with cgutils.for_range_slice(builder, I64(0), whole, I64(batch), I64) as (first, _):
+            prepare(first, I64(0), batch)
+            with cgutils.for_range_slice(builder, I64(0), I64(batch), I64(together), I64) as (i, _):
                 stored.fetch(builder, builder.add(first, i), together)
                 for j in range(together):
-                    multiply(first, builder.add(i, q.I64(j)), j % CHAINS)
+                    multiply(first, builder.add(i, I64(j)), j % CHAINS)
         rest = builder.sub(stored.blocks, whole)
         with cgutils.for_range(builder, rest) as loop:
             prepare(whole, loop.index, 1)
@@ -135,17 +135,17 @@ def float_dots(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers = [builder.extract_value(args[5], i) for i in range(len(rows))]
         stored = [_WeightRow(builder, bits, block, scales.dtype, args[:4], number) for number in numbers]
-        totals = [cgutils.alloca_once_value(builder, q.zeros(q.F32, lanes)) for _ in stored]
+        totals = [cgutils.alloca_once_value(builder, q.zeros(F32, lanes)) for _ in stored]
 
         def sweep(symmetric: bool) -> None:
             with cgutils.for_range(builder, stored[0].blocks) as loop:
                 b = loop.index
                 place = q.offset(builder, args[4], b, 4 * block)
-                inner = [q.zeros(q.F32, lanes) for _ in stored]
+                inner = [q.zeros(F32, lanes) for _ in stored]
                 zero_points = []
                 for row in stored:
                     row.fetch(builder, b, 1)
-                    zero = q.F32(1 << (bits - 1)) if symmetric else row.zero_point(builder, b)
+                    zero = F32(1 << (bits - 1)) if symmetric else row.zero_point(builder, b)
                     zero_points.append(q.splat(builder, zero, lanes))
                 for first in range(0, block, span):
                     parts = [
@@ -153,7 +153,7 @@ def float_dots(typing: Any, w: Any, scales: Any, zeros: Any, blocks: Any, x: Any
                     ]
                     for part in zip(*parts, strict=True):
                         start = first + part[0][0]
-                        factor = q.load(builder, q.offset(builder, place, 4 * start), q.F32, lanes)
+                        factor = q.load(builder, q.offset(builder, place, 4 * start), F32, lanes)
                         inner = [q.fma(builder, v, factor, sum_) for (_, v), sum_ in zip(part, inner, strict=True)]
                 for row, sum_, total in zip(stored, inner, totals, strict=True):
                     scale = q.splat(builder, row.scale(builder, b, 1), lanes)

@@ -12,7 +12,8 @@ from numba import int64, types
 from numba.core import cgutils
 
 from offload.host.kernels import quant_ir as q
-from offload.host.kernels.quant_ir import at, block_of, intrinsic
+from offload.host.kernels.intrinsics import F32, I32, at, intrinsic
+from offload.host.kernels.quant_ir import block_of
 
 
 @intrinsic
@@ -21,9 +22,9 @@ def padded(typing: Any, x: Any, count: Any, values: Any) -> Any:
     block = q.KINDS[values.dtype][1]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        copy = q.scratch(builder, q.F32, block)
+        copy = q.scratch(builder, F32, block)
         for i in range(0, block, 16):
-            q.store(builder, q.zeros(q.F32, 16), q.offset(builder, copy, i, 4))
+            q.store(builder, q.zeros(F32, 16), q.offset(builder, copy, i, 4))
         with cgutils.for_range(builder, args[1]) as loop:
             builder.store(builder.load(builder.gep(args[0], [loop.index])), builder.gep(copy, [loop.index]))
         return copy
@@ -42,25 +43,25 @@ def round_block(typing: Any, x: Any, values: Any, scales: Any, sums: Any, index:
     magic = 1.5 * 2.0**23  # added to a small number it leaves the nearest integer in the low bits
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pieces = [q.load(builder, q.offset(builder, args[0], i, 4), q.F32, lanes) for i in range(0, block, lanes)]
+        pieces = [q.load(builder, q.offset(builder, args[0], i, 4), F32, lanes) for i in range(0, block, lanes)]
         absolute = ir.FunctionType(pieces[0].type, [pieces[0].type])
         fabs = cgutils.get_or_insert_function(builder.module, absolute, f"llvm.fabs.v{lanes}f32")
-        largest, poison = q.zeros(q.F32, lanes), q.zeros(q.F32, lanes)
+        largest, poison = q.zeros(F32, lanes), q.zeros(F32, lanes)
         for piece in pieces:
             magnitude = builder.call(fabs, [piece])
             largest = builder.select(builder.fcmp_ordered(">", magnitude, largest), magnitude, largest)
-            poison = builder.fadd(poison, builder.fmul(piece, q.zeros(q.F32, lanes)))
-        kind = ir.FunctionType(q.F32, [largest.type])
+            poison = builder.fadd(poison, builder.fmul(piece, q.zeros(F32, lanes)))
+        kind = ir.FunctionType(F32, [largest.type])
         maximum = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{lanes}f32")
         top = builder.call(maximum, [largest])
-        tiny = builder.fcmp_ordered("<", top, q.F32(2.0**-119))  # whose inverse is infinite
-        scale = builder.fdiv(top, q.F32(127))
-        inverse = builder.select(tiny, q.F32(0), builder.fdiv(q.F32(1), scale))
-        scale = builder.select(tiny, q.F32(0), scale)
+        tiny = builder.fcmp_ordered("<", top, F32(2.0**-119))  # whose inverse is infinite
+        scale = builder.fdiv(top, F32(127))
+        inverse = builder.select(tiny, F32(0), builder.fdiv(F32(1), scale))
+        scale = builder.select(tiny, F32(0), scale)
         scale = builder.fadd(scale, q.sum_of(builder, poison))
-        factor, shift = q.splat(builder, inverse, lanes), ir.Constant(q.vector(q.F32, lanes), [magic] * lanes)
-        words, bias = q.vector(q.I32, lanes), ir.Constant(q.vector(q.I32, lanes), [0x4B400000] * lanes)
-        total, rounded = q.zeros(q.I32, lanes), []
+        factor, shift = q.splat(builder, inverse, lanes), ir.Constant(q.vector(F32, lanes), [magic] * lanes)
+        words, bias = q.vector(I32, lanes), ir.Constant(q.vector(I32, lanes), [0x4B400000] * lanes)
+        total, rounded = q.zeros(I32, lanes), []
         for piece in pieces:
             value = builder.bitcast(builder.fadd(builder.fmul(piece, factor), shift), words)
             rounded.append(builder.sub(value, bias))
@@ -68,10 +69,10 @@ def round_block(typing: Any, x: Any, values: Any, scales: Any, sums: Any, index:
         bytes_ = [builder.trunc(value, q.vector(q.I8, lanes)) for value in rounded]
         start = q.offset(builder, args[1], args[4], block)
         _store_in_order(builder, bytes_, start, bits, block)
-        kind = ir.FunctionType(q.I32, [words])
+        kind = ir.FunctionType(I32, [words])
         add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.add.v{lanes}i32")
         builder.store(scale, builder.gep(args[2], [args[4]]))
-        builder.store(builder.sitofp(builder.call(add, [total]), q.F32), builder.gep(args[3], [args[4]]))
+        builder.store(builder.sitofp(builder.call(add, [total]), F32), builder.gep(args[3], [args[4]]))
         return context.get_dummy_value()
 
     return types.void(x, values, scales, sums, int64), generate
@@ -83,7 +84,7 @@ def copy_block(typing: Any, x: Any, values: Any, index: Any) -> Any:
     bits, block = q.KINDS[values.dtype]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pieces = [q.load(builder, q.offset(builder, args[0], i, 4), q.F32, 16) for i in range(0, block, 16)]
+        pieces = [q.load(builder, q.offset(builder, args[0], i, 4), F32, 16) for i in range(0, block, 16)]
         _store_in_order(builder, pieces, q.offset(builder, args[1], args[2], 4 * block), bits, block)
         return context.get_dummy_value()
 
@@ -92,7 +93,7 @@ def copy_block(typing: Any, x: Any, values: Any, index: Any) -> Any:
 
 def _store_in_order(builder: Any, pieces: list[Any], start: Any, bits: int, block: int) -> None:
     """Store a block that comes in vectors of 16 elements."""
-    element_bytes = 4 if pieces[0].type.element == q.F32 else 1
+    element_bytes = 4 if pieces[0].type.element == F32 else 1
     count, span = pieces[0].type.count, min(block, q.SPAN)
     while bits == 4 and count < span:
         pairs = zip(pieces[::2], pieces[1::2], strict=True)

@@ -1,7 +1,7 @@
 """Softmax for attention on the CPU: the scores of a block become weights, and chunks are put together.
 
 Blocks come one after the other with a running maximum and sum (the online softmax of FlashAttention, Dao et al.
-2022). As in `host_loops`, nothing here may come from another file.
+2022).
 """
 
 from collections.abc import Callable
@@ -9,44 +9,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import extending, float32, int64, types
+from numba import float32, int64
 from numba.core import cgutils
+
+from offload.host.kernels.intrinsics import F32, I32, I64, Pointer, at, fill, helper, intrinsic, load, store
 
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 LOWEST = np.float32(-np.inf)
 
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
-helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
-Floats = types.CPointer(float32)
-_I64, _I32, _F32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
+Floats = Pointer(float32)
 _FMA = ("contract",)
-
-
-@intrinsic
-def at(typing: Any, pointer: Any, index: Any) -> Any:
-    """The address of `pointer[index]`."""
-    return pointer(pointer, int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
-
-
-@intrinsic
-def load(typing: Any, pointer: Any, index: Any) -> Any:
-    """`pointer[index]` of fp32 numbers."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]]), align=4)
-
-    return float32(pointer, int64), generate
-
-
-@intrinsic
-def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
-    """`pointer[index] = value`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]]), align=4)
-        return context.get_dummy_value()
-
-    return types.void(pointer, int64, float32), generate
 
 
 def _vector(kind: Any, lanes: int) -> Any:
@@ -60,9 +32,9 @@ def _constant(kind: Any, value: float, lanes: int) -> Any:
 def _splat(builder: Any, value: Any, lanes: int) -> Any:
     if lanes == 1:
         return value
-    vector = _vector(_F32, lanes)
-    head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(head, head, ir.Constant(_vector(_I32, lanes), [0] * lanes))
+    vector = _vector(F32, lanes)
+    head = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(head, head, ir.Constant(_vector(I32, lanes), [0] * lanes))
 
 
 def _single(value: float) -> float:
@@ -79,12 +51,12 @@ def _exp(builder: Any, x: Any, lanes: int) -> Any:
     """IR for exp(x), x <= 0: error below 2 ulp, exp(0) is 1, exp(-inf) is 0, a NaN stays one."""
 
     def number(value: float) -> Any:
-        return _constant(_F32, _single(value), lanes)
+        return _constant(F32, _single(value), lanes)
 
     def fma(a: Any, b: Any, c: Any) -> Any:
         return builder.fadd(builder.fmul(a, b, flags=_FMA), c, flags=_FMA)
 
-    floats = _vector(_F32, lanes)
+    floats = _vector(F32, lanes)
     name = f"llvm.rint.v{lanes}f32" if lanes > 1 else "llvm.rint.f32"
     rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats]), name)
     normal = builder.fcmp_ordered(">=", x, number(_UNDERFLOW))
@@ -95,30 +67,30 @@ def _exp(builder: Any, x: Any, lanes: int) -> Any:
     for factor in _EXP[1:]:
         series = fma(series, rest, number(factor))
     value = builder.fadd(fma(series, builder.fmul(rest, rest), rest), number(1.0))
-    exponent = builder.add(builder.fptosi(twos, _vector(_I32, lanes)), _constant(_I32, 127, lanes))
-    power = builder.bitcast(builder.shl(exponent, _constant(_I32, 23, lanes)), floats)
+    exponent = builder.add(builder.fptosi(twos, _vector(I32, lanes)), _constant(I32, 127, lanes))
+    power = builder.bitcast(builder.shl(exponent, _constant(I32, 23, lanes)), floats)
     is_nan = builder.fcmp_unordered("uno", x, x)
     return builder.select(normal, builder.fmul(value, power), builder.select(is_nan, x, number(0.0)))
 
 
 def _sweep(builder: Any, count: Any, body: Callable[[Any, int, Any], None], initial: float, fold: Any) -> Any:
     """IR that runs `body(index, lanes, total)` over `count` elements, vectors first; gives the folded total."""
-    whole = builder.sub(count, builder.srem(count, _I64(LANES)))
-    wide = cgutils.alloca_once_value(builder, _constant(_F32, initial, LANES))
-    with cgutils.for_range_slice(builder, _I64(0), whole, _I64(LANES), _I64) as (index, _):
+    whole = builder.sub(count, builder.srem(count, I64(LANES)))
+    wide = cgutils.alloca_once_value(builder, _constant(F32, initial, LANES))
+    with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES), I64) as (index, _):
         body(index, LANES, wide)
     values = builder.load(wide)
-    total = builder.extract_element(values, _I32(0))
+    total = builder.extract_element(values, I32(0))
     for lane in range(1, LANES):
-        total = fold(total, builder.extract_element(values, _I32(lane)))
+        total = fold(total, builder.extract_element(values, I32(lane)))
     narrow = cgutils.alloca_once_value(builder, total)
-    with cgutils.for_range_slice(builder, whole, count, _I64(1), _I64) as (index, _):
+    with cgutils.for_range_slice(builder, whole, count, I64(1), I64) as (index, _):
         body(index, 1, narrow)
     return builder.load(narrow)
 
 
 def _place(builder: Any, pointer: Any, index: Any, lanes: int) -> Any:
-    return builder.bitcast(builder.gep(pointer, [index]), _vector(_F32, lanes).as_pointer())
+    return builder.bitcast(builder.gep(pointer, [index]), _vector(F32, lanes).as_pointer())
 
 
 @intrinsic
@@ -172,13 +144,6 @@ def cap(scores: Any, count: int, limit: Any) -> None:
         decay = exponential(float32(-2) * abs(x))
         bent = limit * ((float32(1) - decay) / (float32(1) + decay))
         store(scores, i, -bent if x < 0 else bent)
-
-
-@helper
-def fill(target: Any, first: int, last: int, value: Any) -> None:
-    """target[first:last] = value."""
-    for i in range(first, last):
-        store(target, i, value)
 
 
 def soften(

@@ -6,14 +6,16 @@ fewer pieces, or a closed job.
 
 A thread may lose its CPU to another program in the middle of a piece, for milliseconds, when all others have long
 finished. Whoever then waits longest gives up its own CPU: it moves the late thread there, and sleeps until that has
-finished. The two meet again when both have a CPU of their own. As in `host_loops`, nothing here is from another file.
+finished. The two meet again when both have a CPU of their own.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, int64, types
+from numba import int64, types
+
+from offload.host.kernels.intrinsics import I64, c_call, call, helper, intrinsic
 
 # Words of a team; those that different threads write lie on cache lines of their own.
 STATE = 0  # generation << 16 | OPEN | number of helpers inside
@@ -41,34 +43,13 @@ EVERYBODY = 1 << 30
 _MONOTONIC = 1
 _PAUSES = 16  # between two looks at the clock
 
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
-helper: Callable[[Callable[..., Any]], Any] = extending.register_jitable
-_I64 = ir.IntType(64)
-
-
-def _call(builder: Any, result: Any, values: Any, count: int) -> Any:
-    kind = ir.FunctionType(result, [_I64] * count)
-    unpacked = [builder.extract_value(values[1], i) for i in range(count)]
-    return builder.call(builder.inttoptr(values[0], kind.as_pointer()), unpacked)
-
-
-@intrinsic
-def call(typing: Any, function: Any, args: Any) -> Any:
-    """Call the C function at the address `function` with a tuple of int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _call(builder, ir.VoidType(), values, len(args))
-        return context.get_dummy_value()
-
-    return types.void(int64, types.UniTuple(int64, len(args))), generate
-
 
 @intrinsic
 def ask(typing: Any, function: Any, args: Any) -> Any:
     """Call a function of libc as `call` does; gives its result, an int."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.sext(_call(builder, ir.IntType(32), values, len(args)), _I64)
+        return builder.sext(c_call(builder, ir.IntType(32), values, len(args)), I64)
 
     return int64(int64, types.UniTuple(int64, len(args))), generate
 
@@ -78,7 +59,7 @@ def table(typing: Any, address: Any) -> Any:
     """The int64 words at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.inttoptr(args[0], I64.as_pointer())
 
     return types.CPointer(int64)(int64), generate
 
@@ -88,7 +69,7 @@ def at(typing: Any, words: Any, index: Any) -> Any:
     """The address of `words[index]`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(builder.gep(args[0], [args[1]]), _I64)
+        return builder.ptrtoint(builder.gep(args[0], [args[1]]), I64)
 
     return int64(words, int64), generate
 

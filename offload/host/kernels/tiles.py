@@ -10,8 +10,8 @@ from numba import float32, int64, types
 from numba.core import cgutils
 
 from offload.host.kernels import quant_ir as q
-from offload.host.kernels.loops import LINEAR, at, fetch, intrinsic, read, stored_bytes
-from offload.host.kernels.quant_ir import Pointer
+from offload.host.kernels.intrinsics import F32, I64, Pointer, at, intrinsic
+from offload.host.kernels.loops import LINEAR, fetch, read, stored_bytes
 
 COLUMNS = 2 * q.LANES  # of a panel: two vectors
 TILE_ROWS = 12 if q.LANES == 16 else 6  # of x: as many sums as registers hold beside a row of the panel
@@ -34,13 +34,13 @@ def _element(builder: Any, w: Any, row: Any, ld: Any, index: Any) -> Any:
 @intrinsic
 def new_panel(typing: Any, w: Any) -> Any:
     """Memory on the stack for a panel of W."""
-    return Pointer(float32)(w), lambda context, builder, signature, args: q.scratch(builder, q.F32, COLUMNS * SLICE)
+    return Pointer(float32)(w), lambda context, builder, signature, args: q.scratch(builder, F32, COLUMNS * SLICE)
 
 
 @intrinsic
 def new_block(typing: Any, x: Any) -> Any:
     """Memory on the stack for a slice of BLOCK_ROWS rows of x, SLICE elements apart."""
-    return x(x), lambda context, builder, signature, args: q.scratch(builder, q.F32, BLOCK_ROWS * SLICE)
+    return x(x), lambda context, builder, signature, args: q.scratch(builder, F32, BLOCK_ROWS * SLICE)
 
 
 @intrinsic
@@ -49,15 +49,13 @@ def copy_rows(typing: Any, x: Any, k: Any, rows: Any, depth: Any, block: Any) ->
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, k, rows, depth, block = args
-        whole = builder.sub(depth, builder.urem(depth, q.I64(q.LANES)))
+        whole = builder.sub(depth, builder.urem(depth, I64(q.LANES)))
         with cgutils.for_range(builder, rows) as loop:
-            source, target = (
-                _element(builder, p, loop.index, ld, q.I64(0)) for p, ld in ((x, k), (block, q.I64(SLICE)))
-            )
-            with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(q.LANES), q.I64) as (i, _):
-                values = q.load(builder, builder.gep(source, [i]), q.F32, q.LANES)
+            source, target = (_element(builder, p, loop.index, ld, I64(0)) for p, ld in ((x, k), (block, I64(SLICE))))
+            with cgutils.for_range_slice(builder, I64(0), whole, I64(q.LANES), I64) as (i, _):
+                values = q.load(builder, builder.gep(source, [i]), F32, q.LANES)
                 q.store(builder, values, builder.gep(target, [i]))
-            with cgutils.for_range_slice(builder, whole, depth, q.I64(1), q.I64) as (i, _):
+            with cgutils.for_range_slice(builder, whole, depth, I64(1), I64) as (i, _):
                 builder.store(builder.load(builder.gep(source, [i])), builder.gep(target, [i]))
         return context.get_dummy_value()
 
@@ -70,20 +68,20 @@ def fill_nk(typing: Any, panel: Any, w: Any, ld: Any, count: Any, depth: Any) ->
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, w, ld, count, depth = args
-        last = builder.sub(count, q.I64(1))
+        last = builder.sub(count, I64(1))
         dtype = signature.args[1].dtype
-        whole = builder.sub(depth, builder.urem(depth, q.I64(2 * q.LANES)))
+        whole = builder.sub(depth, builder.urem(depth, I64(2 * q.LANES)))
         for side in range(2):
-            rows = [q.minimum(builder, q.I64(side * q.LANES + i), last) for i in range(q.LANES)]
-            with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(2 * q.LANES), q.I64) as (start, _):
+            rows = [q.minimum(builder, I64(side * q.LANES + i), last) for i in range(q.LANES)]
+            with cgutils.for_range_slice(builder, I64(0), whole, I64(2 * q.LANES), I64) as (start, _):
                 for half in range(2):
-                    k = builder.add(start, q.I64(half * q.LANES))
+                    k = builder.add(start, I64(half * q.LANES))
                     square = [read(builder, dtype, _element(builder, w, row, ld, k), q.LANES) for row in rows]
                     for i, column in enumerate(q.transposed(builder, square)):
-                        q.store(builder, column, _columns(builder, memory, builder.add(k, q.I64(i)))[side])
-        with cgutils.for_range(builder, q.I64(COLUMNS)) as column:
+                        q.store(builder, column, _columns(builder, memory, builder.add(k, I64(i)))[side])
+        with cgutils.for_range(builder, I64(COLUMNS)) as column:
             row = q.minimum(builder, column.index, last)
-            with cgutils.for_range_slice(builder, whole, depth, q.I64(1), q.I64) as (k, _):
+            with cgutils.for_range_slice(builder, whole, depth, I64(1), I64) as (k, _):
                 value = read(builder, dtype, _element(builder, w, row, ld, k), 1)
                 place = q.offset(builder, _columns(builder, memory, k)[0], column.index, 4)
                 q.store(builder, value, place)
@@ -99,17 +97,15 @@ def fill_kn(typing: Any, panel: Any, w: Any, ld: Any, count: Any, depth: Any) ->
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, w, ld, count, depth = args
         dtype = signature.args[1].dtype
-        last = builder.sub(count, q.I64(1))
+        last = builder.sub(count, I64(1))
         with cgutils.for_range(builder, depth) as loop:
-            row = _element(builder, w, loop.index, ld, q.I64(0))
+            row = _element(builder, w, loop.index, ld, I64(0))
             places = _columns(builder, memory, loop.index)
-            with builder.if_else(builder.icmp_signed("==", count, q.I64(COLUMNS))) as (whole, partly):
+            with builder.if_else(builder.icmp_signed("==", count, I64(COLUMNS))) as (whole, partly):
                 with whole:
                     for side, place in enumerate(places):
-                        q.store(
-                            builder, read(builder, dtype, builder.gep(row, [q.I64(side * q.LANES)]), q.LANES), place
-                        )
-                with partly, cgutils.for_range(builder, q.I64(COLUMNS)) as column:
+                        q.store(builder, read(builder, dtype, builder.gep(row, [I64(side * q.LANES)]), q.LANES), place)
+                with partly, cgutils.for_range(builder, I64(COLUMNS)) as column:
                     value = read(builder, dtype, builder.gep(row, [q.minimum(builder, column.index, last)]), 1)
                     q.store(builder, value, q.offset(builder, places[0], column.index, 4))
         return context.get_dummy_value()
@@ -135,26 +131,26 @@ def tile(typing: Any, panel: Any, x: Any, rows: Any, depth: Any, y: Any, ldy: An
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory, x, rows, depth, y, ldy, count, add = args
-        last = builder.sub(rows, q.I64(1))
-        numbers = [q.minimum(builder, q.I64(i), last) for i in range(TILE_ROWS)]
-        xs = [_element(builder, x, number, q.I64(SLICE), q.I64(0)) for number in numbers]
-        ys = [_element(builder, y, number, ldy, q.I64(0)) for number in numbers]
+        last = builder.sub(rows, I64(1))
+        numbers = [q.minimum(builder, I64(i), last) for i in range(TILE_ROWS)]
+        xs = [_element(builder, x, number, I64(SLICE), I64(0)) for number in numbers]
+        ys = [_element(builder, y, number, ldy, I64(0)) for number in numbers]
         for row in ys:
             fetch(builder, row, float32, COLUMNS)
-        totals = [[cgutils.alloca_once_value(builder, q.zeros(q.F32, q.LANES)) for _ in range(2)] for _ in numbers]
+        totals = [[cgutils.alloca_once_value(builder, q.zeros(F32, q.LANES)) for _ in range(2)] for _ in numbers]
 
         def element(k: Any) -> None:
-            sides = [q.load(builder, place, q.F32, q.LANES) for place in _columns(builder, memory, k)]
+            sides = [q.load(builder, place, F32, q.LANES) for place in _columns(builder, memory, k)]
             for start, pair in zip(xs, totals, strict=True):
                 factor = q.splat(builder, builder.load(builder.gep(start, [k])), q.LANES)
                 for total, side in zip(pair, sides, strict=True):
                     builder.store(q.fma(builder, side, factor, builder.load(total)), total)
 
-        whole = builder.sub(depth, builder.urem(depth, q.I64(_UNROLLED)))
-        with cgutils.for_range_slice(builder, q.I64(0), whole, q.I64(_UNROLLED), q.I64) as (k, _):
+        whole = builder.sub(depth, builder.urem(depth, I64(_UNROLLED)))
+        with cgutils.for_range_slice(builder, I64(0), whole, I64(_UNROLLED), I64) as (k, _):
             for i in range(_UNROLLED):
-                element(builder.add(k, q.I64(i)))
-        with cgutils.for_range_slice(builder, whole, depth, q.I64(1), q.I64) as (k, _):
+                element(builder.add(k, I64(i)))
+        with cgutils.for_range_slice(builder, whole, depth, I64(1), I64) as (k, _):
             element(k)
         _write(builder, totals, ys, count, add)
         return context.get_dummy_value()
@@ -172,19 +168,19 @@ def _write(builder: Any, totals: list[list[Any]], ys: list[Any], count: Any, add
         for y, pair in zip(ys, totals, strict=True)
         for side, total in enumerate(pair)
     ]
-    adds = builder.icmp_signed("!=", add, q.I64(0))
-    with builder.if_else(builder.icmp_signed("==", count, q.I64(COLUMNS))) as (whole, partly):
+    adds = builder.icmp_signed("!=", add, I64(0))
+    with builder.if_else(builder.icmp_signed("==", count, I64(COLUMNS))) as (whole, partly):
         with whole:
             with builder.if_then(adds):
                 for place, total in flat:
-                    builder.store(builder.fadd(q.load(builder, place, q.F32, q.LANES), builder.load(total)), total)
+                    builder.store(builder.fadd(q.load(builder, place, F32, q.LANES), builder.load(total)), total)
             for place, total in flat:
                 q.store(builder, builder.load(total), place)
         with partly:
-            spare = q.scratch(builder, q.F32, len(ys) * COLUMNS)
+            spare = q.scratch(builder, F32, len(ys) * COLUMNS)
             for i, (_, total) in enumerate(flat):
                 q.store(builder, builder.load(total), q.offset(builder, spare, i * q.SPAN))
-            sums = [builder.gep(spare, [q.I64(r * COLUMNS)]) for r in range(len(ys))]
+            sums = [builder.gep(spare, [I64(r * COLUMNS)]) for r in range(len(ys))]
             with builder.if_then(adds), cgutils.for_range(builder, count) as loop:
                 for row, y in zip(sums, ys, strict=True):
                     place = builder.gep(row, [loop.index])
