@@ -35,14 +35,14 @@ def read(values: ConfigValues) -> DecoderConfig:
         o_bias=bias,
         norm_offset=1.0,
         embedding_multiplier=config.hidden_size**0.5,
+        embedding_multiplier_as_stored=True,  # in training, and in transformers
         notes=notes,
     )
 
 
 def build(builder: DecoderBuilder) -> None:
     """Write a decoder whose blocks are between two norms each."""
-    # In training, and in transformers, the multiplier has the type of the table.
-    residual = builder.embed(multiplier_as_stored=True)
+    residual = builder.embed()
     for layer, name in builder.layers():
         normed = residual.norm(f"{name}.input_layernorm")
         attended = builder.attention(layer, f"{name}.self_attn", normed)

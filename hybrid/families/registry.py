@@ -10,6 +10,7 @@ from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.families.config.keys import check_keys
 from hybrid.families.config.values import ConfigValues
 from hybrid.families.family import Family
+from hybrid.families.gemma import GEMMA
 from hybrid.families.gemma2 import GEMMA2
 from hybrid.families.granite import GRANITE
 from hybrid.families.llama import LLAMA
@@ -29,6 +30,7 @@ FAMILIES = {
         QWEN2,
         QWEN3,
         GRANITE,
+        GEMMA,
         GEMMA2,
     )
 }

@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 
 STORED = Path(__file__).parents[1] / "data" / "families.json"  # what transformers 5.24 gave; see store()
 CONTEXT, GREEDY = 48, 30
+GEMMAS = "gemma", "gemma2"
 PROMPT = np.random.default_rng(5).integers(0, 40, 14).tolist()  # longer than the windows below
 GRANITE = {
     "embedding_multiplier": 3.5,
@@ -36,6 +37,7 @@ GEMMA2 = {
     "final_logit_softcapping": 0.6,
     "attention_bias": True,
 }
+GEMMA = {"attention_bias": True, "head_dim": 16, "num_key_value_heads": 1}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("F32", tiny_config("granite", **GRANITE)),
     "granite, tied, heads of 16": (
@@ -45,6 +47,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **GRANITE | {"embedding_multiplier": 0.4, "residual_multiplier": 1.5},
             head_dim=16,
             tie_word_embeddings=True,
+        ),
+    ),
+    "gemma": ("F32", tiny_config("gemma", **GEMMA, hidden_act="gelu")),
+    "gemma, an odd size, a head": (
+        "BF16",
+        tiny_config(
+            "gemma",
+            **GEMMA | {"hidden_act": "relu", "head_dim": 12},
+            hidden_size=44,
+            tie_word_embeddings=False,
         ),
     ),
     "gemma2": ("F32", tiny_config("gemma2", **GEMMA2, head_dim=16)),
@@ -74,7 +86,7 @@ def write_case(case: str, folder: Path) -> Path:
     """Write the model of a case."""
     dtype, config = CASES[case]
     weights = random_weights(config)
-    if config["model_type"] == "gemma2":  # or every token, times the root of the width, would be followed by itself
+    if config["model_type"] in GEMMAS:  # or every token, times the root of the width, would be followed by itself
         weights[EMBEDDING] *= 0.1
     return write_model(folder, config, weights, dtype)
 
@@ -129,7 +141,7 @@ def theirs(folder: Path, stored_dtype: str) -> dict[str, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids, logits = list(PROMPT), []
-    if model.config.model_type == "gemma2":  # whose multiplier has the type of the files where the model has it too
+    if model.config.model_type in GEMMAS:  # whose multiplier has the type of the files where the model has it too
         types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
         embedding = model.model.embed_tokens
         embedding.embed_scale = embedding.embed_scale.to(types[stored_dtype]).float()

@@ -34,14 +34,14 @@ class DecoderBuilder:
         self.write.input("input_ids", ElementType.INT64, (1, "S"))
         self._attention = GroupedAttention(self.write, config, context_tokens)
 
-    def embed(self, multiplier_as_stored: bool = False) -> Residual:
-        """Begin with the embeddings of the tokens, (1, S, H), times a multiplier; it may get the type of the table."""
+    def embed(self) -> Residual:
+        """Begin with the embeddings of the tokens, (1, S, H), times a multiplier."""
         write, config = self.write, self.config
         table = write.weight(EMBEDDING, (config.vocab_size, config.hidden_size))
         shape = (1, "S", config.hidden_size)
         rows = write.node("Gather", (table, "input_ids"), "model.embed_tokens", shape, write.types[table], axis=0)
         multiplier = config.embedding_multiplier
-        if multiplier_as_stored:
+        if config.embedding_multiplier_as_stored:
             multiplier = rounded(multiplier, write.types[table])
         scaled = write.scaled("model.embed_tokens.scaled", write.as_float(rows), multiplier)
         return Residual(write, config, scaled)

@@ -51,6 +51,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     embedding_multiplier: float = 1.0
+    embedding_multiplier_as_stored: bool = False  # rounded to the type of the table
     residual_multiplier: float = 1.0  # of what a block adds
     logits_multiplier: float = 1.0
     attention_softcap: float | None = None  # scores and logits become softcap * tanh(value / softcap)

@@ -142,6 +142,19 @@ def test_end_tokens() -> None:
     assert parse_config(tiny_config(), "c", {}).eos_token_ids == (2,)
 
 
+def test_gemma_1() -> None:
+    plain = parse_config({"model_type": "gemma"}, "config.json")
+    sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim
+    assert sizes == (256000, 3072, 24576, 28, 256)
+    assert (plain.num_heads, plain.num_kv_heads, plain.max_positions) == (16, 16, 8192)
+    assert (plain.activation, plain.tie_word_embeddings, plain.embedding_multiplier) == ("gelu_tanh", True, 3072**0.5)
+    assert parse("gemma", hidden_act="gelu", hidden_activation=None).activation == "gelu_tanh"
+    assert parse("gemma", hidden_act="gelu", hidden_activation="gelu_pytorch_tanh").notes == ()
+    differing = parse("gemma", hidden_act="gelu", hidden_activation="gelu")
+    assert (differing.activation, len(differing.notes)) == ("gelu_tanh", 1)
+    assert parse("gemma", hidden_act="relu").activation == "relu"
+
+
 def test_gemma_2() -> None:
     plain = parse_config({"model_type": "gemma2"}, "config.json")
     sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim

@@ -32,6 +32,7 @@ CLASSES = {
     "qwen2": [("qwen2", "Qwen2Config")],
     "qwen3": [("qwen3", "Qwen3Config")],
     "granite": [("granite", "GraniteConfig")],
+    "gemma": [("gemma", "GemmaConfig")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 
