@@ -95,6 +95,23 @@ def runner_of(
     )
 
 
+@pytest.mark.parametrize("blocks", KINDS[::2], ids=str)
+def test_resident_blocks_are_staged_in_bounded_parts(
+    device: Any, blocks: BlockFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offload.plan.packing.STAGING_BYTES", 4096)
+    specs = qkv(blocks, Activations.INT8)
+    weights, placements = stored(specs), [place(spec, 1.0, 0.0, 0.0) for spec in specs]
+    loaded: list[int] = []
+    plan = make_plan(placements, CHUNK, SLOTS, SLOT_BYTES)
+    runner = LinearRunner([["q", "v"]], plan, weights, device, NumpyHost(), on_bytes=loaded.append)
+    assert len(loaded) > 2
+    assert max(loaded) <= 2048
+    for tokens in (1, 17):
+        check(runner, placements, {name: exact(weight) for name, weight in weights.items()}, tokens, blocks.block)
+    runner.close()
+
+
 @pytest.mark.parametrize("activations", Activations)
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("blocks", KINDS, ids=str)
