@@ -2,6 +2,8 @@
 
 import gc
 import os
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def settings_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders for settings, none of which is there yet; pytest's own numbered ones cost milliseconds each."""
+    root = tmp_path_factory.mktemp("config")
+    return (root / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def no_settings_of_the_user(settings_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder for settings: what was measured on this machine must not decide how a test ends."""
-    folder = tmp_path_factory.mktemp("config")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
-    return folder
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(next(settings_folders)))
