@@ -32,7 +32,10 @@ SHAPES: dict[str, Any] = {
 }
 
 
-OF_FAMILY: dict[str, dict[str, Any]] = {"gemma2": {"hidden_act": ..., "sliding_window": 16}}
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "gemma2": {"hidden_act": ..., "sliding_window": 16},
+    "smollm3": {"pad_token_id": None},  # for transformers: its own one is beyond our vocabulary
+}
 
 
 def tiny_config(model_type: str = "llama", **changes: Any) -> dict[str, Any]:

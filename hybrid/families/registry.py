@@ -17,6 +17,7 @@ from hybrid.families.llama import LLAMA
 from hybrid.families.mistral import MISTRAL
 from hybrid.families.qwen2 import QWEN2
 from hybrid.families.qwen3 import QWEN3
+from hybrid.families.smollm3 import SMOLLM3
 from hybrid.families.tensors.tensor_source import ConfigTensors, TensorSource
 from hybrid.graph.graph import Graph
 from hybrid.shown import show
@@ -32,6 +33,7 @@ FAMILIES = {
         GRANITE,
         GEMMA,
         GEMMA2,
+        SMOLLM3,
     )
 }
 

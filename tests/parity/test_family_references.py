@@ -38,6 +38,7 @@ GEMMA2 = {
     "attention_bias": True,
 }
 GEMMA = {"attention_bias": True, "head_dim": 16, "num_key_value_heads": 1}
+SMOLLM3 = {"sliding_window": 6, "head_dim": 16, "attention_bias": True, "mlp_bias": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("F32", tiny_config("granite", **GRANITE)),
     "granite, tied, heads of 16": (
@@ -78,6 +79,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             head_dim=8,
             tie_word_embeddings=False,
         ),
+    ),
+    "smollm3": (
+        "F32",
+        tiny_config("smollm3", **SMOLLM3, rope_theta=..., no_rope_layer_interval=2, use_sliding_window=True),
+    ),
+    "smollm3, an odd size, layer_types, a head": (
+        "F16",
+        tiny_config(
+            "smollm3",
+            **SMOLLM3 | {"head_dim": 12, "attention_bias": False},
+            no_rope_layers=[0, 1],
+            layer_types=["full_attention", "sliding_attention"],
+            use_sliding_window=True,
+            tie_word_embeddings=False,
+        ),
+    ),
+    "smollm3, no positions, no windows": (
+        "BF16",
+        tiny_config("smollm3", **SMOLLM3 | {"head_dim": 12}, no_rope_layers=[0, 0]),
     ),
 }
 

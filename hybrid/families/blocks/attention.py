@@ -57,7 +57,7 @@ class GroupedAttention:
         if config.qk_norm:
             query = self._head_norm(f"{prefix}.q_norm", query)
             key = self._head_norm(f"{prefix}.k_norm", key)
-        if self.rotary_apart:
+        if self.rotary_apart and layer not in config.unrotated_layers:
             query = self._rotate(f"{prefix}.q_rotary", query)
             key = self._rotate(f"{prefix}.k_rotary", key)
         if self.padding:
@@ -73,7 +73,7 @@ class GroupedAttention:
         config, window = self.config, self.config.windows[layer]
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         softcap: dict[str, Any] = {"softcap": config.attention_softcap} if config.attention_softcap else {}
-        rope = () if self.rotary_apart else self.rope
+        rope = () if self.rotary_apart or layer in config.unrotated_layers else self.rope
         # onnxruntime counts the query itself in local_window_size, as transformers does in sliding_window
         # (from 1.24 on; before, its window was one token wider).
         return self.write.node(
@@ -87,7 +87,7 @@ class GroupedAttention:
             num_heads=config.num_heads,
             kv_num_heads=config.num_kv_heads,
             scale=config.attention_scale,
-            do_rotary=0 if self.rotary_apart else 1,
+            do_rotary=1 if rope else 0,
             rotary_interleaved=0,
             local_window_size=-1 if window is None else window,
             **softcap,

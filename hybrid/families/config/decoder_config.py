@@ -50,6 +50,7 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    unrotated_layers: frozenset[int] = frozenset()  # whose attention knows no positions
     embedding_multiplier: float = 1.0
     embedding_multiplier_as_stored: bool = False  # rounded to the type of the table
     residual_multiplier: float = 1.0  # of what a block adds
@@ -70,11 +71,13 @@ class DecoderConfig:
         return self.rope.context_limit
 
 
-def read_decoder(values: ConfigValues, head_dim: int | None = None, **defaults: int) -> DecoderConfig:
+def read_decoder(
+    values: ConfigValues, head_dim: int | None = None, rope_theta: float = 10000.0, **defaults: int
+) -> DecoderConfig:
     """Read what all families have: no windows, no biases.
 
-    `defaults` are the sizes that missing keys stand for, where they are not the usual ones; `head_dim` is that of
-    heads that do not share `hidden_size`. Raises ModelConfigError for values that are missing or cannot be,
+    `rope_theta` and `defaults`, sizes, are what missing keys stand for, where that is not the usual; `head_dim` is that
+    of heads that do not share `hidden_size`. Raises ModelConfigError for values that are missing or cannot be,
     UnsupportedModelError for what we do not run.
     """
 
@@ -90,7 +93,7 @@ def read_decoder(values: ConfigValues, head_dim: int | None = None, **defaults: 
         )
     head_dim = _head_dim(values, hidden, heads, head_dim)
     vocab = size("vocab_size", _MAX_TOKEN_ID)
-    rope = parse_rope(values, head_dim, size("max_position_embeddings", 2**28))
+    rope = parse_rope(values, head_dim, size("max_position_embeddings", 2**28), rope_theta)
     starts = values.token_ids("bos_token_id", vocab)
     return DecoderConfig(
         model_type=values.table["model_type"],

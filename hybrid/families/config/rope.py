@@ -55,14 +55,14 @@ class Rope:
         return (self.attention_factor * cos).astype(np.float32), (self.attention_factor * sin).astype(np.float32)
 
 
-def parse_rope(values: ConfigValues, head_dim: int, max_positions: int) -> Rope:
+def parse_rope(values: ConfigValues, head_dim: int, max_positions: int, missing_theta: float = 10000.0) -> Rope:
     """Check the rotary settings of a config.json.
 
     Raises ModelConfigError for values that cannot be, UnsupportedModelError for what we do not run.
     """
     table, notes = _merged(values)
     settings = ConfigValues(table, values.where)
-    theta = settings.number("rope_theta", 0.0, 1e15, 10000.0)
+    theta = settings.number("rope_theta", 0.0, 1e15, missing_theta)
     kind = table.get("rope_type", table.get("type", "default"))
     if not isinstance(kind, str) or kind not in _KEYS:
         raise settings.unsupported(

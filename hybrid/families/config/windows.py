@@ -17,9 +17,9 @@ def no_windows(values: ConfigValues, layers: int, context_limit: int) -> Windows
     return sliding_windows(values, layers, None, lambda layer: False)
 
 
-def optional_window(values: ConfigValues) -> int | None:
+def optional_window(values: ConfigValues, missing: int | None = USUAL_WINDOW) -> int | None:
     """Read `sliding_window`; null means none."""
-    return None if values.table.get("sliding_window", USUAL_WINDOW) is None else _window(values)
+    return None if values.table.get("sliding_window", missing) is None else _window(values)
 
 
 def sliding_windows(values: ConfigValues, layers: int, window: int | None, slides: Callable[[int], bool]) -> Windows:

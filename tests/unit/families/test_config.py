@@ -175,6 +175,22 @@ def test_gemma_2() -> None:
     assert (other.windows, other.tie_word_embeddings) == ((None, 16), False)
 
 
+def test_smollm_3() -> None:
+    plain = parse_config({"model_type": "smollm3"}, "config.json")
+    sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim
+    assert sizes == (128256, 2048, 11008, 36, 128)
+    assert (plain.num_heads, plain.num_kv_heads, plain.max_positions) == (16, 4, 32768)
+    assert (plain.unrotated_layers, plain.windows) == ({*range(3, 36, 4)}, (None,) * 36)
+    assert plain.tie_word_embeddings
+    assert plain.rope.frequencies[-1] == pytest.approx(2e6 ** (-126 / 128))
+    assert parse("smollm3", no_rope_layer_interval=1).unrotated_layers == {0, 1}
+    assert parse("smollm3", no_rope_layer_interval=1, no_rope_layers=[1, 0]).unrotated_layers == {1}
+    slides = {"sliding_window": 9, "no_rope_layers": [0, 1]}
+    assert parse("smollm3", **slides).windows == (None, None)
+    assert parse("smollm3", **slides, use_sliding_window=True).windows == (9, None)
+    assert parse("smollm3", no_rope_layers=[0, 0], use_sliding_window=True).windows == (None, None)
+
+
 def test_two_names_of_an_activation() -> None:
     """transformers reads the second of them in Gemma 2."""
     agreeing = parse("gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_new")

@@ -33,6 +33,7 @@ CLASSES = {
     "qwen3": [("qwen3", "Qwen3Config")],
     "granite": [("granite", "GraniteConfig")],
     "gemma": [("gemma", "GemmaConfig")],
+    "smollm3": [("smollm3", "SmolLM3Config")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 
