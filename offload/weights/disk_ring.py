@@ -22,8 +22,8 @@ import numpy as np
 from offload.errors import OffloadError
 from offload.plan.ram_tiers import PAGE_BYTES
 from offload.storage.weight_file import Bytes, FileRange, WeightFile
+from offload.weights.reads import READERS
 
-READERS = 4
 _OPEN_FILES = 8  # that a reader keeps: some exports have a file for every weight
 
 

@@ -11,7 +11,7 @@ from hybrid.engine import island
 from hybrid.engine.engine import Engine
 from hybrid.loading.planning import OpenedModel
 from hybrid.tune.zero_model import ZeroShape
-from offload.weights.disk_ring import READERS
+from offload.weights.reads import READERS
 from tests.block_models import open_zero_blocks
 from tests.engines import PLACEMENTS, engine_on_cpu, engine_on_simulated, engine_with_files, open_settings
 from tests.hf_models import random_weights, tiny_config, write_model
