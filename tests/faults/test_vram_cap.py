@@ -164,8 +164,7 @@ def test_what_the_driver_takes_for_itself_makes_the_resident_block_smaller(
         assert engine.memory()["vram_peak_source"] == source
 
 
-@pytest.mark.parametrize("refused", ["", "init"])
-@pytest.mark.parametrize("prefill_only", [True, False])
+@pytest.mark.parametrize(("prefill_only", "refused"), [(True, ""), (False, "init")])
 def test_what_the_driver_takes_in_mid_run_is_given_back_by_the_resident_block(
     prefill_only: bool, refused: str, driver: EmulatedDriver, nvml: FakeNvml, needs: Needs, machine: str
 ) -> None:
