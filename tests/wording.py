@@ -23,6 +23,9 @@ import numpy as np
 from hybrid.cli import main as cli
 from hybrid.cli.flags import RunFlags
 from hybrid.cli.settings_file import find_settings, read_settings, settings_of
+from hybrid.doctor import Finding
+from hybrid.doctor.cuda_probe import ProbeResult, examine_libraries, loaded_libraries
+from hybrid.doctor.gpu import examine_cuda, examine_driver
 from hybrid.errors import DeviceUnavailableError
 from hybrid.families.registry import parse_config
 from hybrid.formats.safetensors import read_index
@@ -37,6 +40,8 @@ from offload.plan.planner import make_plan
 from offload.run.recovery import Replanner
 from offload.spec.units import GIB, MIB
 from tests.hf_models import raw_safetensors, tiny_config
+from tests.unit.doctor.test_examination import versions
+from tests.unit.doctor.test_gpu import MAPS, NEW, OLD, pci_device
 from tests.unit.plan.test_planner import MACHINE, request, spec
 
 GOLDEN = Path(__file__).with_name("wording.txt")
@@ -180,9 +185,32 @@ def of_recovery(folder: Path) -> Iterator[str]:
     yield str(OutOfDeviceMemoryError(100 * MIB, GIB, 2 * GIB, DEVICE_MEMORY))
 
 
+def of_the_doctor(folder: Path) -> Iterator[str]:
+    build = versions(cupy_cuda13x="14.0.1")
+    yield from map(findings_text, examine_driver(None, "no NVIDIA driver found", folder))
+    pci_device(folder)
+    yield from map(findings_text, examine_driver(None, "no NVIDIA driver found", folder))
+    for driver, probed, found in (
+        (NEW, ProbeResult(name="Stub T4"), build),
+        (NEW, ProbeResult(name="Stub T4", unsupported={"bf16": "cuBLAS refuses bf16"}), build),
+        (NEW, None, versions()),
+        (OLD, ProbeResult(error="the NVIDIA driver is too old"), build),
+        (NEW, ProbeResult(error="no CUDA device is visible"), build),
+        (NEW, ProbeResult(error="cuBLAS cannot be loaded"), build),
+    ):
+        yield from map(findings_text, examine_cuda(driver, probed, found, {}))
+    hidden = examine_cuda(NEW, ProbeResult(name="Stub T4"), build, {"CUDA_VISIBLE_DEVICES": ""})
+    yield from map(findings_text, hidden)
+    yield from map(findings_text, examine_libraries(loaded_libraries(MAPS), versions(), "cu12"))
+
+
+def findings_text(finding: Finding) -> str:
+    return " -> ".join(filter(None, (f"{finding.level}: {finding.text}", finding.mend)))
+
+
 AREAS = (
     of_settings, of_budgets, of_targets, of_sampling, of_the_command_line, of_profiles, of_measured_profiles,
-    of_model_files, of_plans, of_recovery,
+    of_model_files, of_plans, of_recovery, of_the_doctor,
 )  # fmt: skip
 
 

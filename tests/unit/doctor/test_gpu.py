@@ -142,14 +142,16 @@ def cuda(
 def test_a_driver_too_old_for_cupy(driver: Driver, name: str, mend: str) -> None:
     first, *_ = cuda(driver, ProbeResult(error="the NVIDIA driver is too old"), versions(**{name: "14.0.1"}))
     assert first.level is Level.PROBLEM
-    assert f"and this is {driver.version}" in first.text
+    assert str(driver.version) in first.text
     assert first.mend == mend
 
 
 @pytest.mark.parametrize(("driver", "name"), [(NEW, "cupy_cuda13x"), (NEW, "cupy_cuda12x"), (OLD, "cupy_cuda12x")])
 def test_a_driver_serves_older_builds_of_cupy(driver: Driver, name: str) -> None:
     findings = cuda(driver, ProbeResult(name="Stub T4"), versions(**{name: "14.0.1"}))
-    assert [finding.text for finding in findings] == ["CUDA runs on Stub T4"]
+    (finding,) = findings
+    assert finding.level is Level.OK
+    assert "Stub T4" in finding.text
 
 
 def test_cuda_that_does_not_start_is_a_problem_only_where_there_is_a_gpu() -> None:
@@ -174,10 +176,9 @@ def test_cuda_that_sees_no_gpu_because_it_is_told_so() -> None:
 def test_hidden_gpus_and_formats_that_stay_on_the_cpu_are_noted() -> None:
     probed = ProbeResult(name="Stub T4", unsupported={"bf16": "cuBLAS refuses bf16"})
     found = cuda(NEW, probed, versions(cupy_cuda13x="14.0.1"), CUDA_VISIBLE_DEVICES="")
-    assert [finding.text for finding in found if finding.level is Level.NOTE] == [
-        "CUDA_VISIBLE_DEVICES is '': CUDA sees no GPU",
-        "bf16 weights stay on the CPU: cuBLAS refuses bf16",
-    ]
+    hidden, refused = (finding.text for finding in found if finding.level is Level.NOTE)
+    assert "CUDA_VISIBLE_DEVICES" in hidden
+    assert "cuBLAS refuses bf16" in refused
 
 
 MAPS = """\
@@ -203,8 +204,8 @@ def test_loaded_libraries_are_read_from_the_memory_map() -> None:
 
 def test_libraries_of_two_cuda_versions_do_not_mix() -> None:
     findings = examine_libraries(loaded_libraries(MAPS), versions(nvidia_cublas_cu12="12.9.1.4"), "cu12")
-    assert findings[0].text == "loaded: libcublas 12.9.1.4, /venv/lib/nvidia/cublas/lib/libcublas.so.12"
-    assert findings[-1].text == "libraries of CUDA 12 and 13 are loaded together"
+    assert all(part in findings[0].text for part in ("12.9.1.4", "/venv/lib/nvidia/cublas/lib/libcublas.so.12"))
+    assert all(version in findings[-1].text for version in ("12", "13"))
     assert findings[-1].level is Level.PROBLEM
     assert all(finding.level is Level.OK for finding in findings[:-1])
 
