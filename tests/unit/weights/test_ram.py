@@ -48,9 +48,14 @@ def test_columns_of_blocks_are_read_with_all_their_arrays(tmp_path: Path) -> Non
     assert sum(told) == (N - 5) * BlockFormat(4, 16, WeightFormat.FP16, zeros=True).column_bytes(K)
 
 
-def test_what_is_in_memory_stays_where_it_is() -> None:
+def test_what_is_in_memory_stays_where_it_is_if_that_is_ours() -> None:
     weight = StoredWeight.dense(np.zeros((N, K), np.float16), WeightFormat.FP16, Layout.NK)
-    assert read_into_ram({"w": weight}, lambda nbytes: None)["w"] is weight
+    message = np.frombuffer(bytes(2 * N * K), np.float16).reshape(N, K)
+    parsed = StoredWeight.dense(message, WeightFormat.FP16, Layout.NK)
+    found = read_into_ram({"w": weight, "parsed": parsed}, lambda nbytes: None)
+    assert found["w"] is weight
+    assert_equal(found["parsed"], parsed)
+    assert not np.shares_memory(found["parsed"].arrays[0].array(), message)
 
 
 def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
