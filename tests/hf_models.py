@@ -34,7 +34,9 @@ SHAPES: dict[str, Any] = {
 
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma2": {"hidden_act": ..., "sliding_window": 16},
-    "smollm3": {"pad_token_id": None},  # for transformers: its own one is beyond our vocabulary
+    # For transformers: their own ones are beyond our vocabulary.
+    "smollm3": {"pad_token_id": None},
+    "phi3": {"pad_token_id": None},
 }
 
 

@@ -16,7 +16,7 @@ _TANH = "gelu_pytorch_tanh"
 
 def read(values: ConfigValues) -> DecoderConfig:
     """Read the config of a Gemma 1."""
-    config = read_decoder(values, head_dim=256, **_SIZES, **_COUNTS)
+    config = read_decoder(values, _SIZES | _COUNTS, head_dim=256)
     # The first files say gelu where they mean its approximation, which transformers knows.
     legacy = values.table.get("hidden_act") == "gelu"
     activation = "gelu_tanh" if legacy else read_activation(values, missing=_TANH)

@@ -16,7 +16,7 @@ _MOST = 1e6
 
 def read(values: ConfigValues) -> DecoderConfig:
     """Read the config of a Gemma 2. Its first layer slides, its second does not, where there are no `layer_types`."""
-    config = read_decoder(values, head_dim=256, **_SIZES, **_COUNTS)
+    config = read_decoder(values, _SIZES | _COUNTS, head_dim=256)
     activation = read_activation(values, "hidden_activation", "gelu_pytorch_tanh")
     notes = config.notes
     if "hidden_act" in values.table and config.activation != activation:

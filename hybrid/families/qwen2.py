@@ -8,14 +8,19 @@ from hybrid.families.config.values import ConfigValues, is_whole
 from hybrid.families.config.windows import Windows, optional_window, sliding_windows
 from hybrid.families.family import Family
 
-DEFAULTS = {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+SIZES = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+}
 KEYS = frozenset(("use_sliding_window", "max_window_layers"))
 _FIRST_SLIDING_LAYER = 28
 
 
 def read(values: ConfigValues) -> DecoderConfig:
     """Read the config of a Qwen2."""
-    config = read_decoder(values, num_key_value_heads=32, **DEFAULTS)
+    config = read_decoder(values, SIZES)
     return replace(config, windows=read_windows(values, config.num_layers), qkv_bias=True)
 
 

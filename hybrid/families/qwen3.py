@@ -13,7 +13,7 @@ _HEAD_DIM = 128
 
 def read(values: ConfigValues) -> DecoderConfig:
     """Read the config of a Qwen3."""
-    config = read_decoder(values, head_dim=_HEAD_DIM, num_key_value_heads=32, **qwen2.DEFAULTS)
+    config = read_decoder(values, qwen2.SIZES, head_dim=_HEAD_DIM)
     bias = values.flag("attention_bias")
     windows = qwen2.read_windows(values, config.num_layers)
     return replace(config, windows=windows, qkv_bias=bias, o_bias=bias, qk_norm=True)

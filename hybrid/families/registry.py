@@ -15,6 +15,7 @@ from hybrid.families.gemma2 import GEMMA2
 from hybrid.families.granite import GRANITE
 from hybrid.families.llama import LLAMA
 from hybrid.families.mistral import MISTRAL
+from hybrid.families.phi3 import PHI3
 from hybrid.families.qwen2 import QWEN2
 from hybrid.families.qwen3 import QWEN3
 from hybrid.families.smollm3 import SMOLLM3
@@ -34,6 +35,7 @@ FAMILIES = {
         GEMMA,
         GEMMA2,
         SMOLLM3,
+        PHI3,
     )
 }
 

@@ -14,7 +14,7 @@ _COUNTS = {"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_he
 
 def read(values: ConfigValues) -> DecoderConfig:
     """Read the config of a SmolLM 3. There are windows only with `use_sliding_window`."""
-    config = read_decoder(values, rope_theta=2e6, **_SIZES, **_COUNTS)
+    config = read_decoder(values, _SIZES | _COUNTS, rope_theta=2e6)
     unrotated = _unrotated_layers(values, config.num_layers)
     window = optional_window(values, missing=None) if values.flag("use_sliding_window") else None
     bias = values.flag("attention_bias")

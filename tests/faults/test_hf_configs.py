@@ -46,6 +46,9 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "smollm3", "no_rope_layers": [0]}, "no_rope_layers is [0]"),
     ({"model_type": "smollm3", "no_rope_layers": [0, "1"]}, "no_rope_layers is [0, '1']"),
     ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    ({"model_type": "phi3", "partial_rotary_factor": 0}, "partial_rotary_factor is 0"),
+    ({"model_type": "phi3", "partial_rotary_factor": 0.4}, "partial_rotary_factor is 0.4"),  # 3 of 8 elements
+    ({"model_type": "phi3", "partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
     ({"model_type": ...}, "model_type is missing"),
     ({"model_type": 3}, "model_type is 3"),
     ({"num_attention_heads": 5, "head_dim": 8}, "num_key_value_heads is 2"),
@@ -104,7 +107,7 @@ def test_values_that_cannot_be(changes: dict[str, Any], mention: str) -> None:
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     *(
         ({"model_type": name}, f"model_type '{name}'")
-        for name in ("mixtral", "qwen3_moe", "gpt2", "phi3", "gemma3_text", "falcon")
+        for name in ("mixtral", "qwen3_moe", "gpt2", "phi", "gemma3_text", "falcon")
     ),
     ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
     ({"hidden_act": None}, "hidden_act is None"),
@@ -117,6 +120,8 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ({"model_type": "mistral", "sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "layer_types"),
     ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types"),
+    ({"model_type": "phi3", "sliding_window": 9, "layer_types": ["full_attention"] * 2}, "layer_types"),
+    ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
     ({"model_type": "smollm3", "sliding_window": 9, "layer_types": ["sliding_attention"] * 2}, "layer_types"),
     ({"model_type": "mistral", "attention_bias": True}, "attention_bias is True"),
     ({"model_type": "qwen2", "mlp_bias": True}, "mlp_bias is True"),

@@ -36,6 +36,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "scores bent, windows, norms on both sides": tiny_config(
         "gemma2", head_dim=16, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
     ),
+    "packed projections, heads turned in part": tiny_config(
+        "phi3", head_dim=32, partial_rotary_factor=0.5, sliding_window=5
+    ),
     "multipliers": tiny_config("granite", head_dim=16, attention_multiplier=0.1, residual_multiplier=0.3),
 }
 

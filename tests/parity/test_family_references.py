@@ -39,6 +39,8 @@ GEMMA2 = {
 }
 GEMMA = {"attention_bias": True, "head_dim": 16, "num_key_value_heads": 1}
 SMOLLM3 = {"sliding_window": 6, "head_dim": 16, "attention_bias": True, "mlp_bias": True}
+PHI3 = {"sliding_window": 6, "num_key_value_heads": 2}
+FACTORS = [1.0, 1.1, 1.3, 1.4, 1.6, 1.9, 2.2, 3.0]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("F32", tiny_config("granite", **GRANITE)),
     "granite, tied, heads of 16": (
@@ -94,6 +96,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             use_sliding_window=True,
             tie_word_embeddings=False,
         ),
+    ),
+    "phi3": ("F32", tiny_config("phi3", **PHI3, head_dim=16)),
+    "phi3, longrope of a part": (
+        "BF16",
+        tiny_config(
+            "phi3",
+            **PHI3 | {"num_key_value_heads": 4},
+            hidden_size=128,
+            rope_scaling={"type": "longrope", "short_factor": FACTORS, "long_factor": [2.0] * 8},
+            original_max_position_embeddings=50,
+            max_position_embeddings=64,
+            partial_rotary_factor=0.5,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "phi3, an odd part of an odd size": (
+        "F16",
+        tiny_config("phi3", **PHI3, hidden_size=80, partial_rotary_factor=0.6, hidden_act="gelu"),
     ),
     "smollm3, no positions, no windows": (
         "BF16",

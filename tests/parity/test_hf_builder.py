@@ -192,13 +192,16 @@ def test_half_weights_are_used_as_stored(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "head_dim"), [("qwen3", 8), ("qwen3", 16), ("qwen3", 20), ("granite", 16), ("gemma2", 16)]
+    ("model_type", "head_dim"),
+    [("qwen3", 8), ("qwen3", 16), ("qwen3", 20), ("granite", 16), ("gemma2", 16), ("phi3", 16), ("phi3", 20)],
 )
 def test_types_and_shapes_of_every_tensor_are_what_onnxruntime_makes(
     model_type: str, head_dim: int, tmp_path: Path
 ) -> None:
-    odd = {"residual_multiplier": 0.5, "logits_scaling": 2.0} if model_type == "granite" else {}
-    config = tiny_config(model_type, head_dim=head_dim, attention_bias=True, tie_word_embeddings=False, **odd)
+    odd: dict[str, Any] = {"attention_bias": model_type != "phi3"}
+    if model_type == "granite":
+        odd |= {"residual_multiplier": 0.5, "logits_scaling": 2.0}
+    config = tiny_config(model_type, head_dim=head_dim, tie_word_embeddings=False, **odd)
     write_model(tmp_path, config, random_weights(config), "F16", norm_dtype="BF16")
     graph = upcast(open_huggingface(find_model(tmp_path), 64).graph)
     tensors = [name for node in graph.nodes for name in node.outputs if name]

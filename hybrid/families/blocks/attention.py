@@ -15,7 +15,7 @@ from hybrid.graph.decoder import CachePair
 from hybrid.graph.graph import ElementType, Shape
 
 _HEAD_DIM_STEP = 8  # GroupQueryAttention's, on the CPU: heads of other sizes are padded with zeros
-_FUSED_ROTARY_STEP = 16  # and with do_rotary
+_FUSED_ROTARY_STEP = 16  # and with do_rotary; so it is of the elements that are turned
 
 
 def cache_pairs(layers: int) -> tuple[CachePair, ...]:
@@ -35,9 +35,10 @@ class GroupedAttention:
         self.write, self.config = write, config
         self.padding = -config.head_dim % _HEAD_DIM_STEP
         self.padded_dim = config.head_dim + self.padding
-        self.rotary_apart = config.head_dim % _FUSED_ROTARY_STEP != 0
         cos, sin = config.rope.tables(context_tokens)
-        self.rope = write.constant("rope.cos", cos), write.constant("rope.sin", sin)  # (context, D/2)
+        self.rotary_dim = 2 * cos.shape[1]
+        self.rotary_apart = any(size % _FUSED_ROTARY_STEP for size in (config.head_dim, self.rotary_dim))
+        self.rope = write.constant("rope.cos", cos), write.constant("rope.sin", sin)  # (context, pairs)
         self.cache_shape: Shape = (1, config.num_kv_heads, "C", self.padded_dim)
         if self.rotary_apart:
             write.input("position_ids", ElementType.INT64, (1, "S"))
@@ -49,11 +50,7 @@ class GroupedAttention:
     def attend(self, prefix: str, layer: int, normed: str) -> str:
         """Write projections, attention and output projection of a layer, (1, S, H) to (1, S, H)."""
         write, config = self.write, self.config
-        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        query, key, value = (
-            linear(write, f"{prefix}.{part}_proj", normed, width, config.qkv_bias)
-            for part, width in (("q", q), ("k", kv), ("v", kv))
-        )
+        query, key, value = self._project(prefix, normed)
         if config.qk_norm:
             query = self._head_norm(f"{prefix}.q_norm", query)
             key = self._head_norm(f"{prefix}.k_norm", key)
@@ -68,6 +65,20 @@ class GroupedAttention:
         if self.padding:
             attended = self._unpad_heads(f"{prefix}.attention.unpadded", attended)
         return linear(write, f"{prefix}.o_proj", attended, config.hidden_size, config.o_bias)
+
+    def _project(self, prefix: str, normed: str) -> tuple[str, str, str]:
+        """Write queries, keys and values, (1, S, heads * D); keys and values are "" where queries hold all three."""
+        write, config = self.write, self.config
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        widths = {f"{prefix}.q_proj": q, f"{prefix}.k_proj": kv, f"{prefix}.v_proj": kv}
+        if not config.packed_projections:
+            query, key, value = (linear(write, name, normed, width, config.qkv_bias) for name, width in widths.items())
+            return query, key, value
+        packed = linear(write, f"{prefix}.qkv_proj", normed, q + 2 * kv, config.qkv_bias)
+        if not self.rotary_apart and not config.qk_norm:
+            return packed, "", ""
+        query, key, value = write.split(packed, widths)
+        return query, key, value
 
     def _grouped_query_attention(self, name: str, layer: int, projected: tuple[str, ...]) -> str:
         config, window = self.config, self.config.windows[layer]
@@ -128,6 +139,10 @@ class GroupedAttention:
         return self.write.constant(name, np.array(values, np.int64))
 
     def _rotate(self, name: str, source: str) -> str:
+        part: dict[str, Any] = {}
+        if self.rotary_dim < self.config.head_dim:
+            heads = self.write.width(source) // self.config.head_dim
+            part = {"num_heads": heads, "rotary_embedding_dim": self.rotary_dim}
         return self.write.node(
             "RotaryEmbedding",
             (source, "position_ids", *self.rope),
@@ -135,4 +150,5 @@ class GroupedAttention:
             self.write.shapes[source],
             domain=MICROSOFT,
             interleaved=0,
+            **part,
         )

@@ -12,8 +12,12 @@ _GELU_APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 def gated_mlp(write: GraphWriter, config: DecoderConfig, prefix: str, source: str) -> str:
     """Write down(activation(gate(x)) * up(x)), (1, S, H) to (1, S, H)."""
     inner, bias = config.intermediate_size, config.mlp_bias
-    gate = linear(write, f"{prefix}.gate_proj", source, inner, bias)
-    up = linear(write, f"{prefix}.up_proj", source, inner, bias)
+    names = f"{prefix}.gate_proj", f"{prefix}.up_proj"
+    if config.packed_projections:
+        packed = linear(write, f"{prefix}.gate_up_proj", source, 2 * inner, bias)
+        gate, up = write.split(packed, dict.fromkeys(names, inner))
+    else:
+        gate, up = (linear(write, name, source, inner, bias) for name in names)
     active = _activation(write, config.activation, f"{prefix}.act_fn", gate)
     product = write.node("Mul", (active, up), f"{prefix}.gated", write.shapes[up])
     return linear(write, f"{prefix}.down_proj", product, config.hidden_size, bias)

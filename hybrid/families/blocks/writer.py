@@ -92,6 +92,13 @@ class GraphWriter:
             "Mul", (source, self.constant(f"{name}.factor", np.array(factor, np.float32))), name, self.shapes[source]
         )
 
+    def split(self, source: str, widths: Mapping[str, int]) -> tuple[str, ...]:
+        """Split the last axis of a float32 tensor into parts of these names and widths."""
+        sizes = self.constant(f"{source}.widths", np.array([*widths.values()], np.int64))
+        first, *rest = ((name, (*self.shapes[source][:-1], width)) for name, width in widths.items())
+        self.node("Split", (source, sizes), *first, more_outputs=dict(rest), axis=-1)
+        return (*widths,)
+
     def graph(self, name: str) -> Graph:
         """The finished graph."""
         return Graph(

@@ -4,6 +4,7 @@ Keys and defaults are those of transformers' classes; version 5 renamed `torch_d
 `keys` says what becomes of every other key.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hybrid.errors import ModelConfigError
@@ -49,6 +50,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    packed_projections: bool = False  # queries, keys and values are one Linear; so are gate and up
     qk_norm: bool = False
     unrotated_layers: frozenset[int] = frozenset()  # whose attention knows no positions
     embedding_multiplier: float = 1.0
@@ -72,28 +74,33 @@ class DecoderConfig:
 
 
 def read_decoder(
-    values: ConfigValues, head_dim: int | None = None, rope_theta: float = 10000.0, **defaults: int
+    values: ConfigValues,
+    sizes: Mapping[str, int],
+    head_dim: int | None = None,
+    rope_theta: float = 10000.0,
+    rms_norm_eps: float = 1e-6,
+    rotates_part: bool = False,
 ) -> DecoderConfig:
     """Read what all families have: no windows, no biases.
 
-    `rope_theta` and `defaults`, sizes, are what missing keys stand for, where that is not the usual; `head_dim` is that
-    of heads that do not share `hidden_size`. Raises ModelConfigError for values that are missing or cannot be,
-    UnsupportedModelError for what we do not run.
+    `sizes`, `rope_theta` and `rms_norm_eps` are what missing keys stand for, where that is not the usual; `head_dim` is
+    that of heads that do not share `hidden_size`; `rotates_part` says that `partial_rotary_factor` counts. Raises
+    ModelConfigError for values that are missing or cannot be, UnsupportedModelError for what we do not run.
     """
 
     def size(key: str, most: int) -> int:
-        return values.whole(key, most, {**_USUAL, **defaults}[key])
+        return values.whole(key, most, {**_USUAL, **sizes}[key])
 
     hidden, heads = size("hidden_size", 2**20), size("num_attention_heads", 2**14)
     layers = size("num_hidden_layers", 4096)
-    kv_heads = values.whole("num_key_value_heads", 2**14, defaults.get("num_key_value_heads", heads), null=heads)
+    kv_heads = values.whole("num_key_value_heads", 2**14, sizes.get("num_key_value_heads", heads), null=heads)
     if heads % kv_heads:
         raise ModelConfigError(
             f"{values.where}: num_key_value_heads is {kv_heads}, must divide num_attention_heads, {heads}"
         )
     head_dim = _head_dim(values, hidden, heads, head_dim)
     vocab = size("vocab_size", _MAX_TOKEN_ID)
-    rope = parse_rope(values, head_dim, size("max_position_embeddings", 2**28), rope_theta)
+    rope = parse_rope(values, head_dim, size("max_position_embeddings", 2**28), rope_theta, rotates_part)
     starts = values.token_ids("bos_token_id", vocab)
     return DecoderConfig(
         model_type=values.table["model_type"],
@@ -104,7 +111,7 @@ def read_decoder(
         head_dim=head_dim,
         vocab_size=vocab,
         activation=read_activation(values),
-        rms_norm_eps=values.number("rms_norm_eps", 0.0, 1.0, 1e-6),
+        rms_norm_eps=values.number("rms_norm_eps", 0.0, 1.0, rms_norm_eps),
         rope=rope,
         windows=(None,) * layers,
         attention_scale=head_dim**-0.5,

@@ -40,7 +40,8 @@ _Pairs = npt.NDArray[np.float64]  # a number for each pair of a head, (D/2,)
 class Rope:
     """Rotary positions, and the most of them that are right; cosines and sines are times `attention_factor`.
 
-    `frequencies` are radians that a position turns each pair of a head by, the fast ones first.
+    `frequencies` are radians that a position turns each pair of a head by, the fast ones first; what is beyond the last
+    pair is not turned.
     """
 
     frequencies: tuple[float, ...]
@@ -49,14 +50,20 @@ class Rope:
     notes: tuple[str, ...] = ()
 
     def tables(self, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Cosines and sines, each (positions, head_dim / 2), float32 rounded from float64."""
+        """Cosines and sines, each (positions, pairs), float32 rounded from float64."""
         angles = np.arange(positions, dtype=np.float64)[:, None] * np.array(self.frequencies)
         cos, sin = np.cos(angles), np.sin(angles)
         return (self.attention_factor * cos).astype(np.float32), (self.attention_factor * sin).astype(np.float32)
 
 
-def parse_rope(values: ConfigValues, head_dim: int, max_positions: int, missing_theta: float = 10000.0) -> Rope:
-    """Check the rotary settings of a config.json.
+def parse_rope(
+    values: ConfigValues,
+    head_dim: int,
+    max_positions: int,
+    missing_theta: float = 10000.0,
+    rotates_part: bool = False,
+) -> Rope:
+    """Check the rotary settings of a config.json; `rotates_part` says that a head may be turned in part.
 
     Raises ModelConfigError for values that cannot be, UnsupportedModelError for what we do not run.
     """
@@ -68,7 +75,7 @@ def parse_rope(values: ConfigValues, head_dim: int, max_positions: int, missing_
         raise settings.unsupported(
             "rope_type" if "rope_type" in table else "type", f"not one of those that are supported: {', '.join(_KEYS)}"
         )
-    _check_rotated(settings, kind)
+    rotary_dim = _rotary_dim(settings, kind, head_dim, rotates_part)
     for key in _OTHER_ROTATIONS:
         if table.get(key) not in (None, False):
             raise settings.unsupported(key, "which is not supported")
@@ -76,7 +83,7 @@ def parse_rope(values: ConfigValues, head_dim: int, max_positions: int, missing_
     if unread:
         notes.append(f"config.json has keys that rope_type {show(kind)} does not read: {listed(unread)}")
     with np.errstate(all="ignore"):
-        rope = _stretched(settings, kind, theta, head_dim, max_positions)
+        rope = _stretched(settings, kind, theta, rotary_dim, max_positions)
     if not np.isfinite(rope.frequencies).all():
         raise ModelConfigError(f"{values.where}: rotary positions turn by angles that are not finite")
     limit = rope.context_limit
@@ -115,16 +122,22 @@ def _merged(values: ConfigValues) -> tuple[dict[str, Any], list[str]]:
     return merged, notes
 
 
-def _check_rotated(settings: ConfigValues, kind: str) -> None:
-    """Heads are turned whole, but by "proportional", which leaves their slow pairs where they are."""
-    share = settings.table.get("partial_rotary_factor")
-    if share not in (None, 1) and kind != "proportional":
-        raise settings.unsupported("partial_rotary_factor", "only 1.0 is supported")
+def _rotary_dim(settings: ConfigValues, kind: str, head_dim: int, rotates_part: bool) -> int:
+    """Count the first elements of a head that are turned; "proportional" leaves slow pairs of all where they are."""
+    key = "partial_rotary_factor"
+    if kind == "proportional" or settings.table.get(key) in (None, 1):
+        return head_dim
+    if not rotates_part:
+        raise settings.unsupported(key, "only 1.0 is supported")
+    rotary_dim = int(head_dim * settings.number(key, 0.0, 1.0))
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise settings.error(key, f"a share that is an even number of the {head_dim} elements of a head")
+    return rotary_dim
 
 
-def _stretched(settings: ConfigValues, kind: str, theta: float, head_dim: int, max_positions: int) -> Rope:
+def _stretched(settings: ConfigValues, kind: str, theta: float, rotary_dim: int, max_positions: int) -> Rope:
     """Rotary positions with the scaling of their kind."""
-    plain: _Pairs = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    plain: _Pairs = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     key = "original_max_position_embeddings"
     original = settings.whole(key, _MAX_POSITIONS, max_positions) if key in _KEYS[kind] else max_positions
     match kind:
@@ -140,7 +153,7 @@ def _stretched(settings: ConfigValues, kind: str, theta: float, head_dim: int, m
             return _longrope(settings, plain, original, max_positions)
         case "proportional":
             share = settings.optional_number("partial_rotary_factor", 0.0, 1.0) or 1.0
-            turned = np.arange(len(plain)) < int(share * head_dim // 2)
+            turned = np.arange(len(plain)) < int(share * rotary_dim // 2)
             return _rope(np.where(turned, plain / settings.number("factor", 0.0, 1e6, 1.0), 0.0), max_positions)
     return _rope(plain, max_positions)
 

@@ -191,6 +191,26 @@ def test_smollm_3() -> None:
     assert parse("smollm3", no_rope_layers=[0, 0], use_sliding_window=True).windows == (None, None)
 
 
+def test_phi_3() -> None:
+    plain = parse_config({"model_type": "phi3"}, "config.json")
+    sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim
+    assert sizes == (32064, 3072, 8192, 32, 96)
+    assert (plain.num_heads, plain.num_kv_heads, plain.max_positions) == (32, 32, 4096)
+    assert (plain.windows, plain.rms_norm_eps, plain.packed_projections) == ((None,) * 32, 1e-5, True)
+    assert parse("phi3", sliding_window=9).windows == (9, 9)
+    assert parse("phi3", sliding_window=9, layer_types=["sliding_attention"] * 2).windows == (9, 9)
+    assert parse("phi3", partial_rotary_factor=0.5).rope.frequencies == pytest.approx((1.0, 0.01))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+def test_names_of_the_rotary_scaling_of_phi_3(kind: str) -> None:
+    stretched = {"type": kind, "short_factor": [1.0, 2.0, 4.0, 8.0], "long_factor": [9.0] * 4}
+    rope = parse("phi3", rope_scaling=stretched, max_position_embeddings=8192).rope
+    assert rope.frequencies == pytest.approx((1.0, 0.05, 0.0025, 0.000125))
+    assert rope.context_limit == 4096
+    assert rope.attention_factor == pytest.approx((1 + 1 / 12) ** 0.5)
+
+
 def test_two_names_of_an_activation() -> None:
     """transformers reads the second of them in Gemma 2."""
     agreeing = parse("gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_new")

@@ -24,6 +24,8 @@ EVERYTHING = {
     "sliding_window": 128,
     "max_window_layers": 0,
 }
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+OF_FAMILY: dict[str, dict[str, Any]] = {"phi3": {"rope_scaling": LONGROPE}}
 # Attributes of transformers' configs that are no keys of config.json.
 METHODS = {"get_text_config", "standardize_rope_params", "is_heterogeneous", "to_dict", "default_theta"}
 CLASSES = {
@@ -34,6 +36,7 @@ CLASSES = {
     "granite": [("granite", "GraniteConfig")],
     "gemma": [("gemma", "GemmaConfig")],
     "smollm3": [("smollm3", "SmolLM3Config")],
+    "phi3": [("phi3", "Phi3Config")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 
@@ -104,7 +107,7 @@ def test_every_key_that_the_reference_implementation_reads_is_known(transformers
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_called_read_is_read(family: str) -> None:
     for key in sorted((READ | FAMILIES[family].keys) - {"architectures"}):
-        config = tiny_config(family, **EVERYTHING) | {key: IMPOSSIBLE}
+        config = tiny_config(family, **EVERYTHING | OF_FAMILY.get(family, {})) | {key: IMPOSSIBLE}
         with pytest.raises(ModelError, match=key):
             parse_config(config, "config.json")
 

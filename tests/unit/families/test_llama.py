@@ -49,6 +49,12 @@ def test_small_heads_rotate_apart_and_take_positions() -> None:
     assert [node.attributes["do_rotary"] for node in attention] == [0, 0]
 
 
+PROJECTIONS = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+}
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("head_dim", [8, 16])
 def test_graphs_are_whole(model_type: str, head_dim: int) -> None:
@@ -65,8 +71,8 @@ def test_graphs_are_whole(model_type: str, head_dim: int) -> None:
     read = {name for node in graph.nodes for name in node.reads}
     assert set(graph.initializers) <= read, "an initializer that nothing reads"
     linears = [node for node in graph.nodes if node.op_type == "FusedMatMul"]
-    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    assert [node.name.rpartition(".")[2] for node in linears] == projections * 2 + ["lm_head"]
+    projections = PROJECTIONS.get(model_type, PROJECTIONS["llama"])
+    assert [node.name.rpartition(".")[2] for node in linears] == [*projections, *projections, "lm_head"]
     assert all(graph.types[node.outputs[0]] is ElementType.FLOAT for node in linears)
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_readme_and_the_changelog_name_them_all() -> None:
     for file in ("README.md", "CHANGELOG.md"):
-        text = (ROOT / file).read_text().lower().replace(" ", "")
+        text = (ROOT / file).read_text().lower().replace(" ", "").replace("-", "")
         assert [name for name in FAMILIES if name not in text] == []
 
 
