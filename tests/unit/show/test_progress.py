@@ -65,6 +65,16 @@ def test_what_matters_least_is_left_out_where_there_is_no_room(
     assert "\n" not in file.getvalue()
 
 
+def test_what_comes_between_two_drawings_is_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_DRAW_EVERY_S", 1.0)
+    work = progress._Work("Loading weights", 100.0, 10.0)
+    for _ in range(50):
+        work.add(1.0, 10.5)
+    assert len(work._samples) == 1
+    work.add(1.0, 11.0)
+    assert [*work._samples] == [(10.0, 0.0), (11.0, 51.0)]
+
+
 def test_shares_of_everything_have_a_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     file, clock = Tty(), Clock()

@@ -31,6 +31,7 @@ def test_cells(columns: tuple[int, int, int], text: str) -> None:
     ("rate", "text"),
     [
         (None, "-"),
+        (0.0, "0.00 tokens/s"),
         (0.00256, "0.0026 tokens/s"),
         (0.0999, "0.10 tokens/s"),
         (0.456, "0.46 tokens/s"),

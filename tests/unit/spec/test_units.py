@@ -104,6 +104,12 @@ def test_durations_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
+@pytest.mark.parametrize(("unit", "above", "below"), [(GIB, "1.00 GiB", "1023 MiB"), (MIB, "1.00 MiB", "1023 KiB")])
+def test_what_would_be_rounded_to_1024_is_one_of_the_next_unit(unit: int, above: str, below: str) -> None:
+    assert format_bytes(unit - unit // 2048) == above
+    assert format_bytes(unit - unit // 2048 - 1) == below
+
+
 def test_singular_and_plural() -> None:
     assert [counted(number, "token") for number in (0, 1, 2, 2000)] == [
         "0 tokens",
