@@ -58,7 +58,7 @@ def test_one_failure_after_another(demo: OpenedModel) -> None:
             ids.append(int(engine.decode(ids[-1]).argmax()))
         assert ids == GOLDEN.greedy_ids[:TOKENS]
         refused, short, again, lost = engine.plan.warnings
-    assert refused == "the GPU refused 1.20 MiB of VRAM: the budget is now 1.76 MiB"
+    assert refused.startswith("the GPU refused 1.20 MiB of VRAM: the budget is now")
     assert short.startswith("the GPU ran out of VRAM: the budget is now")
     assert again.startswith("the system refused")
     assert again.endswith("of pinned RAM: no weights are streamed now")
