@@ -16,7 +16,7 @@ def read(values: ConfigValues) -> DecoderConfig:
     config = read_decoder(values, qwen2.SIZES, head_dim=_HEAD_DIM)
     bias = values.flag("attention_bias")
     windows = qwen2.read_windows(values, config.num_layers)
-    return replace(config, windows=windows, qkv_bias=bias, o_bias=bias, qk_norm=True)
+    return replace(config, windows=windows, qkv_bias=bias, o_bias=bias, qk_norm="each head")
 
 
 QWEN3 = Family(

@@ -15,6 +15,7 @@ from hybrid.families.gemma2 import GEMMA2
 from hybrid.families.granite import GRANITE
 from hybrid.families.llama import LLAMA
 from hybrid.families.mistral import MISTRAL
+from hybrid.families.olmo2 import OLMO2
 from hybrid.families.phi3 import PHI3
 from hybrid.families.qwen2 import QWEN2
 from hybrid.families.qwen3 import QWEN3
@@ -36,6 +37,7 @@ FAMILIES = {
         GEMMA2,
         SMOLLM3,
         PHI3,
+        OLMO2,
     )
 }
 

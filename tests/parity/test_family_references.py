@@ -115,6 +115,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "F16",
         tiny_config("phi3", **PHI3, hidden_size=80, partial_rotary_factor=0.6, hidden_act="gelu"),
     ),
+    "olmo2": ("F32", tiny_config("olmo2", head_dim=16, attention_bias=True)),
+    "olmo2, an odd size": ("F16", tiny_config("olmo2", hidden_size=80, num_key_value_heads=1, hidden_act="gelu")),
     "smollm3, no positions, no windows": (
         "BF16",
         tiny_config("smollm3", **SMOLLM3 | {"head_dim": 12}, no_rope_layers=[0, 0]),

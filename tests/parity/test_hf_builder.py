@@ -193,7 +193,16 @@ def test_half_weights_are_used_as_stored(
 
 @pytest.mark.parametrize(
     ("model_type", "head_dim"),
-    [("qwen3", 8), ("qwen3", 16), ("qwen3", 20), ("granite", 16), ("gemma2", 16), ("phi3", 16), ("phi3", 20)],
+    [
+        ("qwen3", 8),
+        ("qwen3", 16),
+        ("qwen3", 20),
+        ("granite", 16),
+        ("gemma2", 16),
+        ("phi3", 16),
+        ("phi3", 20),
+        ("olmo2", 16),
+    ],
 )
 def test_types_and_shapes_of_every_tensor_are_what_onnxruntime_makes(
     model_type: str, head_dim: int, tmp_path: Path

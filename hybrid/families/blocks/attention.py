@@ -52,8 +52,8 @@ class GroupedAttention:
         write, config = self.write, self.config
         query, key, value = self._project(prefix, normed)
         if config.qk_norm:
-            query = self._head_norm(f"{prefix}.q_norm", query)
-            key = self._head_norm(f"{prefix}.k_norm", key)
+            query = self._norm(f"{prefix}.q_norm", query)
+            key = self._norm(f"{prefix}.k_norm", key)
         if self.rotary_apart and layer not in config.unrotated_layers:
             query = self._rotate(f"{prefix}.q_rotary", query)
             key = self._rotate(f"{prefix}.k_rotary", key)
@@ -104,8 +104,10 @@ class GroupedAttention:
             **softcap,
         )
 
-    def _head_norm(self, name: str, source: str) -> str:
-        """RMS norm over each head: (1, S, heads * D) to heads, norm, and back."""
+    def _norm(self, name: str, source: str) -> str:
+        """RMS norm over all heads, or over each: (1, S, heads * D) to heads, norm, and back."""
+        if self.config.qk_norm == "all heads":
+            return rms_norm(self.write, self.config, name, source)
         split = self._split_heads(f"{name}.heads", source, self.config.head_dim)
         return self._join_heads(f"{name}.joined", rms_norm(self.write, self.config, name, split))
 

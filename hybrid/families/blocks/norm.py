@@ -21,7 +21,7 @@ def rms_norm(write: GraphWriter, config: DecoderConfig, name: str, source: str) 
 
 
 class Residual:
-    """The sum that every block reads by a norm, and adds to; an addition and the norm after it are one operator."""
+    """The sum that every block reads, and adds to; an addition and the norm after it are one operator."""
 
     def __init__(self, write: GraphWriter, config: DecoderConfig, start: str) -> None:
         self._write, self._config = write, config
@@ -30,6 +30,13 @@ class Residual:
     def add(self, branch: str) -> None:
         """Add what a block computed, (1, S, H)."""
         self._branch = self._write.scaled(f"{branch}.scaled", branch, self._config.residual_multiplier)
+
+    def total(self, name: str) -> str:
+        """Write the sum as it is, (1, S, H); straight after the embedding there is nothing to write."""
+        if self._branch:
+            self._sum = self._write.node("Add", (self._sum, self._branch), name, self._write.shapes[self._sum])
+            self._branch = ""
+        return self._sum
 
     def norm(self, name: str, last: bool = False) -> str:
         """Write an RMS norm of the sum; after the `last` nothing reads the sum."""

@@ -6,6 +6,7 @@ Keys and defaults are those of transformers' classes; version 5 renamed `torch_d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from hybrid.errors import ModelConfigError
 from hybrid.families.config.activation import Activation, read_activation
@@ -51,7 +52,7 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     packed_projections: bool = False  # queries, keys and values are one Linear; so are gate and up
-    qk_norm: bool = False
+    qk_norm: Literal["each head", "all heads"] | None = None  # what a norm of queries, and one of keys, is over
     unrotated_layers: frozenset[int] = frozenset()  # whose attention knows no positions
     embedding_multiplier: float = 1.0
     embedding_multiplier_as_stored: bool = False  # rounded to the type of the table

@@ -39,7 +39,7 @@ def test_a_plain_llama() -> None:
 def test_what_the_families_differ_in() -> None:
     assert parse("qwen2").qkv_bias
     assert not parse("qwen2").o_bias
-    assert parse("qwen3").qk_norm
+    assert (parse("qwen3").qk_norm, parse("olmo2").qk_norm) == ("each head", "all heads")
     assert parse("qwen3").head_dim == 128
     assert not parse("qwen3").qkv_bias
     assert parse("qwen3", attention_bias=True).o_bias
@@ -63,6 +63,7 @@ def test_defaults_of_old_llama_files() -> None:
         ("llama", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("mistral", (32000, 4096, 14336, 32, 32, 8, 128, 131072)),
         ("qwen2", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
+        ("olmo2", (50304, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("granite", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("qwen3", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
     ],
@@ -74,7 +75,7 @@ def test_missing_keys_are_what_the_class_has(model_type: str, expected: tuple[in
         *(config.num_heads, config.num_kv_heads, config.head_dim, config.max_positions),
     )
     assert sizes == expected
-    assert (config.rms_norm_eps, config.activation) == (1e-6, "silu")
+    assert (config.rms_norm_eps, config.activation) == (1e-5 if model_type == "olmo2" else 1e-6, "silu")
     assert config.rope.frequencies[-1] == pytest.approx(10000.0 ** (-126 / 128))
     assert not config.tie_word_embeddings
     assert config.windows[31] == (4096 if model_type == "mistral" else None)

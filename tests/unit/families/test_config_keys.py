@@ -37,6 +37,7 @@ CLASSES = {
     "gemma": [("gemma", "GemmaConfig")],
     "smollm3": [("smollm3", "SmolLM3Config")],
     "phi3": [("phi3", "Phi3Config")],
+    "olmo2": [("olmo2", "Olmo2Config")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 
