@@ -14,7 +14,8 @@ from pathlib import Path
 from hybrid.engine.engine import Engine
 from hybrid.graph.program import Program
 from hybrid.loading.open_engine import load
-from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
+from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.planning import plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.threads import default_threads

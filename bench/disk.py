@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hybrid.loading.open_engine import open_engine
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import RunSettings
 from offload.plan.ram_tiers import PIECE_BYTES, file_bytes
 from offload.storage.weight_file import FileRange, WeightFile

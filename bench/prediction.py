@@ -16,7 +16,8 @@ from pathlib import Path
 from hybrid.engine.engine import Engine
 from hybrid.engine.island import array_of
 from hybrid.loading.open_engine import load
-from hybrid.loading.planning import open_for_run, plan_request
+from hybrid.loading.opened_model import open_for_run
+from hybrid.loading.planning import plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.profiles import save_profile

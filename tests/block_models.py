@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hybrid.graph.find import Linear, find_linears
 from hybrid.graph.graph import ElementType, Initializer, Node
-from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run
 from hybrid.loading.settings import RunSettings
 from hybrid.tune.zero_model import ZeroShape, write_zero_model
 from offload.storage.weight_file import FileRange, WeightFile

@@ -14,7 +14,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from onnx.numpy_helper import from_array
 
 from hybrid.engine.engine import Engine
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import RunSettings
 from tests.engines import PLACEMENTS, engine_on_cpu, engine_on_simulated
 

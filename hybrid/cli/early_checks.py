@@ -36,14 +36,9 @@ def check_early(
 
 def _check_placement(settings: RunSettings) -> None:
     from hybrid.loading.quantisation import activations_asked, host_format_of
-    from hybrid.loading.target import check_device
-    from hybrid.machine.profiles import find_profile
-    from offload.machine.budget import parse_budget
+    from hybrid.loading.target import wanted_device
 
-    if settings.ram is not None:
-        parse_budget(settings.ram, "--ram")
-    check_device(settings)
+    assert settings.ram_budget
+    wanted_device(settings)
     host_format_of(settings.host_dtype)
     activations_asked(settings.activations)
-    if settings.machine is not None:
-        find_profile(settings.machine)

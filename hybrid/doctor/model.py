@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hybrid.doctor.report import Finding, note, ok, problem
 from hybrid.errors import OffloadError
-from hybrid.loading.planning import OpenedModel, open_for_run, plan_request
+from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.planning import plan_request
 from hybrid.loading.resolve import cached_model
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import GpuFacts, Target, choose_target

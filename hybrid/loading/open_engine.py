@@ -1,6 +1,5 @@
 """Load a model as planned: settings -> `Engine`."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -9,17 +8,17 @@ from hybrid.engine.engine import Engine
 from hybrid.engine.engine_thread import engine_thread
 from hybrid.engine.executor import Executor
 from hybrid.engine.file_watch import FileWatch
-from hybrid.engine.island import load_islands
+from hybrid.engine.island import LoadedIsland, load_islands
 from hybrid.engine.island_profiler import IslandProfiler
 from hybrid.engine.kv_cache import GrowingCache, KvCache, SharedCache
 from hybrid.engine.step_inputs import StepInputs
 from hybrid.errors import EngineError, ModelFileError, OffloadError
-from hybrid.graph.find import stored_weight
-from hybrid.loading.device_opener import DeviceOpener
-from hybrid.loading.planning import OpenedModel, open_for_run, plan_request, plan_within
-from hybrid.loading.quantisation import HostQuantisation
+from hybrid.loading.linear_loader import LinearLoader
+from hybrid.loading.opened_device import OpenedDevice, open_device
+from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.planning import plan_request, plan_within
 from hybrid.loading.settings import RunSettings
-from hybrid.loading.target import budget_asked, choose_target
+from hybrid.loading.target import Target
 from hybrid.machine.cgroups import read_limits
 from hybrid.machine.memory import MemoryWatch
 from hybrid.machine.ram import read_ram, resolve_ram
@@ -33,12 +32,8 @@ from offload.host.kernels.cache import why_not_kept
 from offload.observe.gpu_monitor import GpuMonitor
 from offload.observe.timeline import Timeline
 from offload.plan.advice import with_ram_advice
-from offload.plan.plan import LinearPlacement, Plan
-from offload.plan.ram_tiers import file_bytes
 from offload.run.recovery import RecoveringLinears, Replanner
-from offload.run.runner import LinearRunner
-from offload.spec.linear import Activations, WeightFormat
-from offload.weights.host_columns import load_host_columns
+from offload.spec.linear import Activations
 
 
 def open_engine(settings: RunSettings, progress: Progress | None = None, timeline: Timeline | None = None) -> Engine:
@@ -55,24 +50,18 @@ def _open_engine(settings: RunSettings, progress: Progress, timeline: Timeline |
     progress.on_stage("Opening the model", 0)
     opened = open_for_run(settings)
     _check_has_weights(opened)
-    opener = DeviceOpener(opened, budget_asked(settings), lambda: progress.on_stage("Warming up the GPU", 0))
-    target = choose_target(settings, opener.look)
-    device = opener.open(target)
+    found = open_device(settings, opened, progress)
     try:
-        warnings = (*target.warnings, *threads_warning(settings.threads), *_kernels_not_kept())
-        target = replace(target, notes=(*target.notes, *_without_kernels(device)), warnings=warnings)
-        ram = resolve_ram(settings.ram, read_ram(read_limits()))
         progress.on_stage("Planning", 0)
-        request = plan_request(opened, target, _unsupported(device), ram)
-        replanner = Replanner(request, plan_within)
-        replanner.plan = with_ram_advice(request, replanner.plan)
-        if device is not None and not any(placement.on_device for placement in replanner.plan.placements):
-            device.close()
-            device = None
-        return load(opened, replanner, device, threads, progress, timeline, target.why, opener.vram)
+        ram = resolve_ram(settings.ram_budget, read_ram(read_limits()))
+        request = plan_request(opened, _with_notes(found, settings), found.unsupported, ram)
+        plan = with_ram_advice(request, plan_within(request))
+        if not any(placement.on_device for placement in plan.placements):
+            found = found.unused()
+        replanner = Replanner(request, plan_within, plan)
+        return load(opened, replanner, found.device, threads, progress, timeline, found.target.why, found.vram)
     except BaseException as error:
-        if device is not None:
-            device.close()
+        found.close()
         if isinstance(error, MemoryError) and not isinstance(error, OffloadError):
             raise EngineError(
                 f"{opened.decoder.name}: RAM does not suffice: {error}; try a smaller --context"
@@ -109,60 +98,23 @@ def _load(
     target: str,
     vram: VramMeter | None,
 ) -> Engine:
+    decoder = opened.decoder
     memory = MemoryWatch(vram)
     progress = _Watched(progress, memory)
-    files = FileWatch.of(opened.decoder.graph)
-    decoder = opened.decoder
-    program, outside = opened.program, opened.outside
-    attends = any(level.attentions for level in program.levels)
-    weights = {linear.spec.name: stored_weight(decoder.graph, linear) for linear in outside}
-    levels = [[linear.name for linear in level.linears] for level in program.levels]
-    host = _HostKernels(attends, threads, progress)
-
-    def load_linears(plan: Plan) -> LinearRunner:
-        placements = [placement for placement in plan.placements if placement.linear.name in weights]
-        quantised = HostQuantisation(placements)
-        backend = host.compiled_for(placements, quantised)
-        all_bytes = sum(placement.linear.weight_bytes for placement in placements)
-        label = f"Loading weights (quantising to {opened.host_format})" if quantised.makes_any else "Loading weights"
-        progress.on_stage(label, all_bytes - file_bytes(placements))
-        # Where nobody knows how much RAM there is, its use is left to the system.
-        ram_is_known = read_ram(read_limits()) is not None
-        host_weights = load_host_columns(placements, weights, ram_is_known, progress.on_bytes)
-        return LinearRunner(
-            levels=levels,
-            plan=plan,
-            weights=weights,
-            device=device,
-            host=backend,
-            timeline=timeline,
-            on_bytes=progress.on_bytes,
-            host_weights=host_weights,
-        )
-
+    files = FileWatch.of(decoder.graph)
+    loader = LinearLoader(opened, device, threads, progress, timeline)
     with ExitStack() as undo:
-        linears = RecoveringLinears(replanner, load_linears, vram.check if vram is not None else lambda: None)
+        linears = RecoveringLinears(replanner, loader.load, vram.check if vram is not None else lambda: None)
         undo.callback(linears.close)
         if timeline is not None and device is not None:
             timeline.start(device)
         progress.on_stage("Preparing islands", 0)
-        profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
-        islands = load_islands(program, threads, profiler, rounds=opened.activations is Activations.INT8)
-        if timeline is not None and profiler is not None:
-            timeline.look_inside(profiler)
-        cache: KvCache = (
-            SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
-            if decoder.shared_cache
-            else GrowingCache(decoder.graph, decoder.cache)
-        )
+        islands = _islands(opened, threads, timeline)
+        cache = _cache(opened)
         inputs = StepInputs(decoder.graph, decoder.switches)
-        attentions = (
-            AttentionBinder(program, HostAttention(host.backend), cache.fixed) if attends and host.backend else None
-        )
-        executor = Executor(program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
-        monitor = GpuMonitor(vram) if vram is not None and device is not None else None
-        if monitor is not None:
-            monitor.start()
+        attentions = _attentions(opened, loader.kernels, cache)
+        executor = Executor(opened.program, islands, linears, attentions, {**cache.fixed, **inputs.fixed}, timeline)
+        monitor = _started_monitor(device, vram)
         files.check()
         engine = Engine(
             decoder,
@@ -184,6 +136,36 @@ def _load(
     return engine
 
 
+def _islands(opened: OpenedModel, threads: int, timeline: Timeline | None) -> list[LoadedIsland | None]:
+    """The islands of all levels, profiled where the timeline looks inside."""
+    profiler = IslandProfiler() if timeline is not None and timeline.looks_inside else None
+    islands = load_islands(opened.program, threads, profiler, rounds=opened.activations is Activations.INT8)
+    if timeline is not None and profiler is not None:
+        timeline.look_inside(profiler)
+    return islands
+
+
+def _cache(opened: OpenedModel) -> KvCache:
+    decoder = opened.decoder
+    if decoder.shared_cache:
+        return SharedCache(decoder.graph, decoder.cache, opened.context_tokens)
+    return GrowingCache(decoder.graph, decoder.cache)
+
+
+def _attentions(opened: OpenedModel, kernels: NumbaBackend | None, cache: KvCache) -> AttentionBinder | None:
+    if not opened.attentions or kernels is None:
+        return None
+    return AttentionBinder(opened.program, HostAttention(kernels), cache.fixed)
+
+
+def _started_monitor(device: Device | None, vram: VramMeter | None) -> GpuMonitor | None:
+    if device is None or vram is None:
+        return None
+    monitor = GpuMonitor(vram)
+    monitor.start()
+    return monitor
+
+
 class _Watched(Progress):
     """Also takes note of the memory in use, and ends a load that nobody waits for."""
 
@@ -203,25 +185,13 @@ class _Watched(Progress):
         self._progress.on_bytes(nbytes)
 
 
-def _unsupported(device: Device | None) -> dict[str, str]:
-    """The formats of weights that the device cannot multiply, with its reason."""
-    if device is None:
-        return {}
-    return {str(name): reason for name in WeightFormat if (reason := device.supports(name))}
-
-
-def _kernels_not_kept() -> tuple[str, ...]:
-    """A warning where compiled kernels find no folder that is the user's own."""
+def _with_notes(found: OpenedDevice, settings: RunSettings) -> Target:
+    """The target, with what this run has to say besides."""
     why = why_not_kept()
-    return (f"CPU kernels are compiled anew in every run, since none are kept: {why}",) if why else ()
-
-
-def _without_kernels(device: Device | None) -> tuple[str, ...]:
-    """A note where the device multiplies only what has been rounded for it."""
-    if device is None or device.input_format(WeightFormat.FP16) is WeightFormat.FP32:
-        return ()
-    why = device.supports(WeightFormat.INT8)
-    return (f"activations are rounded to the weights' type before every multiply: {why}",)
+    not_kept = (f"CPU kernels are compiled anew in every run, since none are kept: {why}",) if why else ()
+    target = found.target
+    warnings = (*target.warnings, *threads_warning(settings.threads), *not_kept)
+    return replace(target, notes=(*target.notes, *found.notes), warnings=warnings)
 
 
 def _check_has_weights(opened: OpenedModel) -> None:
@@ -230,26 +200,3 @@ def _check_has_weights(opened: OpenedModel) -> None:
         raise ModelFileError(
             f"{decoder.folder}: has a config but no .safetensors files; it can be planned with `hybrid plan`, not run"
         )
-
-
-class _HostKernels:
-    """The kernels of the host, made when a plan first has host columns, or at once where something attends."""
-
-    def __init__(self, attends: bool, threads: int, progress: Progress) -> None:
-        self.backend: NumbaBackend | None = None
-        self._attends = attends
-        self._threads = threads
-        self._progress = progress
-
-    def compiled_for(self, placements: Sequence[LinearPlacement], quantised: HostQuantisation) -> NumbaBackend | None:
-        """The kernels with all that the host columns need compiled; None where they are not needed."""
-        on_host = any(len(placement.host) for placement in placements)
-        if not on_host and not self._attends and not quantised.makes_any:
-            return None
-        kinds = {(p.linear.format, p.linear.layout) for p in placements if len(p.host) and p.host_format.is_float}
-        self._progress.on_stage("Compiling kernels (kept for the next run)", 0)
-        if self.backend is None:
-            self.backend = NumbaBackend(self._threads)
-        self.backend.warm_up(sorted(kinds))
-        quantised.warm_up(self.backend)
-        return self.backend

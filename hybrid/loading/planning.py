@@ -1,21 +1,11 @@
 """Plan a run: model folder + machine + budget -> `Plan`. Opens headers only and touches no device."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 
-from hybrid.graph.attention import Attention, find_attentions
-from hybrid.graph.cache_shape import cache_bytes, cache_types, with_cache_type
-from hybrid.graph.cut import cut
-from hybrid.graph.decoder import Decoder
-from hybrid.graph.find import Linear, find_linears
+from hybrid.graph.cache_shape import cache_bytes
 from hybrid.graph.graph import body_initializers
-from hybrid.graph.layers import with_layers
-from hybrid.graph.program import Program
-from hybrid.graph.stages import stages
-from hybrid.loading.open_model import open_model
-from hybrid.loading.quantisation import activations_asked, host_format_of, quantisation_notes, without_effect
+from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.quantisation import quantisation_notes, without_effect
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import Target, choose_target, look_in_profile, look_through_driver
 from hybrid.machine.cgroups import read_limits
@@ -27,8 +17,6 @@ from offload.plan.advice import with_advice
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan as fill_budget
 from offload.plan.request import CHUNK_TOKENS, DEFAULT_DEPTH, DEPTHS, PlanRequest
-from offload.spec.linear import Activations, WeightFormat
-from offload.spec.step import StepShape
 from offload.spec.units import MIB, counted, format_bytes
 
 # Python, numpy, onnxruntime, numba with its compiler, tokenizers: measured after the first reply of all, which compiles
@@ -36,64 +24,6 @@ from offload.spec.units import MIB, counted, format_bytes
 _PROCESS_BYTES = 272 * MIB
 _USUAL_HEADS = 32  # where a graph does not name them
 _FAULT_BYTES = 64 << 10  # what Linux maps around a page that is touched
-
-
-@dataclass(frozen=True)
-class OpenedModel:
-    """A decoder, its static matmuls and attentions, and the context of this run in tokens."""
-
-    decoder: Decoder
-    linears: tuple[Linear, ...]
-    context_tokens: int
-    attentions: tuple[Attention, ...] = ()  # those that run outside onnxruntime: all that can
-    host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
-    activations: Activations | None = None  # as asked; None goes by the model
-
-    @property
-    def outside(self) -> tuple[Linear, ...]:
-        """The Linears that run outside onnxruntime: all that our kernels can multiply, whatever the plan."""
-        return tuple(linear for linear in self.linears if not linear.spec.host_only_reason)
-
-    @cached_property
-    def program(self) -> Program:
-        """The graph, cut where Linears and attentions run outside onnxruntime."""
-        return cut(self.decoder.graph, self.outside, self.attentions)
-
-    @cached_property
-    def step(self) -> StepShape:
-        """The work of a step besides its Linears, as the planner gets it."""
-        return StepShape(stages(self.program, self.decoder.cache), concat_cache=not self.decoder.shared_cache)
-
-
-def open_for_run(settings: RunSettings) -> OpenedModel:
-    """Open the model of `settings` and find its Linears and attentions.
-
-    Raises UsageError for a type of the cache that this model cannot have.
-    """
-    host_format, activations = host_format_of(settings.host_dtype), activations_asked(settings.activations)
-    decoder, context_tokens = open_model(Path(settings.model), settings.context_tokens, settings.allow_unused)
-    attentions = _attentions(decoder, context_tokens)
-    if settings.kv_dtype is not None and cache_types(decoder) != {settings.kv_dtype}:
-        ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
-        decoder = with_cache_type(decoder, settings.kv_dtype, ours)
-    linears = _with_activations(find_linears(decoder.graph), activations)
-    return with_layers_named(OpenedModel(decoder, linears, context_tokens, attentions, host_format, activations))
-
-
-def with_layers_named(opened: OpenedModel) -> OpenedModel:
-    """Say which layer each Linear belongs to, where its builder did not."""
-    return replace(opened, linears=with_layers(opened.linears, opened.program, opened.decoder.cache))
-
-
-def _attentions(decoder: Decoder, context_tokens: int) -> tuple[Attention, ...]:
-    return find_attentions(decoder.graph, decoder.cache if decoder.shared_cache else (), context_tokens)
-
-
-def _with_activations(linears: Sequence[Linear], asked: Activations | None) -> tuple[Linear, ...]:
-    """Set the activations that were asked for, which go before what the model says."""
-    if asked is None:
-        return tuple(linears)
-    return tuple(replace(linear, spec=replace(linear.spec, activations=asked)) for linear in linears)
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -106,7 +36,7 @@ def make_plan(settings: RunSettings) -> Plan:
     target = choose_target(settings, look)
     target = replace(target, warnings=(*target.warnings, *_threads_warning(settings, target.profile)))
     ram = ram_of(target.profile) if settings.machine is not None else read_ram(read_limits())
-    request = plan_request(opened, target, {}, resolve_ram(settings.ram, ram))
+    request = plan_request(opened, target, {}, resolve_ram(settings.ram_budget, ram))
     plan = plan_within(request)
     return with_advice(request, plan)
 

@@ -7,7 +7,7 @@ from hybrid.errors import DeviceUnavailableError, UsageError
 from hybrid.loading.settings import RunSettings
 from hybrid.machine.profiles import Calibration, busy_warning, calibration, find_profile
 from hybrid.machine.threads import resolve_threads
-from offload.machine.budget import AUTO, Budget, ResolvedBudget, parse_budget, resolve_budget
+from offload.machine.budget import AUTO, ResolvedBudget, resolve_budget
 from offload.machine.profile import DeviceProfile, GpuRates
 from offload.spec.units import format_bytes
 
@@ -41,43 +41,91 @@ class Target:
     warnings: tuple[str, ...] = ()
 
 
-def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfile], GpuFacts]) -> Target:
-    """Decide where to run. `look_at_gpu` answers for a CUDA ordinal or raises DeviceUnavailableError.
+@dataclass(frozen=True)
+class WantedDevice:
+    """The device that `--device`, `--cuda` and `--machine` come to, before anybody has looked for it.
 
-    Without `--cuda`, a GPU that cannot be used means the CPU, and `why` says so. With it, the error stands:
-    what was asked for is never silently run elsewhere.
+    `kind` is "cpu", "cuda" or "simulated"; `why` is one clause about the CPU. `asked` is the flag that asks for a GPU,
+    "" where one is used only if there is one.
     """
-    device, ordinal, budget = check_device(settings)
-    if device == "cpu" or budget.is_zero:
-        return _on_cpu(settings, "as asked")
-    if device == "simulated":
-        return _simulated(settings, budget)
-    if device == "auto" and budget == AUTO and settings.machine and find_profile(settings.machine).gpu is None:
-        return _on_cpu(settings, f"{settings.machine} has no GPU")
-    try:
-        return _on_gpu(settings, budget, ordinal, look_at_gpu)
-    except DeviceUnavailableError as error:
-        if settings.cuda is None and device == "auto":
-            return _on_cpu(settings, f"no usable GPU: {error}")
-        asked = f"--cuda {settings.cuda}" if settings.cuda is not None else f"--device {settings.device}"
+
+    kind: str
+    ordinal: int = 0
+    why: str = ""
+    asked: str = ""
+
+    def without_gpu(self, error: DeviceUnavailableError) -> "WantedDevice":
+        """What is used where the GPU cannot be: the CPU. Raises DeviceUnavailableError where a GPU was asked for."""
+        if not self.asked:
+            return WantedDevice("cpu", why=f"no usable GPU: {error}")
         raise DeviceUnavailableError(
-            f"{asked}: {error}; use --cuda 0 for the CPU, --device simulated to try the machinery, "
+            f"{self.asked}: {error}; use --cuda 0 for the CPU, --device simulated to try the machinery, "
             "or hybrid plan --machine NAME to plan for another machine"
         ) from None
 
 
-def check_device(settings: RunSettings) -> tuple[str, int, Budget]:
-    """Read `--device` and `--cuda`. Raises UsageError for what they cannot be, and cannot be together."""
+def wanted_device(settings: RunSettings) -> WantedDevice:
+    """Read `--device`, `--cuda` and `--machine`. Raises UsageError for what they cannot be, and cannot be together."""
     device, ordinal = _parse_device(settings.device)
-    budget = budget_asked(settings)
+    budget = settings.vram_budget
     if device == "cpu" and settings.cuda is not None and not budget.is_zero:
         raise UsageError(f"--device cpu and --cuda {settings.cuda} contradict each other; drop one of them")
-    return device, ordinal, budget
+    profile = find_profile(settings.machine) if settings.machine is not None else None
+    if device == "cpu" or budget.is_zero:
+        return WantedDevice("cpu", why="as asked")
+    if profile is not None and profile.gpu is None:
+        if device == "auto" and budget == AUTO:
+            return WantedDevice("cpu", why=f"{settings.machine} has no GPU")
+        _gpu_of(profile)
+    if device == "simulated":
+        return WantedDevice("simulated")
+    asked = f"--cuda {settings.cuda}" if settings.cuda is not None else ""
+    return WantedDevice("cuda", ordinal, asked=asked or (f"--device {settings.device}" if device == "cuda" else ""))
 
 
-def budget_asked(settings: RunSettings) -> Budget:
-    """Parse `--cuda`. Raises BudgetError."""
-    return AUTO if settings.cuda is None else parse_budget(settings.cuda)
+def choose_target(settings: RunSettings, look_at_gpu: Callable[[int, DeviceProfile], GpuFacts]) -> Target:
+    """Decide where a plan is for. `look_at_gpu` reads the facts of a CUDA ordinal or raises DeviceUnavailableError.
+
+    Without `--cuda`, a GPU that cannot be used means the CPU, and `why` says so. With it, the error stands:
+    what was asked for is never silently run elsewhere.
+    """
+    wanted = wanted_device(settings)
+    if wanted.kind == "cuda":
+        try:
+            facts = look_at_gpu(wanted.ordinal, find_profile(settings.machine or GPU_PROFILE))
+        except DeviceUnavailableError as error:
+            wanted = wanted.without_gpu(error)
+        else:
+            budget = resolve_budget(settings.vram_budget, facts.free_bytes, facts.total_bytes)
+            return target_on_gpu(settings, wanted, facts, budget)
+    return target_without_gpu(settings, wanted)
+
+
+def target_on_gpu(settings: RunSettings, wanted: WantedDevice, facts: GpuFacts, budget: ResolvedBudget) -> Target:
+    """The target that a GPU with these facts is."""
+    profile = find_profile(settings.machine or GPU_PROFILE)
+    found = _measured(settings, facts.name)
+    profile = found.profile or profile
+    gpu = _gpu_of(profile)
+    if settings.machine is None:
+        profile = replace(profile, gpu=replace(gpu, name=facts.name, vram_bytes=facts.total_bytes))
+    why = f"{facts.name}, {format_bytes(facts.free_bytes)} of {format_bytes(facts.total_bytes)} free"
+    fixed_bytes = facts.fixed_bytes or _estimated_fixed_bytes(gpu)
+    return Target("cuda", wanted.ordinal, profile, budget, fixed_bytes, why, *_said_of(profile, found))
+
+
+def target_without_gpu(settings: RunSettings, wanted: WantedDevice) -> Target:
+    """The target that the CPU is, alone or with a simulated device."""
+    if wanted.kind == "simulated":
+        profile = find_profile(settings.machine or SIMULATED_PROFILE)
+        facts = look_in_profile(0, profile)
+        budget = resolve_budget(settings.vram_budget, facts.free_bytes, facts.total_bytes)
+        why = f"simulated {facts.name}, its times are modelled"
+        said = _said_of(profile, Calibration(None))
+        return Target("simulated", 0, profile, budget, facts.fixed_bytes, why, *said)
+    found = _measured(settings)
+    profile = found.profile or find_profile(settings.machine or CPU_PROFILE)
+    return Target("cpu", 0, profile, ResolvedBudget(0), {}, wanted.why, *_said_of(profile, found))
 
 
 def look_in_profile(_: int, profile: DeviceProfile) -> GpuFacts:
@@ -102,37 +150,6 @@ def _parse_device(text: str) -> tuple[str, int]:
     if text in ("auto", "cpu", "cuda", "simulated"):
         return text, 0
     raise UsageError(f"--device {text}: must be auto, cpu, cuda, cuda:N or simulated")
-
-
-def _on_cpu(settings: RunSettings, why: str) -> Target:
-    found = _measured(settings)
-    profile = found.profile or find_profile(settings.machine or CPU_PROFILE)
-    return Target("cpu", 0, profile, ResolvedBudget(0), {}, why, *_said_of(profile, found))
-
-
-def _simulated(settings: RunSettings, budget: Budget) -> Target:
-    profile = find_profile(settings.machine or SIMULATED_PROFILE)
-    facts = look_in_profile(0, profile)
-    resolved = resolve_budget(budget, facts.free_bytes, facts.total_bytes)
-    why = f"simulated {facts.name}, its times are modelled"
-    notes, warnings = _said_of(profile, Calibration(None))
-    return Target("simulated", 0, profile, resolved, facts.fixed_bytes, why, notes, warnings)
-
-
-def _on_gpu(
-    settings: RunSettings, budget: Budget, ordinal: int, look_at_gpu: Callable[[int, DeviceProfile], GpuFacts]
-) -> Target:
-    profile = find_profile(settings.machine or GPU_PROFILE)
-    facts = look_at_gpu(ordinal, profile)
-    found = _measured(settings, facts.name)
-    profile = found.profile or profile
-    gpu = _gpu_of(profile)
-    if settings.machine is None:
-        profile = replace(profile, gpu=replace(gpu, name=facts.name, vram_bytes=facts.total_bytes))
-    resolved = resolve_budget(budget, facts.free_bytes, facts.total_bytes)
-    why = f"{facts.name}, {format_bytes(facts.free_bytes)} of {format_bytes(facts.total_bytes)} free"
-    fixed_bytes = facts.fixed_bytes or _estimated_fixed_bytes(gpu)
-    return Target("cuda", ordinal, profile, resolved, fixed_bytes, why, *_said_of(profile, found))
 
 
 def _measured(settings: RunSettings, gpu_name: str | None = None) -> Calibration:

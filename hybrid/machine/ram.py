@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hybrid.errors import UsageError
 from hybrid.machine.cgroups import CgroupLimits
-from offload.machine.budget import AUTO, parse_budget
+from offload.machine.budget import Budget
 from offload.spec.units import format_bytes
 
 _MOST_SHARE = 0.8  # of what is available, when nothing was asked for; the rest is for other programs
@@ -29,15 +29,14 @@ class RamBudget:
     most_bytes: int = 0  # what it is when nothing is asked for: more should not be; 0: not known
 
 
-def resolve_ram(asked: str | None, ram: Ram | None) -> RamBudget | None:
+def resolve_ram(budget: Budget, ram: Ram | None) -> RamBudget | None:
     """The cap that `--ram` sets, or without it most of what is available; None where that is not known.
 
-    Raises BudgetError for text that is no budget, UsageError for a share where RAM cannot be measured.
+    Raises UsageError for a share where RAM cannot be measured.
     """
-    budget = AUTO if asked is None else parse_budget(asked, "--ram")
     if ram is None:
         if budget.share is not None:
-            raise UsageError(f"--ram {asked}: how much RAM there is cannot be read here; give a size")
+            raise UsageError(f"--ram {100 * budget.share:g}%: how much RAM there is cannot be read here; give a size")
         return None if budget.nbytes is None else RamBudget(budget.nbytes, asked=True)
     most_bytes = int(_MOST_SHARE * ram.available_bytes)
     if budget.nbytes is None and budget.share is None:

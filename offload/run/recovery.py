@@ -31,8 +31,11 @@ class Replanner:
     `budget_bytes` is the budget at the beginning, `peak_vram_bytes` the most that any plan so far took.
     """
 
-    def __init__(self, request: PlanRequest, planner: Callable[[PlanRequest], Plan] = make_plan) -> None:
-        self.plan = planner(request)
+    def __init__(
+        self, request: PlanRequest, planner: Callable[[PlanRequest], Plan] = make_plan, plan: Plan | None = None
+    ) -> None:
+        """`plan` is the first plan, where it is made already."""
+        self.plan = planner(request) if plan is None else plan
         self.budget_bytes = request.budget_bytes
         self.peak_vram_bytes = self.plan.total_vram_bytes
         self._request = request

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid import load
 from hybrid.errors import ModelFileError, OffloadError
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from tests.engines import engine_on_cpu
 

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid.engine import island
 from hybrid.engine.engine import Engine
-from hybrid.loading.planning import OpenedModel
+from hybrid.loading.opened_model import OpenedModel
 from hybrid.tune.zero_model import ZeroShape
 from offload.weights.reads import READERS
 from tests.block_models import open_zero_blocks

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid.engine.engine import Engine
 from hybrid.loading.open_engine import open_engine
-from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from tests.engines import (
     PLACEMENTS,

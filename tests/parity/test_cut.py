@@ -78,7 +78,8 @@ def _forced(model: Path) -> Engine:
 def test_weights_left_in_their_files_give_the_same_logits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(_forced(model)) as in_ram:
         expected = in_ram.prefill(_IDS)
-    monkeypatch.setattr("hybrid.loading.open_engine.read_ram", lambda limits: None)  # as where there is too little RAM
+    # As where nobody can tell how much RAM there is.
+    monkeypatch.setattr("hybrid.loading.linear_loader.read_ram", lambda limits: None)
     with closing(_forced(model)) as mapped:
         np.testing.assert_array_equal(mapped.prefill(_IDS), expected)
 

@@ -7,7 +7,7 @@ import pytest
 from onnx import NodeProto, TensorProto
 from onnx.helper import make_graph, make_node
 
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import RunSettings
 from tests.onnx_decoders import (
     HEAD_DIM,

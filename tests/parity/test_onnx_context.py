@@ -11,7 +11,8 @@ from onnx import NodeProto, TensorProto
 from onnx.helper import make_node
 
 from hybrid.errors import UsageError
-from hybrid.loading.planning import make_plan, open_for_run
+from hybrid.loading.opened_model import open_for_run
+from hybrid.loading.planning import make_plan
 from hybrid.loading.settings import RunSettings
 from tests.engines import engine_on_cpu
 from tests.onnx_decoders import (

@@ -11,7 +11,7 @@ from onnx.helper import make_node
 
 from hybrid.errors import ModelConfigError, UnsupportedModelError
 from hybrid.graph.decoder import Decoder
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import RunSettings
 from tests.onnx_decoders import (
     HEAD_DIM,

@@ -11,7 +11,7 @@ from onnx.helper import make_graph, make_node
 from onnx.numpy_helper import from_array
 
 from hybrid.errors import UsageError
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import RunSettings
 from tests.onnx_decoders import (
     IDS,

@@ -12,7 +12,7 @@ import pytest
 from hybrid.engine.engine import Engine
 from hybrid.graph.find import find_linears
 from hybrid.graph.graph import Node
-from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns

@@ -20,7 +20,8 @@ from hybrid.errors import OffloadError, UsageError
 from hybrid.loading import open_engine as loading
 from hybrid.loading import planning
 from hybrid.loading.open_engine import open_engine
-from hybrid.loading.planning import make_plan, open_for_run, plan_request
+from hybrid.loading.opened_model import open_for_run
+from hybrid.loading.planning import make_plan, plan_request
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from hybrid.machine.memory import MemoryWatch
@@ -47,27 +48,29 @@ SHAPE = Shape(4, 2048, 5632, 32, 4, 64, 512, max_positions=512)
     ("asked", "nbytes"), [("4", 4 * GIB), ("800MiB", 800 * MIB), ("25%", 4 * GIB), ("auto", 8 * GIB), (None, 8 * GIB)]
 )
 def test_a_cap_is_what_was_asked_for_or_most_of_what_is_available(asked: str | None, nbytes: int) -> None:
-    assert resolve_ram(asked, RAM) == RamBudget(nbytes, asked=asked not in ("auto", None), most_bytes=8 * GIB)
+    assert resolve_ram(RunSettings(ram=asked).ram_budget, RAM) == RamBudget(
+        nbytes, asked=asked not in ("auto", None), most_bytes=8 * GIB
+    )
 
 
 def test_more_than_is_available_is_clamped_and_said() -> None:
-    budget = resolve_ram("12", RAM)
+    budget = resolve_ram(RunSettings(ram="12").ram_budget, RAM)
     assert budget is not None
     assert (budget.nbytes, budget.asked, budget.most_bytes) == (10 * GIB, True, 8 * GIB)
     assert budget.note == "asked for 12.00 GiB of RAM, 10.00 GiB of 16.00 GiB are available: the cap is 10.00 GiB"
 
 
 def test_where_ram_cannot_be_read_only_sizes_are_caps() -> None:
-    assert resolve_ram(None, None) is None
-    assert resolve_ram("2", None) == RamBudget(2 * GIB, asked=True)
+    assert resolve_ram(RunSettings(ram=None).ram_budget, None) is None
+    assert resolve_ram(RunSettings(ram="2").ram_budget, None) == RamBudget(2 * GIB, asked=True)
     with pytest.raises(UsageError, match=r"--ram 50%: .* give a size"):
-        resolve_ram("50%", None)
+        resolve_ram(RunSettings(ram="50%").ram_budget, None)
 
 
 @pytest.mark.parametrize("asked", ["-1", "120%", "lots"])
 def test_what_is_no_size_is_refused_by_its_own_name(asked: str) -> None:
     with pytest.raises(OffloadError, match=rf"^--ram {asked}"):
-        resolve_ram(asked, RAM)
+        resolve_ram(RunSettings(ram=asked).ram_budget, RAM)
 
 
 @pytest.fixture(scope="module")

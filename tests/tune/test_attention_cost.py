@@ -6,7 +6,7 @@ import pytest
 
 from hybrid.graph.cache_shape import attention_flops
 from hybrid.graph.decoder import CachePair
-from hybrid.loading.planning import open_for_run
+from hybrid.loading.opened_model import open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.machine.profiles import find_profile
 from offload.calibrate.attention import AttentionRates, attention_rates, rates_from

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid.families.registry import parse_config, tensor_shapes
 from hybrid.formats.safetensors import read_index
-from hybrid.loading.planning import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from tests.device.emulated_cupy import EmulatedCupy
 from tests.engines import engine_on_cpu, greedy, open_settings

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hybrid.engine.engine import Engine
-from hybrid.loading.planning import OpenedModel
+from hybrid.loading.opened_model import OpenedModel
 from offload.devices.base import Device
 from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.timeline import Timeline

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hybrid.engine.engine import Engine
-from hybrid.loading.planning import OpenedModel
+from hybrid.loading.opened_model import OpenedModel
 from offload.errors import DEVICE_MEMORY, PINNED_RAM
 from offload.plan.plan import Plan
 from tests.engines import engine_on, greedy

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybrid.cli import main as cli
-from hybrid.loading.planning import OpenedModel
+from hybrid.loading.opened_model import OpenedModel
 from hybrid.loading.settings import DEMO_MODEL
 from offload.devices.simulated.device import SimulatedDevice
 from offload.observe.timeline import Timeline

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from hybrid.loading.planning import OpenedModel
+from hybrid.loading.opened_model import OpenedModel
 from offload.devices.cuda.device import CudaDevice
 from offload.plan.placing import place
 from offload.plan.plan import Plan

@@ -14,7 +14,8 @@ from hybrid.graph.cut import cut
 from hybrid.graph.decoder import CachePair, Decoder
 from hybrid.graph.find import find_linears
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node, TensorInfo
-from hybrid.loading.planning import make_plan, open_for_run
+from hybrid.loading.opened_model import open_for_run
+from hybrid.loading.planning import make_plan
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from hybrid.source.folder import find_model
 from offload.spec.attention import AttentionSpec

@@ -10,7 +10,8 @@ import pytest
 from hybrid.graph.attention import find_attentions
 from hybrid.graph.find import find_linears
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
-from hybrid.loading.planning import OpenedModel, open_for_run, plan_request, plan_within, with_layers_named
+from hybrid.loading.opened_model import OpenedModel, open_for_run, with_layers_named
+from hybrid.loading.planning import plan_request, plan_within
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
 from offload.plan.plan import Plan

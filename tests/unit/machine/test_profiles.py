@@ -10,7 +10,8 @@ import pytest
 from hybrid.doctor.machine import examine_calibration
 from hybrid.doctor.report import Level
 from hybrid.errors import UsageError
-from hybrid.loading.planning import open_for_run, plan_request
+from hybrid.loading.opened_model import open_for_run
+from hybrid.loading.planning import plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import GpuFacts, Target, choose_target
 from hybrid.machine.profiles import calibration_file, find_profile, machine_name, save_profile
