@@ -53,7 +53,6 @@ def test_cuda_refuses_to_register_host_columns(emulated: EmulatedCupy, demo: Ope
     emulated.fault = fault
     with closing(engine_on(CudaDevice(), demo, prefill_streams_all, 8 * MIB, threads=1)) as engine:
         refused, registered = engine.plan.warnings
-        assert refused.startswith("the GPU refused")
-        assert registered.startswith("prefill streams no host columns: ")
+        assert "VRAM" in refused
         assert "cannot be page-locked: out of pinned RAM" in registered
         assert tokens_of(engine) == GOLDEN.greedy_ids[:TOKENS]
