@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from hybrid.loading.planning import OpenedModel
+from hybrid.loading.opened_model import OpenedModel
 from offload.spec.units import format_bytes
 from tests.engines import engine_on, greedy
 from tests.faults.recovery import faulty as faulty_devices
