@@ -19,6 +19,7 @@ from hybrid.families.olmo2 import OLMO2
 from hybrid.families.phi3 import PHI3
 from hybrid.families.qwen2 import QWEN2
 from hybrid.families.qwen3 import QWEN3
+from hybrid.families.seed_oss import SEED_OSS
 from hybrid.families.smollm3 import SMOLLM3
 from hybrid.families.tensors.tensor_source import ConfigTensors, TensorSource
 from hybrid.graph.graph import Graph
@@ -38,6 +39,7 @@ FAMILIES = {
         SMOLLM3,
         PHI3,
         OLMO2,
+        SEED_OSS,
     )
 }
 

@@ -117,6 +117,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("F32", tiny_config("olmo2", head_dim=16, attention_bias=True)),
     "olmo2, an odd size": ("F16", tiny_config("olmo2", hidden_size=80, num_key_value_heads=1, hidden_act="gelu")),
+    "seed_oss": ("F32", tiny_config("seed_oss", head_dim=16, attention_out_bias=True, mlp_bias=True)),
+    "seed_oss, an odd size": (
+        "BF16",
+        tiny_config("seed_oss", hidden_size=80, head_dim=None, attention_bias=False, attention_out_bias=True),
+    ),
     "smollm3, no positions, no windows": (
         "BF16",
         tiny_config("smollm3", **SMOLLM3 | {"head_dim": 12}, no_rope_layers=[0, 0]),

@@ -26,7 +26,7 @@ READ = keys(
 # Keys that change no logits: training, classification, bookkeeping (whatever begins with _ too), and how others run it.
 HARMLESS = keys(
     "transformers_version name_or_path auto_map use_cache cache_implementation"
-    " attention_dropout hidden_dropout embd_pdrop resid_pdrop attn_pdrop dropout classifier_dropout"
+    " attention_dropout hidden_dropout residual_dropout embd_pdrop resid_pdrop attn_pdrop dropout classifier_dropout"
     " initializer_range initializer_factor rope_init pretraining_tp pad_token_id sep_token_id decoder_start_token_id"
     " unk_token_id output_hidden_states output_attentions return_dict torchscript use_bfloat16 use_return_dict"
     " chunk_size_feed_forward is_decoder tie_encoder_decoder cross_attention_hidden_size gradient_checkpointing"
@@ -52,12 +52,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         keys(
             "is_encoder_decoder add_cross_attention use_bidirectional_attention use_bidirectional bidirectional"
-            " attention_bias qkv_bias add_qkv_bias attn_bias o_bias mlp_bias use_bias bias norm_bias lm_head_bias"
-            " qk_norm use_qk_norm qk_layernorm use_qk_layernorm rope_interleave rope_interleaved interleaved_rope"
-            " rotary_interleaved alibi use_alibi parallel_attn use_parallel_residual attn_temperature_tuning"
-            " scale_attn_by_inverse_layer_idx use_dynamic_ntk use_logn_attn logn_attn attention_output_gate"
-            " attn_output_gate headwise_attn_output_gate elementwise_attn_output_gate num_kv_shared_layers"
-            " num_experts num_local_experts n_routed_experts n_shared_experts scale_embeddings"
+            " attention_bias qkv_bias add_qkv_bias attn_bias attention_out_bias o_bias mlp_bias use_bias bias norm_bias"
+            " lm_head_bias qk_norm use_qk_norm qk_layernorm use_qk_layernorm rope_interleave rope_interleaved"
+            " interleaved_rope rotary_interleaved alibi use_alibi parallel_attn use_parallel_residual"
+            " attn_temperature_tuning scale_attn_by_inverse_layer_idx use_dynamic_ntk use_logn_attn logn_attn"
+            " attention_output_gate attn_output_gate headwise_attn_output_gate elementwise_attn_output_gate"
+            " num_kv_shared_layers num_experts num_local_experts n_routed_experts n_shared_experts scale_embeddings"
         ),
         _OFF,
     ),

@@ -44,6 +44,8 @@ def test_what_the_families_differ_in() -> None:
     assert not parse("qwen3").qkv_bias
     assert parse("qwen3", attention_bias=True).o_bias
     assert parse(attention_bias=True, mlp_bias=True).mlp_bias
+    assert (parse("seed_oss").qkv_bias, parse("seed_oss").o_bias) == (True, False)
+    assert (parse("seed_oss").head_dim, parse("seed_oss", head_dim=None).head_dim) == (128, 8)
     assert parse("granite").attention_scale == 1.0
     granite = parse("granite", logits_scaling=8, attention_multiplier=0.1, mlp_bias=True)
     assert (granite.logits_multiplier, granite.attention_scale, granite.mlp_bias) == (0.125, 0.1, True)
@@ -63,6 +65,7 @@ def test_defaults_of_old_llama_files() -> None:
         ("llama", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("mistral", (32000, 4096, 14336, 32, 32, 8, 128, 131072)),
         ("qwen2", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),
+        ("seed_oss", (155136, 4096, 27648, 64, 80, 8, 128, 524288)),
         ("olmo2", (50304, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("granite", (32000, 4096, 11008, 32, 32, 32, 128, 2048)),
         ("qwen3", (151936, 4096, 22016, 32, 32, 32, 128, 32768)),

@@ -38,6 +38,7 @@ CLASSES = {
     "smollm3": [("smollm3", "SmolLM3Config")],
     "phi3": [("phi3", "Phi3Config")],
     "olmo2": [("olmo2", "Olmo2Config")],
+    "seed_oss": [("seed_oss", "SeedOssConfig")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 
