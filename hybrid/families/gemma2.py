@@ -48,7 +48,7 @@ def build(builder: DecoderBuilder) -> None:
         attended = builder.attention(layer, f"{name}.self_attn", normed)
         residual.add(builder.norm(f"{name}.post_attention_layernorm", attended))
         normed = residual.norm(f"{name}.pre_feedforward_layernorm")
-        computed = builder.gated_mlp(f"{name}.mlp", normed)
+        computed = builder.mlp(f"{name}.mlp", normed)
         residual.add(builder.norm(f"{name}.post_feedforward_layernorm", computed))
     builder.head(residual.norm("model.norm", last=True))
 

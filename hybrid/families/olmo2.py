@@ -25,7 +25,7 @@ def build(builder: DecoderBuilder) -> None:
     for layer, name in builder.layers():
         attended = builder.attention(layer, f"{name}.self_attn", residual.total(f"{name}.input"))
         residual.add(builder.norm(f"{name}.post_attention_layernorm", attended))
-        computed = builder.gated_mlp(f"{name}.mlp", residual.total(f"{name}.attended"))
+        computed = builder.mlp(f"{name}.mlp", residual.total(f"{name}.attended"))
         residual.add(builder.norm(f"{name}.post_feedforward_layernorm", computed))
     builder.head(residual.norm("model.norm", last=True))
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hybrid.errors import UnsupportedModelError, UsageError
+from hybrid.families.arcee import ARCEE
 from hybrid.families.blocks.builder import DecoderBuilder
 from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.families.config.keys import check_keys
@@ -40,6 +41,7 @@ FAMILIES = {
         PHI3,
         OLMO2,
         SEED_OSS,
+        ARCEE,
     )
 }
 

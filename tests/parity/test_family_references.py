@@ -122,6 +122,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "BF16",
         tiny_config("seed_oss", hidden_size=80, head_dim=None, attention_bias=False, attention_out_bias=True),
     ),
+    "arcee": ("F32", tiny_config("arcee", head_dim=16, hidden_act=..., attention_bias=True, mlp_bias=True)),
+    "arcee, an odd size": ("F16", tiny_config("arcee", hidden_size=80, hidden_act="gelu_new")),
     "smollm3, no positions, no windows": (
         "BF16",
         tiny_config("smollm3", **SMOLLM3 | {"head_dim": 12}, no_rope_layers=[0, 0]),

@@ -10,7 +10,7 @@ import numpy as np
 
 from hybrid.families.blocks.attention import GroupedAttention, cache_pairs
 from hybrid.families.blocks.linear import linear
-from hybrid.families.blocks.mlp import gated_mlp
+from hybrid.families.blocks.mlp import mlp
 from hybrid.families.blocks.norm import Residual, rms_norm
 from hybrid.families.blocks.writer import GraphWriter
 from hybrid.families.config.decoder_config import DecoderConfig
@@ -61,9 +61,9 @@ class DecoderBuilder:
         """Write an attention, (1, S, H) to (1, S, H)."""
         return self._attention.attend(prefix, layer, normed)
 
-    def gated_mlp(self, prefix: str, normed: str) -> str:
-        """Write an MLP with a gate, (1, S, H) to (1, S, H)."""
-        return gated_mlp(self.write, self.config, prefix, normed)
+    def mlp(self, prefix: str, normed: str) -> str:
+        """Write an MLP, (1, S, H) to (1, S, H)."""
+        return mlp(self.write, self.config, prefix, normed)
 
     def head(self, normed: str) -> None:
         """End with the logits (1, 1, V) of the last position."""

@@ -9,9 +9,13 @@ _QUICK_GELU_ALPHA = {"silu": 1.0, "quick_gelu": 1.702}
 _GELU_APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
-def gated_mlp(write: GraphWriter, config: DecoderConfig, prefix: str, source: str) -> str:
-    """Write down(activation(gate(x)) * up(x)), (1, S, H) to (1, S, H)."""
+def mlp(write: GraphWriter, config: DecoderConfig, prefix: str, source: str) -> str:
+    """Write down(activation(gate(x)) * up(x)), or down(activation(up(x))) without a gate, (1, S, H) to (1, S, H)."""
     inner, bias = config.intermediate_size, config.mlp_bias
+    if not config.mlp_gate:
+        up = linear(write, f"{prefix}.up_proj", source, inner, bias)
+        active = _activation(write, config.activation, f"{prefix}.act_fn", up)
+        return linear(write, f"{prefix}.down_proj", active, config.hidden_size, bias)
     names = f"{prefix}.gate_proj", f"{prefix}.up_proj"
     if config.packed_projections:
         packed = linear(write, f"{prefix}.gate_up_proj", source, 2 * inner, bias)

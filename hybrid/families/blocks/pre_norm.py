@@ -1,4 +1,4 @@
-"""The usual decoder: a norm before each attention and each MLP with a gate."""
+"""The usual decoder: a norm before each attention and each MLP."""
 
 from hybrid.families.blocks.builder import DecoderBuilder
 
@@ -10,5 +10,5 @@ def pre_norm_decoder(builder: DecoderBuilder) -> None:
         normed = residual.norm(f"{name}.input_layernorm")
         residual.add(builder.attention(layer, f"{name}.self_attn", normed))
         normed = residual.norm(f"{name}.post_attention_layernorm")
-        residual.add(builder.gated_mlp(f"{name}.mlp", normed))
+        residual.add(builder.mlp(f"{name}.mlp", normed))
     builder.head(residual.norm("model.norm", last=True))

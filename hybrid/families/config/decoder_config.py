@@ -51,6 +51,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    mlp_gate: bool = True
     packed_projections: bool = False  # queries, keys and values are one Linear; so are gate and up
     qk_norm: Literal["each head", "all heads"] | None = None  # what a norm of queries, and one of keys, is over
     unrotated_layers: frozenset[int] = frozenset()  # whose attention knows no positions

@@ -215,6 +215,15 @@ def test_names_of_the_rotary_scaling_of_phi_3(kind: str) -> None:
     assert rope.attention_factor == pytest.approx((1 + 1 / 12) ** 0.5)
 
 
+def test_arcee() -> None:
+    plain = parse_config({"model_type": "arcee"}, "config.json")
+    sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim
+    assert sizes == (32000, 2560, 18432, 32, 80)
+    assert (plain.num_heads, plain.num_kv_heads, plain.max_positions) == (32, 32, 4096)
+    assert (plain.rms_norm_eps, plain.activation, plain.mlp_gate) == (1e-5, "relu2", False)
+    assert parse("arcee", hidden_act="silu").activation == "silu"
+
+
 def test_two_names_of_an_activation() -> None:
     """transformers reads the second of them in Gemma 2."""
     agreeing = parse("gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_new")

@@ -39,6 +39,7 @@ CLASSES = {
     "phi3": [("phi3", "Phi3Config")],
     "olmo2": [("olmo2", "Olmo2Config")],
     "seed_oss": [("seed_oss", "SeedOssConfig")],
+    "arcee": [("arcee", "ArceeConfig")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 

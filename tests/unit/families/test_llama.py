@@ -51,6 +51,7 @@ def test_small_heads_rotate_apart_and_take_positions() -> None:
 
 PROJECTIONS = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "arcee": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
 }
 
