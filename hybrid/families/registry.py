@@ -10,6 +10,7 @@ from hybrid.families.blocks.builder import DecoderBuilder
 from hybrid.families.config.decoder_config import DecoderConfig
 from hybrid.families.config.keys import check_keys
 from hybrid.families.config.values import ConfigValues
+from hybrid.families.ernie4_5 import ERNIE4_5
 from hybrid.families.family import Family
 from hybrid.families.gemma import GEMMA
 from hybrid.families.gemma2 import GEMMA2
@@ -42,6 +43,7 @@ FAMILIES = {
         OLMO2,
         SEED_OSS,
         ARCEE,
+        ERNIE4_5,
     )
 }
 

@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "phi3", head_dim=32, partial_rotary_factor=0.5, sliding_window=5
     ),
     "norms after blocks, and of all heads": tiny_config("olmo2", head_dim=16),
+    "neighbours turned": tiny_config("ernie4_5", head_dim=16),
     "multipliers": tiny_config("granite", head_dim=16, attention_multiplier=0.1, residual_multiplier=0.3),
 }
 

@@ -124,6 +124,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "arcee": ("F32", tiny_config("arcee", head_dim=16, hidden_act=..., attention_bias=True, mlp_bias=True)),
     "arcee, an odd size": ("F16", tiny_config("arcee", hidden_size=80, hidden_act="gelu_new")),
+    "ernie4_5": ("F32", tiny_config("ernie4_5", head_dim=16, use_bias=True, rope_theta=..., tie_word_embeddings=False)),
+    "ernie4_5, an odd size": ("BF16", tiny_config("ernie4_5", hidden_size=80, head_dim=None)),
     "smollm3, no positions, no windows": (
         "BF16",
         tiny_config("smollm3", **SMOLLM3 | {"head_dim": 12}, no_rope_layers=[0, 0]),

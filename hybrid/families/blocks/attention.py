@@ -99,7 +99,7 @@ class GroupedAttention:
             kv_num_heads=config.num_kv_heads,
             scale=config.attention_scale,
             do_rotary=1 if rope else 0,
-            rotary_interleaved=0,
+            rotary_interleaved=int(config.rope_interleaved),
             local_window_size=-1 if window is None else window,
             **softcap,
         )
@@ -151,6 +151,6 @@ class GroupedAttention:
             name,
             self.write.shapes[source],
             domain=MICROSOFT,
-            interleaved=0,
+            interleaved=int(self.config.rope_interleaved),
             **part,
         )

@@ -48,6 +48,7 @@ class DecoderConfig:
     dtype: ElementType
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    rope_interleaved: bool = False  # pairs are neighbours in a head, not half a head apart
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

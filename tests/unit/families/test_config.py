@@ -224,6 +224,17 @@ def test_arcee() -> None:
     assert parse("arcee", hidden_act="silu").activation == "silu"
 
 
+def test_ernie_4_5() -> None:
+    plain = parse_config({"model_type": "ernie4_5"}, "config.json")
+    sizes = plain.vocab_size, plain.hidden_size, plain.intermediate_size, plain.num_layers, plain.head_dim
+    assert sizes == (103424, 1024, 3072, 18, 128)
+    assert (plain.num_heads, plain.num_kv_heads, plain.max_positions, plain.rms_norm_eps) == (16, 2, 131072, 1e-5)
+    assert (plain.rope_interleaved, plain.tie_word_embeddings, plain.qkv_bias) == (True, True, False)
+    assert plain.rope.frequencies[-1] == pytest.approx(5e5 ** (-126 / 128))
+    biased = parse("ernie4_5", use_bias=True, head_dim=None)
+    assert (biased.qkv_bias, biased.o_bias, biased.mlp_bias, biased.head_dim) == (True, True, True, 8)
+
+
 def test_two_names_of_an_activation() -> None:
     """transformers reads the second of them in Gemma 2."""
     agreeing = parse("gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_new")

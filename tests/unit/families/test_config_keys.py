@@ -40,6 +40,7 @@ CLASSES = {
     "olmo2": [("olmo2", "Olmo2Config")],
     "seed_oss": [("seed_oss", "SeedOssConfig")],
     "arcee": [("arcee", "ArceeConfig")],
+    "ernie4_5": [("ernie4_5", "Ernie4_5Config")],
     "gemma2": [("gemma2", "Gemma2Config")],
 }
 
