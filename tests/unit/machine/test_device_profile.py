@@ -120,6 +120,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda c: c["cpu"]["multiply_bytes_per_s"]["bf16"].update({"9" * 5000: 1.0}),
         "multiply_bytes_per_s.bf16: ",
     ),
+    "a name is empty": (lambda c: c.update(name=""), "name: ''"),
+    "a name is too long": (lambda c: c.update(name="x" * 201), "name: 'xxx"),
     "a name is no text": (lambda c: c.update(name=["x"]), "name: ['x']"),
     "a name would move the cursor": (lambda c: c["gpu"].update(name="\x1b[2J"), "gpu.name: "),
     "estimated is text": (lambda c: c.update(estimated="no"), "estimated: 'no'"),
@@ -139,6 +141,10 @@ def test_time_between_measured_numbers_of_rows_is_a_straight_line_and_beyond_the
     rates = replace(find_profile("generic-cpu").cpu, multiply_bytes_per_s={"fp16": {1: 100.0, 5: 20.0}})
     seconds = [rates.multiply_s(WeightFormat.FP16, 100, rows) for rows in (1, 3, 5, 10)]
     assert seconds == pytest.approx([1, 3, 5, 10])
+
+
+def test_a_name_may_have_200_characters(tmp_path: Path) -> None:
+    assert load_profile(write(tmp_path, content() | {"name": "x" * 200})).name == "x" * 200
 
 
 def test_a_cost_may_be_nothing(tmp_path: Path) -> None:
