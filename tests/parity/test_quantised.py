@@ -89,7 +89,7 @@ def with_float_activations(opened: OpenedModel) -> OpenedModel:
 def test_every_block_of_an_export_runs_outside_onnxruntime(export: OpenedModel) -> None:
     outside = [linear.name for level in export.program.levels for linear in level.linears]
     assert len(outside) > 20
-    assert outside == [linear.spec.name for linear in export.linears if linear.spec.format in (INT8, INT4)]
+    assert outside == [linear.spec.name for linear in export.linears]  # a head in fp32 too
 
 
 def test_cut_and_whole_exports_agree(export: OpenedModel) -> None:
