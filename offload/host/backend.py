@@ -72,6 +72,7 @@ class NumbaBackend:
 
     def warm_up(self, kinds: Iterable[tuple[WeightFormat, Layout]]) -> None:
         """Compile what these kinds of weight need, 0.3-0.7 s each unless cached, rather than at first use."""
+        compiled.kernel_address(jobs.floats)
         for weight_format, layout in kinds:
             for path in _Path:
                 self.kernel(path, weight_format, layout)

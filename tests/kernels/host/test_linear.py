@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
 from offload.host.cast import cast_activations
-from offload.host.kernels import loops, tiles
+from offload.host.kernels import compiled, loops, tiles
 from offload.spec.linear import Dense, Layout, WeightFormat
 from offload.storage.stored_array import StoredArray
 from offload.storage.stored_weight import StoredWeight
@@ -223,8 +223,25 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
         check(x, columns, y)
 
 
-def test_warm_up_compiles_ahead(backend: NumbaBackend) -> None:
-    backend.warm_up([(WeightFormat.FP16, Layout.NK), (WeightFormat.FP32, Layout.KN)])
+@pytest.mark.parametrize("layout", Layout)
+def test_nothing_is_compiled_after_a_warm_up(
+    backend: NumbaBackend, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[tuple[Any, ...]] = []
+    address = compiled.kernel_address
+
+    def noted(*kernel: Any) -> int:
+        wanted.append(kernel)
+        return address(*kernel)
+
+    monkeypatch.setattr(compiled, "kernel_address", noted)
+    backend.warm_up([(WeightFormat.FP16, layout)])
+    warm, wanted = set(wanted), []
+    columns = make(32, 64, WeightFormat.FP16, layout)
+    for rows in (1, 2, 8, 64, 300):
+        backend.group([columns]).multiply(activations(rows, 32), [np.empty((rows, 64), np.float32)])
+    assert wanted
+    assert warm.issuperset(wanted)
 
 
 def test_refuses_what_it_cannot_multiply(backend: NumbaBackend) -> None:
