@@ -41,7 +41,7 @@ def attention_rates(backend: NumbaBackend, nbytes: int, rounds: int, longest_s: 
 def rates_from(few_s: float, many_s: float) -> AttentionRates:
     """The rates with which a layer of few key/value heads takes `few_s`, and one of many `many_s`.
 
-    What the times differ by is reading; see `cost_model.whole_attention_s`.
+    What the times differ by is reading; see `plan.cost.attention_s`.
     """
     few_bytes, many_bytes = map(_layer_bytes, _KV_HEADS)
     bytes_per_s = (many_bytes - few_bytes) / max(many_s - few_s, _LEAST_SHARE * many_s)

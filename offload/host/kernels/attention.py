@@ -2,8 +2,8 @@
 
 Keys are taken block by block; where there are too few heads for the threads, the tokens of a head are cut into chunks
 whose results are merged (flash-decoding). All query heads that share a key/value head are rows of one product, so
-that keys and values are read once. The products are those of `host_loops` and BLAS, the softmax that of
-`host_softmax`, called by address.
+that keys and values are read once. The products are those of `loops` and BLAS, the softmax that of
+`softmax`, called by address.
 
 A task is a table of int64 words.
 """

@@ -52,7 +52,7 @@ def quantised_kernel_address(function: Callable[..., None], bits: int, block: in
 
 @functools.cache
 def launcher() -> Callable[..., None]:
-    """`host_team.run` as a Python function that lets other Python threads run, compiled (0.5 s) unless it is cached."""
+    """`team.run` as a Python function that lets other Python threads run, compiled (0.5 s) unless it is cached."""
     signature = types.void(*_SIGNATURES[team.run])
     compiled: Callable[..., None] = _cached_if_possible(
         lambda cache: numba.njit(signature, nogil=True, cache=cache)(team.run)

@@ -32,7 +32,7 @@ FMA = ("contract",)
 
 KINDS = {types.Opaque(f"int{bits}x{block}"): (bits, block) for bits in (4, 8) for block in BLOCKS}
 
-_FLOAT_POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}  # as in `host_loops`
+_FLOAT_POINTERS = {"fp32": Pointer(float32), "fp16": Pointer(int16), "bf16": Pointer(uint16)}  # as in `loops`
 
 # What the functions take. Two placeholders stand for pointers to block-quantised weights (or x), and to scales or
 # weights in some float format.
