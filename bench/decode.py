@@ -14,7 +14,7 @@ from pathlib import Path
 from hybrid.engine.engine import Engine
 from hybrid.graph.program import Program
 from hybrid.loading.open_engine import load
-from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run, opened_model
 from hybrid.loading.planning import plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -100,7 +100,7 @@ def uncut(opened: OpenedModel) -> OpenedModel:
         replace(linear, spec=replace(linear.spec, host_only_reason="onnxruntime is measured"))
         for linear in opened.linears
     )
-    return replace(opened, linears=linears, attentions=())
+    return opened_model(opened.decoder, linears, opened.context_tokens, (), opened.host_format, opened.activations)
 
 
 def _attention_levels(program: Program) -> list[int]:

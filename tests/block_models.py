@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hybrid.graph.find import Linear, find_linears
 from hybrid.graph.graph import ElementType, Initializer, Node
-from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run, opened_model
 from hybrid.loading.settings import RunSettings
 from hybrid.tune.zero_model import ZeroShape, write_zero_model
 from offload.storage.weight_file import FileRange, WeightFile
@@ -45,7 +45,14 @@ def open_zero_blocks(folder: Path, shape: ZeroShape) -> OpenedModel:
         if node.outputs[0] in nodes or not floats & set(node.reads)
     )
     changed = replace(graph, nodes=kept, initializers=initializers)
-    return replace(opened, decoder=replace(opened.decoder, graph=changed), linears=find_linears(changed))
+    return opened_model(
+        replace(opened.decoder, graph=changed),
+        find_linears(changed),
+        opened.context_tokens,
+        opened.attentions,
+        opened.host_format,
+        opened.activations,
+    )
 
 
 def _matmul_nbits(linear: Linear) -> Node:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hybrid.engine.engine import Engine
 from hybrid.loading.open_engine import load
-from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run, opened_model
 from hybrid.loading.planning import plan_request
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -85,7 +85,9 @@ def engine_on_cpu(opened: OpenedModel, whole: bool = False) -> Engine:
         linears = tuple(
             replace(linear, spec=replace(linear.spec, host_only_reason="whole")) for linear in opened.linears
         )
-        opened = replace(opened, linears=linears, attentions=())
+        opened = opened_model(
+            opened.decoder, linears, opened.context_tokens, (), opened.host_format, opened.activations
+        )
     target = choose_target(RunSettings(cuda="0"), look_in_profile)
     return load(opened, Replanner(plan_request(opened, target, {})), None, threads=2)
 

@@ -27,19 +27,15 @@ class OpenedModel:
     decoder: Decoder
     linears: tuple[Linear, ...]
     context_tokens: int
-    attentions: tuple[Attention, ...] = ()  # those that run outside onnxruntime: all that can
+    attentions: tuple[Attention, ...]  # those that run outside onnxruntime: all that can
+    program: Program  # the graph, cut where Linears and attentions run outside onnxruntime
     host_format: WeightFormat | None = None  # what host columns of float weights are quantised to on load
     activations: Activations | None = None  # as asked; None goes by the model
 
     @property
     def outside(self) -> tuple[Linear, ...]:
         """The Linears that run outside onnxruntime: all that our kernels can multiply, whatever the plan."""
-        return tuple(linear for linear in self.linears if not linear.spec.host_only_reason)
-
-    @cached_property
-    def program(self) -> Program:
-        """The graph, cut where Linears and attentions run outside onnxruntime."""
-        return cut(self.decoder.graph, self.outside, self.attentions)
+        return _outside(self.linears)
 
     @cached_property
     def step(self) -> StepShape:
@@ -59,12 +55,25 @@ def open_for_run(settings: RunSettings) -> OpenedModel:
         ours = {name for attention in attentions for name in (attention.past_key, attention.past_value)}
         decoder = with_cache_type(decoder, settings.kv_dtype, ours)
     linears = _with_activations(find_linears(decoder.graph), activations)
-    return with_layers_named(OpenedModel(decoder, linears, context_tokens, attentions, host_format, activations))
+    return opened_model(decoder, linears, context_tokens, attentions, host_format, activations)
 
 
-def with_layers_named(opened: OpenedModel) -> OpenedModel:
-    """Say which layer each Linear belongs to, where its builder did not."""
-    return replace(opened, linears=with_layers(opened.linears, opened.program, opened.decoder.cache))
+def opened_model(
+    decoder: Decoder,
+    linears: Sequence[Linear],
+    context_tokens: int,
+    attentions: tuple[Attention, ...],
+    host_format: WeightFormat | None = None,
+    activations: Activations | None = None,
+) -> OpenedModel:
+    """Cut the graph at these Linears and attentions, and say which layer each Linear belongs to."""
+    program = cut(decoder.graph, _outside(linears), attentions)
+    named = with_layers(linears, program, decoder.cache)
+    return OpenedModel(decoder, named, context_tokens, attentions, program, host_format, activations)
+
+
+def _outside(linears: Sequence[Linear]) -> tuple[Linear, ...]:
+    return tuple(linear for linear in linears if not linear.spec.host_only_reason)
 
 
 def _attentions(decoder: Decoder, context_tokens: int) -> tuple[Attention, ...]:

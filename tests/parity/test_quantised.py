@@ -12,7 +12,7 @@ import pytest
 from hybrid.engine.engine import Engine
 from hybrid.graph.find import find_linears
 from hybrid.graph.graph import Node
-from hybrid.loading.opened_model import OpenedModel, open_for_run
+from hybrid.loading.opened_model import OpenedModel, open_for_run, opened_model
 from hybrid.loading.settings import DEMO_MODEL, RunSettings
 from offload.host.backend import NumbaBackend
 from offload.host.base import HostColumns
@@ -83,7 +83,14 @@ def with_float_activations(opened: OpenedModel) -> OpenedModel:
 
     graph = opened.decoder.graph
     changed = replace(graph, nodes=tuple(map(exact, graph.nodes)))
-    return replace(opened, decoder=replace(opened.decoder, graph=changed), linears=find_linears(changed))
+    return opened_model(
+        replace(opened.decoder, graph=changed),
+        find_linears(changed),
+        opened.context_tokens,
+        opened.attentions,
+        opened.host_format,
+        opened.activations,
+    )
 
 
 def test_every_block_of_an_export_runs_outside_onnxruntime(export: OpenedModel) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hybrid.graph.attention import find_attentions
 from hybrid.graph.find import find_linears
 from hybrid.graph.graph import ElementType, Graph, Initializer, Node
-from hybrid.loading.opened_model import OpenedModel, open_for_run, with_layers_named
+from hybrid.loading.opened_model import OpenedModel, open_for_run, opened_model
 from hybrid.loading.planning import plan_request, plan_within
 from hybrid.loading.settings import RunSettings
 from hybrid.loading.target import choose_target, look_in_profile
@@ -80,7 +80,7 @@ def with_nodes(graph: Graph, nodes: list[Node]) -> Graph:
 def as_exported(opened: OpenedModel, export: Callable[[Graph], Graph]) -> OpenedModel:
     decoder = replace(opened.decoder, graph=export(opened.decoder.graph))
     attentions = find_attentions(decoder.graph, decoder.cache, opened.context_tokens)
-    return with_layers_named(OpenedModel(decoder, find_linears(decoder.graph), opened.context_tokens, attentions))
+    return opened_model(decoder, find_linears(decoder.graph), opened.context_tokens, attentions)
 
 
 def planned(opened: OpenedModel, settings: RunSettings, cuda: str) -> Plan:
