@@ -98,10 +98,15 @@ class Placer:
         return PlacedModel.tallied(self.request.linears, rows, self.groups)
 
     @cached_property
+    def whole(self) -> PlacedModel:
+        """Every column resident that may be, and all others in RAM."""
+        return self.in_ram(ModelShares.equal(self.count, 1.0))
+
+    @cached_property
     def _ram_is_plenty(self) -> bool:
         """Tell whether the RAM budget holds any placement, so that none has to be counted."""
         assert self.request.ram_budget_bytes is not None
-        whole = self.in_ram(ModelShares.equal(self.count, 1.0))
+        whole = self.whole
         # Every column at once as a host and as a streamed one; x in three formats.
         weights = sum(row.linear.weight_bytes + _kept_bytes(row) + aligned(_kept_bytes(row)) for row in whole.rows)
         steps = 3 * working_memory(whole.distinct, CHUNK_TOKENS).pinned_bytes + staging_bytes(whole.distinct)

@@ -10,6 +10,7 @@ from offload.plan.kinds import MOST_KINDS, Kinds
 from offload.plan.memory import fits, fixed_ram_bytes, vram_bytes
 from offload.plan.milp import PlacementMilp, Solution
 from offload.plan.packing import packed_stream_bytes
+from offload.plan.placed_model import PlacedModel
 from offload.plan.placer import Placer, sorts_of
 from offload.plan.placing import NO_RING, Placement, plan_of, predict
 from offload.plan.plan import Plan, StreamRing
@@ -157,8 +158,7 @@ class _Search:
         if self.is_short or not self._may_use_device():
             return []
         kinds, ram_bytes = self._kinds, self._weights_ram_bytes()
-        whole = self.placer.in_ram(ModelShares.equal(self.placer.count, 1.0))
-        least_bytes = vram_bytes(request, whole, NO_RING)["activations"] if self._for_prefill else 0
+        least_bytes = vram_bytes(request, self.placer.whole, NO_RING)["activations"] if self._for_prefill else 0
         fixed_bytes = sum(request.fixed_vram_bytes.values())
         found = []
         for ring in (NO_RING, *_RINGS) if self.placer.any_streamable else (NO_RING,):
@@ -203,7 +203,7 @@ class _Search:
         """The shares with so much of what is streamed as may be pinned."""
         if self.request.pinned_limit_bytes is None:
             return shares
-        part = largest_part(lambda part: self._unpinnable_bytes(shares.with_streamed(part)))
+        part = largest_part(lambda part: self._unpinnable_bytes(self.placer.place(shares.with_streamed(part))))
         return shares.with_streamed(part) if part < 1 else shares
 
     def _candidate(self, shares: ModelShares, ring: StreamRing) -> _Candidate:
@@ -213,7 +213,7 @@ class _Search:
             ring = NO_RING
         step_s = predict(request, model, ring, request.depth).decode_step_s
         counted = self.placer.place(self.placer.streaming_all(shares)) if self._for_prefill else model
-        is_within = fits(request, counted, self._counted(ring)) and self._unpinnable_bytes(shares) <= 0
+        is_within = fits(request, counted, self._counted(ring)) and self._unpinnable_bytes(model) <= 0
         return _Candidate(shares, Placement(model, ring), step_s, is_within)
 
     def _excess_bytes(self, shares: ModelShares, ring: StreamRing) -> int:
@@ -222,10 +222,10 @@ class _Search:
         taken = vram_bytes(self.request, self.placer.place(counted), self._counted(ring))
         return sum(taken.values()) - self.request.budget_bytes
 
-    def _unpinnable_bytes(self, shares: ModelShares) -> int:
+    def _unpinnable_bytes(self, model: PlacedModel) -> int:
         """Measure how far streamed columns are beyond their limit."""
         limit_bytes = self.request.pinned_limit_bytes
-        return 0 if limit_bytes is None else self.placer.place(shares).total(packed_stream_bytes) - limit_bytes
+        return 0 if limit_bytes is None else model.total(packed_stream_bytes) - limit_bytes
 
     def _counted(self, ring: StreamRing) -> StreamRing:
         return LEAST_RING if self._for_prefill and not ring.slots else ring
@@ -235,5 +235,4 @@ class _Search:
         request = self.request
         if request.ram_budget_bytes is None:
             return None
-        whole = self.placer.in_ram(ModelShares.equal(self.placer.count, 1.0))
-        return request.ram_budget_bytes - sum(fixed_ram_bytes(request.other_ram_bytes, whole).values())
+        return request.ram_budget_bytes - sum(fixed_ram_bytes(request.other_ram_bytes, self.placer.whole).values())
