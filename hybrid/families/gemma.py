@@ -23,18 +23,21 @@ def read(values: ConfigValues) -> DecoderConfig:
     notes = config.notes
     if values.table.get("hidden_activation") is not None and read_activation(values, "hidden_activation") != activation:
         notes += ("config.json has hidden_act and hidden_activation: the first goes before, as in transformers",)
+    windows = no_windows(values, config.num_layers, config.max_positions)
+    return replace(as_gemma(values, config), activation=activation, windows=windows, notes=notes)
+
+
+def as_gemma(values: ConfigValues, config: DecoderConfig) -> DecoderConfig:
+    """Set what Gemmas of all generations have: a tied head, counted norms and scaled embeddings."""
     bias = values.flag("attention_bias")
     return replace(
         config,
-        activation=activation,
-        windows=no_windows(values, config.num_layers, config.max_positions),
         tie_word_embeddings=values.flag("tie_word_embeddings", missing=True),
         qkv_bias=bias,
         o_bias=bias,
         norm_offset=1.0,
         embedding_multiplier=config.hidden_size**0.5,
         embedding_multiplier_as_stored=True,  # in training, and in transformers
-        notes=notes,
     )
 
 

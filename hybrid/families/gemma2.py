@@ -8,6 +8,7 @@ from hybrid.families.config.decoder_config import DecoderConfig, read_decoder
 from hybrid.families.config.values import ConfigValues
 from hybrid.families.config.windows import sliding_windows
 from hybrid.families.family import Family
+from hybrid.families.gemma import as_gemma
 
 _SIZES = {"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "max_position_embeddings": 8192}
 _COUNTS = {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -22,20 +23,13 @@ def read(values: ConfigValues) -> DecoderConfig:
     if "hidden_act" in values.table and config.activation != activation:
         notes += ("config.json has hidden_act and hidden_activation: the second goes before, as in transformers",)
     window = values.whole("sliding_window", 2**28, 4096)
-    bias = values.flag("attention_bias")
     return replace(
-        config,
+        as_gemma(values, config),
         activation=activation,
         windows=sliding_windows(values, config.num_layers, window, lambda layer: layer % 2 == 0),
         attention_scale=values.number("query_pre_attn_scalar", 0.0, _MOST, 256) ** -0.5,
         attention_softcap=_softcap(values, "attn_logit_softcapping", 50.0),
         logits_softcap=_softcap(values, "final_logit_softcapping", 30.0),
-        tie_word_embeddings=values.flag("tie_word_embeddings", missing=True),
-        qkv_bias=bias,
-        o_bias=bias,
-        norm_offset=1.0,
-        embedding_multiplier=config.hidden_size**0.5,
-        embedding_multiplier_as_stored=True,  # in training, and in transformers
         notes=notes,
     )
 
