@@ -139,38 +139,6 @@ def _row_starts(builder: Any, base: Any, m: Any, rows: Any, row_bytes: Any) -> l
     ]
 
 
-def _write(builder: Any, totals: list[list[Any]], targets: list[Any], count: Any, add: Any) -> None:
-    """IR that stores a tile of sums into y, or adds it to what is there; everything is read before it is written,
-    for the same row may be there twice.
-    """
-    places = [[q.offset(builder, target, side * q.SPAN) for side in range(2)] for target in targets]
-    sums = [[cgutils.alloca_once_value(builder, total) for total in pair] for pair in totals]
-    flat = [(place, total) for r, pair in enumerate(places) for place, total in zip(pair, sums[r], strict=True)]
-    add = builder.icmp_signed("!=", add, I64(0))
-    with builder.if_else(builder.icmp_signed("==", count, I64(COLUMNS))) as (whole, partly):
-        with whole:
-            with builder.if_then(add):
-                for place, total in flat:
-                    before = q.load(builder, place, F32, q.LANES)
-                    builder.store(builder.fadd(before, builder.load(total)), total)
-            for place, total in flat:
-                q.store(builder, builder.load(total), place)
-        with partly:
-            spare = q.scratch(builder, F32, TILE_ROWS * COLUMNS)
-            for i, (_, total) in enumerate(flat):
-                q.store(builder, builder.load(total), q.offset(builder, spare, i * q.SPAN))
-            rows = [builder.gep(spare, [I64(r * COLUMNS)]) for r in range(TILE_ROWS)]
-            ys = [builder.bitcast(target, F32.as_pointer()) for target in targets]
-            with builder.if_then(add), cgutils.for_range(builder, count) as loop:
-                for row, y in zip(rows, ys, strict=True):
-                    place = builder.gep(row, [loop.index])
-                    before = builder.load(builder.gep(y, [loop.index]), align=1)
-                    builder.store(builder.fadd(before, builder.load(place)), place)
-            with cgutils.for_range(builder, count) as loop:
-                for row, y in zip(rows, ys, strict=True):
-                    builder.store(builder.load(builder.gep(row, [loop.index])), builder.gep(y, [loop.index]), align=1)
-
-
 def _number(builder: Any, start: Any, index: Any) -> Any:
     """IR that loads an fp32 number into all lanes."""
     place = builder.bitcast(q.offset(builder, start, index, 4), F32.as_pointer())
@@ -228,7 +196,7 @@ def int8_tile(
                     scaled = builder.fmul(exact, scale_sides[side])
                     builder.store(q.fma(builder, scaled, scale, builder.load(totals[r][side])), totals[r][side])
         targets = _row_starts(builder, y, m, rows, builder.mul(ldy, I64(4)))
-        _write(builder, [[builder.load(t) for t in pair] for pair in totals], targets, count, first)
+        q.write_tile(builder, totals, targets, count, first)
         return context.get_dummy_value()
 
     return types.void(w, panel, x, xs, sums, int64, int64, int64, int64, int64, y, int64, int64), generate
@@ -299,7 +267,7 @@ def float_tile(
                     for total, side in zip(pair, sides, strict=True):
                         builder.store(q.fma(builder, side, factor, builder.load(total)), total)
         targets = _row_starts(builder, y, m, rows, builder.mul(ldy, I64(4)))
-        _write(builder, [[builder.load(total) for total in pair] for pair in totals], targets, count, first)
+        q.write_tile(builder, totals, targets, count, first)
         return context.get_dummy_value()
 
     return types.void(w, panel, x, int64, int64, int64, int64, int64, y, int64, int64), generate

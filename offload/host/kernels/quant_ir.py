@@ -220,3 +220,39 @@ def scratch(builder: Any, kind: Any, count: int) -> Any:
 def block_of(typing: Any, pointer: Any) -> Any:
     """Elements in a block, from the type of a pointer."""
     return int64(pointer), lambda context, builder, signature, args: I64(KINDS[pointer.dtype][1])
+
+
+def write_tile(builder: Any, totals: list[list[Any]], targets: list[Any], count: Any, add: Any) -> None:
+    """IR that stores a tile of sums, two vectors of fp32 a row, into `count` columns of y, or adds it to what is there.
+
+    `totals` are memory, one for each vector; `targets` are the rows of y. Everything is read before it is written, for
+    the last row may be there several times.
+    """
+    columns = 2 * LANES
+    flat = [
+        (offset(builder, target, side * SPAN), total)
+        for target, pair in zip(targets, totals, strict=True)
+        for side, total in enumerate(pair)
+    ]
+    adds = builder.icmp_signed("!=", add, I64(0))
+    with builder.if_else(builder.icmp_signed("==", count, I64(columns))) as (whole, partly):
+        with whole:
+            with builder.if_then(adds):
+                for place, total in flat:
+                    builder.store(builder.fadd(load(builder, place, F32, LANES), builder.load(total)), total)
+            for place, total in flat:
+                store(builder, builder.load(total), place)
+        with partly:
+            spare = scratch(builder, F32, len(targets) * columns)
+            for i, (_, total) in enumerate(flat):
+                store(builder, builder.load(total), offset(builder, spare, i * SPAN))
+            sums = [builder.gep(spare, [I64(r * columns)]) for r in range(len(targets))]
+            ys = [builder.bitcast(target, F32.as_pointer()) for target in targets]
+            with builder.if_then(adds), cgutils.for_range(builder, count) as loop:
+                for row, y in zip(sums, ys, strict=True):
+                    place = builder.gep(row, [loop.index])
+                    before = builder.load(builder.gep(y, [loop.index]), align=1)
+                    builder.store(builder.fadd(before, builder.load(place)), place)
+            with cgutils.for_range(builder, count) as loop:
+                for row, y in zip(sums, ys, strict=True):
+                    builder.store(builder.load(builder.gep(row, [loop.index])), builder.gep(y, [loop.index]), align=1)

@@ -152,43 +152,10 @@ def tile(typing: Any, panel: Any, x: Any, rows: Any, depth: Any, y: Any, ldy: An
                 element(builder.add(k, I64(i)))
         with cgutils.for_range_slice(builder, whole, depth, I64(1), I64) as (k, _):
             element(k)
-        _write(builder, totals, ys, count, add)
+        q.write_tile(builder, totals, ys, count, add)
         return context.get_dummy_value()
 
     return types.void(panel, x, int64, int64, y, int64, int64, int64), generate
-
-
-def _write(builder: Any, totals: list[list[Any]], ys: list[Any], count: Any, add: Any) -> None:
-    """IR that stores a tile of sums into y, or adds it to what is there.
-
-    Everything is read before it is written, for the last row may be there several times.
-    """
-    flat = [
-        (q.offset(builder, y, side * q.SPAN), total)
-        for y, pair in zip(ys, totals, strict=True)
-        for side, total in enumerate(pair)
-    ]
-    adds = builder.icmp_signed("!=", add, I64(0))
-    with builder.if_else(builder.icmp_signed("==", count, I64(COLUMNS))) as (whole, partly):
-        with whole:
-            with builder.if_then(adds):
-                for place, total in flat:
-                    builder.store(builder.fadd(q.load(builder, place, F32, q.LANES), builder.load(total)), total)
-            for place, total in flat:
-                q.store(builder, builder.load(total), place)
-        with partly:
-            spare = q.scratch(builder, F32, len(ys) * COLUMNS)
-            for i, (_, total) in enumerate(flat):
-                q.store(builder, builder.load(total), q.offset(builder, spare, i * q.SPAN))
-            sums = [builder.gep(spare, [I64(r * COLUMNS)]) for r in range(len(ys))]
-            with builder.if_then(adds), cgutils.for_range(builder, count) as loop:
-                for row, y in zip(sums, ys, strict=True):
-                    place = builder.gep(row, [loop.index])
-                    before = builder.load(builder.gep(y, [loop.index]))
-                    builder.store(builder.fadd(before, builder.load(place)), place)
-            with cgutils.for_range(builder, count) as loop:
-                for row, y in zip(sums, ys, strict=True):
-                    builder.store(builder.load(builder.gep(row, [loop.index])), builder.gep(y, [loop.index]))
 
 
 # As those of `loops.py`, they write output columns first <= n < last; one stored row is `ld` elements after the other.
